@@ -5,3 +5,4 @@ pub mod id;
 pub mod model;
 pub mod port;
 pub mod state;
+pub mod topics;
