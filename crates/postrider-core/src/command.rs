@@ -76,7 +76,12 @@ pub enum Command {
     },
     /// Time passed: ends every delivery and session whose time is over at `now`, at most `limit` messages; forgets the
     /// reports of ended messages accepted before `history_before`, and the oldest above `history_max`.
-    Expire { now: UnixMillis, limit: u32, history_before: UnixMillis, history_max: u32 },
+    Expire {
+        now: UnixMillis,
+        limit: u32,
+        history_before: UnixMillis,
+        history_max: u32,
+    },
     /// Put a message on its topic, or take it away (`None`).
     Retain {
         app: AppNo,

@@ -22,7 +22,9 @@ impl State {
         let app = self.app_mut(new.app)?;
         if let Some((earlier, answer)) = app.earlier(new.idempotency.as_ref()) {
             let same = new.idempotency.is_some_and(|i| i.request == earlier.request);
-            let FirstAnswer::Message { id, seq, targeted } = *answer else { return Err(Refusal::IdempotencyMismatch) };
+            let FirstAnswer::Message { id, seq, targeted } = *answer else {
+                return Err(Refusal::IdempotencyMismatch);
+            };
             if !same {
                 return Err(Refusal::IdempotencyMismatch);
             }
@@ -39,7 +41,10 @@ impl State {
         app.remember(new.idempotency.as_ref(), FirstAnswer::Message { id: new.id, seq, targeted });
         app.counters.messages += 1;
         app.counters.created += targeted;
-        self.ledger(new.app, effects).record(event(&message, None, (Step::Queued, Reason::None), targeted, new.accepted_at), new.tracked);
+        self.ledger(new.app, effects).record(
+            event(&message, None, (Step::Queued, Reason::None), targeted, new.accepted_at),
+            new.tracked,
+        );
         if let Some(id) = message.id() {
             self.by_id.insert(id, seq);
         }
@@ -56,7 +61,12 @@ impl State {
     }
 
     /// Those of the direct targets that exist and have room, after eviction where that makes room; and how many had none.
-    fn direct_targets(&mut self, new: &NewMessage, blob: BlobRef, effects: &mut Effects) -> (Vec<Target>, u64) {
+    fn direct_targets(
+        &mut self,
+        new: &NewMessage,
+        blob: BlobRef,
+        effects: &mut Effects,
+    ) -> (Vec<Target>, u64) {
         let Targets::Direct(list) = &new.targets else { return (Vec::new(), 0) };
         let mut targets = Vec::with_capacity(list.len());
         let mut full = 0;
@@ -119,7 +129,8 @@ impl State {
     /// Of the pending messages with this collapse key, a device keeps the newest `keep`.
     fn collapse(&mut self, app: AppNo, group: u64, newest: Seq, effects: &mut Effects) {
         let Some(message) = self.messages.get(&newest) else { return };
-        let (at, keep) = (message.accepted_at, message.extra.as_ref().and_then(|e| e.group).map_or(1, |g| g.1));
+        let (at, keep) =
+            (message.accepted_at, message.extra.as_ref().and_then(|e| e.group).map_or(1, |g| g.1));
         let broadcast = message.broadcast().cloned();
         let devices = message.direct();
         let older = self.apps[app.0 as usize].groups.entry(group).or_default().clone();
@@ -180,10 +191,18 @@ impl State {
     }
 
     /// One step of one delivery; false if it is not this device's, comes again, or comes too late.
-    fn take_step(&mut self, app: AppNo, seq: Seq, step: &Progress, now: UnixMillis, effects: &mut Effects) -> bool {
+    fn take_step(
+        &mut self,
+        app: AppNo,
+        seq: Seq,
+        step: &Progress,
+        now: UnixMillis,
+        effects: &mut Effects,
+    ) -> bool {
         let at = DeviceRef { app, device: step.device };
         let open = self.is_open(seq, step.device);
-        if open && let Some(sent_at) = step.sent_at
+        if open
+            && let Some(sent_at) = step.sent_at
             && let Some(message) = self.messages.get_mut(&seq)
         {
             message.note(step.device, Step::Sent, Reason::None, sent_at);
@@ -206,7 +225,14 @@ impl State {
     }
 
     /// Ends the delivery of one message to one device; false if it was not open.
-    pub(super) fn end_one(&mut self, at: DeviceRef, seq: Seq, end: End, now: UnixMillis, effects: &mut Effects) -> bool {
+    pub(super) fn end_one(
+        &mut self,
+        at: DeviceRef,
+        seq: Seq,
+        end: End,
+        now: UnixMillis,
+        effects: &mut Effects,
+    ) -> bool {
         let Some(message) = self.messages.get_mut(&seq) else { return false };
         let app = &mut self.apps[at.app.0 as usize];
         let was_open = match message.broadcast_mut() {
@@ -250,7 +276,14 @@ impl State {
     }
 
     /// Ends the message for every device for which it is open.
-    pub(super) fn end_all_open(&mut self, seq: Seq, step: Step, reason: Reason, now: UnixMillis, effects: &mut Effects) {
+    pub(super) fn end_all_open(
+        &mut self,
+        seq: Seq,
+        step: Step,
+        reason: Reason,
+        now: UnixMillis,
+        effects: &mut Effects,
+    ) {
         let Some(message) = self.messages.get(&seq) else { return };
         let app = message.app;
         match message.broadcast().cloned() {

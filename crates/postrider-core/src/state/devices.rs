@@ -38,7 +38,11 @@ impl State {
         Ok(Outcome::Registered { at: DeviceRef { app: app_no, device }, existed: false })
     }
 
-    pub(super) fn change_device(&mut self, at: DeviceRef, change: &ProfileChange) -> Result<Outcome, Refusal> {
+    pub(super) fn change_device(
+        &mut self,
+        at: DeviceRef,
+        change: &ProfileChange,
+    ) -> Result<Outcome, Refusal> {
         let app = self.app_mut(at.app)?;
         if app.device(at.device).is_none() {
             return Err(Refusal::NoSuchDevice);
@@ -126,10 +130,16 @@ impl State {
         Ok(Outcome::Done)
     }
 
-    pub(super) fn subscribe(&mut self, at: DeviceRef, new: &[StoredSubscription]) -> Result<Outcome, Refusal> {
+    pub(super) fn subscribe(
+        &mut self,
+        at: DeviceRef,
+        new: &[StoredSubscription],
+    ) -> Result<Outcome, Refusal> {
         let session = self.device_in(at)?.session.as_deref_mut().ok_or(Refusal::NoSuchDevice)?;
         for subscription in new {
-            let same = |s: &&mut StoredSubscription| s.filter == subscription.filter && s.share == subscription.share;
+            let same = |s: &&mut StoredSubscription| {
+                s.filter == subscription.filter && s.share == subscription.share
+            };
             match session.subscriptions.iter_mut().find(same) {
                 Some(old) => old.clone_from(subscription),
                 None => session.subscriptions.push(subscription.clone()),
@@ -144,7 +154,9 @@ impl State {
         filters: &[(Option<String>, String)],
     ) -> Result<Outcome, Refusal> {
         let session = self.device_in(at)?.session.as_deref_mut().ok_or(Refusal::NoSuchDevice)?;
-        session.subscriptions.retain(|s| !filters.iter().any(|(share, filter)| s.filter == *filter && s.share == *share));
+        session
+            .subscriptions
+            .retain(|s| !filters.iter().any(|(share, filter)| s.filter == *filter && s.share == *share));
         Ok(Outcome::Done)
     }
 

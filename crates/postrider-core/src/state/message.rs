@@ -92,7 +92,11 @@ impl Message {
             (Targets::Direct(_), [one]) => (Whom::One(one.device), Vec::new(), false),
             (Targets::Direct(_), list) => (Whom::Few, list.iter().map(|t| t.device).collect(), false),
         };
-        let plain = few.is_empty() && !broadcast && group.is_none() && new.priority == Priority::Normal && !new.tracked;
+        let plain = few.is_empty()
+            && !broadcast
+            && group.is_none()
+            && new.priority == Priority::Normal
+            && !new.tracked;
         let report = new.tracked.then(|| Report {
             id: new.id,
             targeted: Targeted::Direct,
@@ -183,16 +187,12 @@ impl Report {
         &mut self.reached[place].1
     }
 
-    /// Whether the device's delivery ended otherwise than delivered.
-    pub fn ended_undelivered(&self, device: DeviceNo) -> bool {
-        self.bulk.iter().any(|b| b.devices.contains(device.0))
-            || self.steps_of(device).any(|r| r.step >= Step::Expired)
-    }
-
     pub fn has(&self, device: DeviceNo, step: Step) -> bool {
         match self.targeted {
             Targeted::Direct => self.steps_of(device).any(|r| r.step == step),
-            Targeted::Broadcast(_) => self.reached.iter().any(|(s, set)| *s == step && set.contains(device.0)),
+            Targeted::Broadcast(_) => {
+                self.reached.iter().any(|(s, set)| *s == step && set.contains(device.0))
+            }
         }
     }
 

@@ -144,7 +144,13 @@ impl State {
     }
 
     /// Ends what is due at `now`: deliveries, sessions, then old reports.
-    fn expire(&mut self, now: UnixMillis, limit: u32, history: (UnixMillis, u32), effects: &mut Effects) -> Outcome {
+    fn expire(
+        &mut self,
+        now: UnixMillis,
+        limit: u32,
+        history: (UnixMillis, u32),
+        effects: &mut Effects,
+    ) -> Outcome {
         self.saw(now);
         let mut messages = 0;
         while messages < limit {
@@ -253,7 +259,8 @@ impl State {
         let retained = &mut self.app_mut(app)?.retained;
         let old = match message {
             Some(new) => {
-                let kept = Retained { topic: topic.to_owned(), qos: new.qos, expires_at: new.expires_at, blob };
+                let kept =
+                    Retained { topic: topic.to_owned(), qos: new.qos, expires_at: new.expires_at, blob };
                 retained.insert(topic.to_owned(), kept)
             }
             None => retained.remove(topic),

@@ -33,7 +33,14 @@ impl State {
     }
 
     /// See [`Store::pending`]; what is above `durable` is not on stable storage yet and stays hidden.
-    pub fn pending(&self, at: DeviceRef, position: Position, max: usize, now: UnixMillis, durable: Seq) -> Vec<Pending> {
+    pub fn pending(
+        &self,
+        at: DeviceRef,
+        position: Position,
+        max: usize,
+        now: UnixMillis,
+        durable: Seq,
+    ) -> Vec<Pending> {
         let Some(app) = self.app_ref(at.app) else { return Vec::new() };
         let mut found = Vec::new();
         self.pending_lane(app, at.device, (true, position.urgent), max, (now, durable), &mut found);
@@ -53,12 +60,18 @@ impl State {
     ) {
         let inbox = app.inboxes.get(&device.0).filter(|inbox| !urgent || inbox.urgent > 0);
         let own_from = inbox.map_or(0, |inbox| inbox.entries.partition_point(|e| e.seq() <= after));
-        let mut own = inbox.iter().flat_map(|i| i.entries.range(own_from..)).filter(|e| e.urgent() == urgent).peekable();
+        let mut own = inbox
+            .iter()
+            .flat_map(|i| i.entries.range(own_from..))
+            .filter(|e| e.urgent() == urgent)
+            .peekable();
         let casts_from = app.broadcasts.partition_point(|seq| *seq <= after);
         let of_lane = |(_, m): &(Seq, &Message)| {
-            (m.priority() == Priority::High) == urgent && m.broadcast().is_some_and(|open| open.contains(device.0))
+            (m.priority() == Priority::High) == urgent
+                && m.broadcast().is_some_and(|open| open.contains(device.0))
         };
-        let casts = app.broadcasts[casts_from..].iter().filter_map(|seq| Some((*seq, self.messages.get(seq)?)));
+        let casts =
+            app.broadcasts[casts_from..].iter().filter_map(|seq| Some((*seq, self.messages.get(seq)?)));
         let mut casts = casts.filter(of_lane).peekable();
         while found.len() < max {
             let (seq, message, entry) = match (own.peek(), casts.peek()) {
@@ -162,7 +175,13 @@ impl State {
         })
     }
 
-    pub fn devices(&self, app: AppNo, filter: &DeviceFilter, after: Option<DeviceNo>, max: usize) -> Vec<DeviceView> {
+    pub fn devices(
+        &self,
+        app: AppNo,
+        filter: &DeviceFilter,
+        after: Option<DeviceNo>,
+        max: usize,
+    ) -> Vec<DeviceView> {
         let Some(tenant) = self.app_ref(app) else { return Vec::new() };
         let empty = DeviceSet::new();
         let mut set = tenant.all.clone();
@@ -218,6 +237,14 @@ impl State {
         found.take(max).map(|(_, r)| r.clone()).collect()
     }
 
+    pub fn retained_count(&self, app: AppNo) -> usize {
+        self.app_ref(app).map_or(0, |a| a.retained.len())
+    }
+
+    pub fn live_broadcasts(&self, app: AppNo) -> usize {
+        self.app_ref(app).map_or(0, |a| a.broadcasts.len())
+    }
+
     pub fn message(&self, app: AppNo, id: MessageId) -> Option<MessageView> {
         let message = self.messages.get(self.by_id.get(&id)?).filter(|m| m.app == app)?;
         Some(view_of(message, message.report()?))
@@ -244,7 +271,8 @@ impl State {
         after: Option<DeviceNo>,
         max: usize,
     ) -> Vec<DeliveryView> {
-        let Some(message) = self.by_id.get(&id).and_then(|s| self.messages.get(s)).filter(|m| m.app == app) else {
+        let Some(message) = self.by_id.get(&id).and_then(|s| self.messages.get(s)).filter(|m| m.app == app)
+        else {
             return Vec::new();
         };
         let Some(report) = message.report() else { return Vec::new() };
@@ -265,7 +293,8 @@ impl State {
     }
 
     pub fn audit(&self) -> Audit {
-        let mut open: Vec<u64> = self.apps.iter().map(|app| app.inboxes.values().map(|i| i.entries.len() as u64).sum()).collect();
+        let mut open: Vec<u64> =
+            self.apps.iter().map(|app| app.inboxes.values().map(|i| i.entries.len() as u64).sum()).collect();
         for (no, app) in self.apps.iter().enumerate() {
             let casts = app.broadcasts.iter().filter_map(|seq| self.messages.get(seq)?.broadcast());
             open[no] += casts.map(|set| set.len()).sum::<u64>();
@@ -385,6 +414,10 @@ fn delivery_of(message: &Message, report: &Report, device: DeviceNo) -> Delivery
     let bulks = report.bulk.iter().filter(|b| b.devices.contains(device.0));
     timeline.extend(bulks.map(|b| (b.step, b.reason, b.at)));
     timeline.sort_by_key(|(step, _, at)| (*at, *step));
-    let (step, reason, _) = timeline.iter().copied().max_by_key(|(step, _, _)| *step).unwrap_or((Step::Queued, Reason::None, start));
+    let (step, reason, _) = timeline.iter().copied().max_by_key(|(step, _, _)| *step).unwrap_or((
+        Step::Queued,
+        Reason::None,
+        start,
+    ));
     DeliveryView { device, step, reason, timeline }
 }
