@@ -125,8 +125,8 @@ impl ServerConnection {
     ///
     /// Answers to publishes that are still to come should be handed in before, also after a close: a QoS 2 publish
     /// without its answer is forgotten, and the peer's second sending of it is then a new one.
-    pub fn into_inflight(self) -> Option<Box<Inflight>> {
-        let mut inflight = self.inflight?;
+    pub fn take_inflight(&mut self) -> Option<Box<Inflight>> {
+        let mut inflight = self.inflight.take()?;
         inflight.detach();
         (!inflight.is_empty()).then_some(inflight)
     }

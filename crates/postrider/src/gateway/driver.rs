@@ -431,9 +431,9 @@ impl Driver {
         let Some(conn) = self.conn(slot) else { return };
         let Some(session) = conn.session.take() else { return };
         let (orderly, expiry_secs) = (conn.orderly, conn.goodbye_expiry_secs);
-        let level = conn.protocol.mqtt().level();
+        let is_old = conn.protocol.mqtt().level() == Some(mqtt_proto::Level::V31);
         let saved = conn.protocol.take_inflight().map(|i| i as postrider_core::hub::Saved);
-        let detach = Detach { orderly, expiry_secs, saved, only_with_subscriptions: level == 3 };
+        let detach = Detach { orderly, expiry_secs, saved, only_with_subscriptions: is_old };
         let peer = conn.peer;
         self.shared.engine.disconnect(session, at, detach);
         // It counts as signed in until its socket is gone.

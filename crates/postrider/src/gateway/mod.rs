@@ -77,10 +77,10 @@ impl Protocol {
         }
     }
 
-    pub fn into_mqtt(self) -> mqtt_proto::ServerConnection {
+    pub fn take_inflight(&mut self) -> Option<Box<mqtt_proto::Inflight>> {
         match self {
-            Protocol::Mqtt(mqtt) => mqtt,
-            Protocol::MqttOverWebSocket(tunnel) => tunnel.into_inner(),
+            Protocol::Mqtt(mqtt) => mqtt.take_inflight(),
+            Protocol::MqttOverWebSocket(tunnel) => tunnel.inner_mut().take_inflight(),
         }
     }
 }
