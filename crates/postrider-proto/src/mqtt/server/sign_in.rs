@@ -86,11 +86,11 @@ impl ServerConnection {
             wishes.topic_alias_maximum.unwrap_or(0).min(self.config.topic_alias_maximum);
         self.is_expiry_zero = connect.level.is_v5() && wishes.session_expiry_secs.unwrap_or(0) == 0;
         self.keepalive_secs = connect.keepalive_secs;
-        if let (Level::V5, Some(longest)) = (connect.level, self.config.server_keepalive_secs) {
-            if connect.keepalive_secs == 0 || connect.keepalive_secs > longest {
-                self.keepalive_secs = longest;
-                self.is_keepalive_ours = true;
-            }
+        if let (Level::V5, Some(longest)) = (connect.level, self.config.server_keepalive_secs)
+            && (connect.keepalive_secs == 0 || connect.keepalive_secs > longest)
+        {
+            self.keepalive_secs = longest;
+            self.is_keepalive_ours = true;
         }
     }
 
