@@ -49,7 +49,6 @@ pub struct ServerConnection {
     config: Arc<ServerConfig>,
     /// A cut packet, or what was sent ahead of our CONNACK.
     held: Vec<u8>,
-    client_id: Text,
     inflight: Option<Box<Inflight>>,
     aliases: Option<Box<Aliases>>,
     /// When the last whole packet came; before CONNECT, when the connection began.
@@ -81,7 +80,6 @@ impl ServerConnection {
         ServerConnection {
             config,
             held: Vec::new(),
-            client_id: Text::default(),
             inflight: None,
             aliases: None,
             heard_at: now,
@@ -104,11 +102,6 @@ impl ServerConnection {
     /// The peer's protocol level, once its CONNECT was read.
     pub fn level(&self) -> Option<Level> {
         (self.phase != Phase::AwaitConnect).then_some(self.level)
-    }
-
-    /// The client identifier, the assigned one where there is one. Empty before CONNECT.
-    pub fn client_id(&self) -> &Text {
-        &self.client_id
     }
 
     /// The keep-alive in force; 0 for none.
