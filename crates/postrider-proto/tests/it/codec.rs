@@ -398,7 +398,7 @@ fn reaction(parts: &[&[u8]]) -> (Vec<u8>, String) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(256))]
+    #![proptest_config(cases())]
 
     #[test]
     fn what_is_written_is_read_back((level, packet) in level_and_packet()) {

@@ -3,7 +3,9 @@
 use crate::support::*;
 use bytes::Bytes;
 use postrider_proto::mqtt::packet::Disconnect;
-use postrider_proto::mqtt::{ClientConfig, ClientConnection, ClientError, ClientEvent, Level, ServerConfig};
+use postrider_proto::mqtt::{
+    ClientConfig, ClientConnection, ClientError, ClientEvent, Inflight, Level, ServerConfig,
+};
 use postrider_proto::{
     Accepted, Close, ConnectRefusal, Deliver, Delivered, Event, Goodbye, Output, Publish, PublishOutcome,
     PublishProperties, Qos, Reply, ServerProtocol, Subscription, Text, Will,
@@ -195,6 +197,16 @@ fn qos2_released_goes_on_with_pubrel_after_reconnect() {
         server.feed(&hex("70 02 0001 50 02 0002 70 02 0002"));
         assert_eq!(server.acked(), [7, 8]);
     }
+}
+
+#[test]
+fn packet_ids_go_on_where_the_session_says() {
+    let mut server = Server::new(ServerConfig::default());
+    server.accepted = session(Some(Inflight::starting_at(700)));
+    server.feed(&connect_bytes(Level::V311));
+    server.written();
+    server.deliver(message("t", "x", Qos::AtLeastOnce), plain(1, Qos::AtLeastOnce));
+    assert_eq!(server.written(), hex("32 06 0001 74 02BC 78"));
 }
 
 #[test]

@@ -9,5 +9,4 @@ fn a_connection_takes_few_bytes() {
     assert!(bytes <= 160, "mqtt::ServerConnection takes {bytes} bytes");
     let bytes = size_of::<MqttOverWs<ServerConnection>>();
     assert!(bytes <= 288, "over WebSocket it takes {bytes} bytes");
-    println!("{} {}", size_of::<ServerConnection>(), bytes);
 }

@@ -267,3 +267,12 @@ pub fn client(level: Level) -> ClientConfig {
         ..ClientConfig::default()
     }
 }
+
+/// Few enough for every build; no file is written when one fails, since a failure becomes a named test.
+pub fn cases() -> proptest::prelude::ProptestConfig {
+    proptest::prelude::ProptestConfig {
+        cases: std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(256),
+        failure_persistence: None,
+        ..Default::default()
+    }
+}

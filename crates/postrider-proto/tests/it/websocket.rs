@@ -377,7 +377,7 @@ fn messages_of(config: &WsConfig, parts: &[&[u8]]) -> (Vec<Message>, Vec<u8>, Op
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(256))]
+    #![proptest_config(cases())]
 
     #[test]
     fn frames_cut_anywhere_are_the_same_frames(
