@@ -140,6 +140,7 @@ impl ServerConnection {
                 codec::encode_ack(Kind::PubRel, Ack { id, code: 0 }, self.level, &mut out.bytes);
             }
         }
+        self.drop_empty_inflight();
     }
 
     /// What the client has to know: only where it differs from what it would assume.
