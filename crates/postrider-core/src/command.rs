@@ -74,10 +74,13 @@ pub enum Command {
         message: MessageId,
         now: UnixMillis,
     },
-    /// Time passed: ends every delivery and session whose time is over at `now`, at most `limit` messages.
+    /// Time passed: ends every delivery and session whose time is over at `now`, at most `limit` messages; forgets the
+    /// reports of ended messages accepted before `history_before`, and the oldest above `history_max`.
     Expire {
         now: UnixMillis,
         limit: u32,
+        history_before: UnixMillis,
+        history_max: u32,
     },
     /// Put a message on its topic, or take it away (`None`).
     Retain {
@@ -143,8 +146,13 @@ pub struct NewMessage {
     pub idempotency: Option<Idempotency>,
     /// Reports are kept for it (messages of the API); publishes of devices are only counted.
     pub tracked: bool,
+    /// Goes to the devices' inbox topic; else it is a publish on a topic, which ends with the session it was for.
+    pub push: bool,
     /// Full inbox: refuse this one rather than evict the oldest.
     pub reject_when_full: bool,
+    /// How much a device's inbox holds: deliveries, bytes of content.
+    pub inbox_max: u32,
+    pub inbox_bytes_max: u32,
     #[serde(skip)]
     pub content: Option<Arc<Content>>,
 }

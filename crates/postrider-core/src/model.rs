@@ -286,6 +286,7 @@ pub enum Reason {
     TooLarge,
     NoAcknowledgement,
     Corrupt,
+    SessionEnded,
 }
 
 impl Reason {
@@ -303,6 +304,7 @@ impl Reason {
             Reason::TooLarge => "too_large",
             Reason::NoAcknowledgement => "no_acknowledgement",
             Reason::Corrupt => "corrupt",
+            Reason::SessionEnded => "session_ended",
         }
     }
 }

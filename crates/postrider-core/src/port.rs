@@ -61,6 +61,9 @@ pub trait Store: Send + Sync + 'static {
     /// Messages on topics that match `filter` and have not expired.
     fn retained(&self, app: AppNo, filter: &str, max: usize, now: UnixMillis) -> Vec<Retained>;
 
+    fn retained_count(&self, app: AppNo) -> usize;
+    fn live_broadcasts(&self, app: AppNo) -> usize;
+
     fn message(&self, app: AppNo, id: MessageId) -> Option<MessageView>;
     /// The messages of an app, newest first, with an id below `before`.
     fn messages(&self, app: AppNo, before: Option<MessageId>, max: usize) -> Vec<MessageView>;
@@ -265,4 +268,45 @@ pub trait Clock: Send + Sync + 'static {
 /// Where chance comes from: a generator of the operating system's, or a seeded one in tests.
 pub trait Chance: Send + Sync + 'static {
     fn bits128(&self) -> u128;
+}
+
+/// Names a live connection of this node for good: a reused slot has another generation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ConnectionRef {
+    pub shard: u16,
+    pub slot: u32,
+    pub generation: u32,
+}
+
+/// One connection that is to get a live message.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LiveTarget {
+    pub connection: ConnectionRef,
+    pub qos: u8,
+    pub retain: bool,
+    pub subscription_ids: Vec<u32>,
+}
+
+/// A message that goes to connections without being stored: QoS 0, TTL 0, or sessions that end with their connection.
+#[derive(Clone, Debug)]
+pub struct Live {
+    pub content: Arc<Content>,
+    pub expires_at: Option<UnixMillis>,
+}
+
+/// Why the core wants a connection closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Farewell {
+    TakenOver,
+    Revoked,
+    SessionEnded,
+}
+
+/// How the core reaches this node's connections. Nothing here waits.
+pub trait Connections: Send + Sync + 'static {
+    /// Look into the inbox. Payload-free and best effort: a lost wake costs latency only.
+    fn wake(&self, connections: &[ConnectionRef]);
+    /// A live message; dropped where a connection's queue is full.
+    fn deliver(&self, live: &Live, targets: Vec<LiveTarget>);
+    fn close(&self, connection: ConnectionRef, why: Farewell);
 }
