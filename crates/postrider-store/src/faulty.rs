@@ -226,7 +226,8 @@ impl FaultyFiles {
             new.next_inode = disk.next_inode;
             for (number, inode) in &disk.inodes {
                 let bytes = inode.now.clone();
-                new.inodes.insert(*number, Inode { lasting: bytes.clone(), now: bytes, unsynced: Vec::new() });
+                new.inodes
+                    .insert(*number, Inode { lasting: bytes.clone(), now: bytes, unsynced: Vec::new() });
             }
         }
         copy

@@ -19,6 +19,7 @@ use postrider_core::command::Command;
 use postrider_core::id::Seq;
 use postrider_core::model::Content;
 use serde::{Deserialize, Serialize};
+use std::ops::RangeInclusive;
 
 pub const HEAD_LEN: usize = 32;
 /// Length and checksum in front of a content.
@@ -52,7 +53,8 @@ impl Head {
         HEAD_LEN + self.command_len as usize + self.content_len as usize
     }
 
-    pub fn encode(&self) -> [u8; HEAD_LEN] {
+    /// `salt` is a secret of the file: bytes that a sender puts into a message never pass for a head.
+    pub fn encode(&self, salt: u64) -> [u8; HEAD_LEN] {
         let mut bytes = [0; HEAD_LEN];
         bytes[..8].copy_from_slice(&self.seq.to_le_bytes());
         bytes[8..12].copy_from_slice(&self.group.to_le_bytes());
@@ -64,20 +66,20 @@ impl Head {
         bytes[16..20].copy_from_slice(&self.command_len.to_le_bytes());
         bytes[20..24].copy_from_slice(&self.content_len.to_le_bytes());
         bytes[24..28].copy_from_slice(&self.command_crc.to_le_bytes());
-        let crc = crc32c::crc32c(&bytes[..28]);
+        let crc = head_crc(&bytes, salt);
         bytes[28..].copy_from_slice(&crc.to_le_bytes());
         bytes
     }
 
     /// `None`: these bytes are not a head, or a damaged one.
-    pub fn decode(bytes: &[u8]) -> Option<Head> {
+    pub fn decode(bytes: &[u8], salt: u64) -> Option<Head> {
         let bytes = bytes.get(..HEAD_LEN)?;
         let kind = match u32_at(bytes, 12) {
             KIND_COMMAND => Kind::Command,
             KIND_SEAL => Kind::Seal,
             _ => return None,
         };
-        if crc32c::crc32c(&bytes[..28]) != u32_at(bytes, 28) {
+        if head_crc(bytes, salt) != u32_at(bytes, 28) {
             return None;
         }
         Some(Head {
@@ -89,6 +91,10 @@ impl Head {
             command_crc: u32_at(bytes, 24),
         })
     }
+}
+
+fn head_crc(bytes: &[u8], salt: u64) -> u32 {
+    crc32c::crc32c_append(crc32c::crc32c(&salt.to_le_bytes()), &bytes[..28])
 }
 
 // Four letters rather than 1 and 2, so that heads can be searched for in a damaged file.
@@ -187,7 +193,7 @@ fn to_u32(len: usize) -> Result<u32, postcard::Error> {
 #[derive(Debug)]
 pub enum Parsed<'a> {
     /// A whole record.
-    Record { head: Head, command: &'a [u8], content: &'a [u8] },
+    Record { head: Head, command: &'a [u8] },
     /// A record whose command is good and whose content is not.
     BadContent { head: Head, command: &'a [u8] },
     /// A record whose head is good and whose command is not.
@@ -199,9 +205,9 @@ pub enum Parsed<'a> {
 }
 
 /// Looks at the record that should begin at `offset`. Never panics, whatever the bytes are.
-pub fn parse(segment: &[u8], offset: usize) -> Parsed<'_> {
+pub fn parse(segment: &[u8], offset: usize, salt: u64) -> Parsed<'_> {
     let rest = segment.get(offset..).unwrap_or_default();
-    let Some(head) = Head::decode(rest) else {
+    let Some(head) = Head::decode(rest, salt) else {
         return if rest.iter().all(|byte| *byte == 0) { Parsed::End } else { Parsed::BadHead };
     };
     let Some(body) = rest.get(HEAD_LEN..head.record_len()) else { return Parsed::BadHead };
@@ -209,20 +215,17 @@ pub fn parse(segment: &[u8], offset: usize) -> Parsed<'_> {
     if crc32c::crc32c(command) != head.command_crc {
         return Parsed::BadCommand { head };
     }
-    let content_is_whole = content.is_empty() || open_frame(content).is_some_and(|c| c.len() + FRAME_LEN == content.len());
-    if content_is_whole {
-        Parsed::Record { head, command, content }
-    } else {
-        Parsed::BadContent { head, command }
-    }
+    let content_is_whole =
+        content.is_empty() || open_frame(content).is_some_and(|c| c.len() + FRAME_LEN == content.len());
+    if content_is_whole { Parsed::Record { head, command } } else { Parsed::BadContent { head, command } }
 }
 
 /// The next offset at or behind `from` at which a good head stands whose number is in `seqs`: where reading can go on.
-pub fn resync(segment: &[u8], from: usize, seqs: std::ops::RangeInclusive<Seq>) -> Option<usize> {
+pub fn resync(segment: &[u8], from: usize, seqs: RangeInclusive<Seq>, salt: u64) -> Option<usize> {
     (from..segment.len().saturating_sub(HEAD_LEN - 1)).find(|&at| {
         let kind = u32_at(segment, at + 12);
         (kind == KIND_COMMAND || kind == KIND_SEAL)
-            && Head::decode(&segment[at..]).is_some_and(|head| seqs.contains(&head.seq))
+            && Head::decode(&segment[at..], salt).is_some_and(|head| seqs.contains(&head.seq))
     })
 }
 
@@ -235,7 +238,11 @@ pub struct Header {
     pub file: u32,
     /// First number in the file: of a command or of an event; of a checkpoint the last one in it.
     pub first: u64,
+    pub flags: u32,
 }
+
+/// The file was written without waiting for the disk.
+pub const FLAG_RELAXED: u32 = 1;
 
 pub const JOURNAL: [u8; 8] = *b"PRjournl";
 pub const CONTENTS: [u8; 8] = *b"PRcontnt";
@@ -258,6 +265,7 @@ impl Header {
         bytes[12..16].copy_from_slice(&self.file.to_le_bytes());
         bytes[16..24].copy_from_slice(&self.store_id.to_le_bytes());
         bytes[24..32].copy_from_slice(&self.first.to_le_bytes());
+        bytes[32..36].copy_from_slice(&self.flags.to_le_bytes());
         let crc = crc32c::crc32c(&bytes[..HEADER_LEN - 4]);
         bytes[HEADER_LEN - 4..].copy_from_slice(&crc.to_le_bytes());
         bytes
@@ -273,7 +281,13 @@ impl Header {
         if version > FORMAT_VERSION {
             return Err(BadHeader::Newer(version));
         }
-        Ok(Header { magic, store_id: u64_at(bytes, 16), file: u32_at(bytes, 12), first: u64_at(bytes, 24) })
+        Ok(Header {
+            magic,
+            store_id: u64_at(bytes, 16),
+            file: u32_at(bytes, 12),
+            first: u64_at(bytes, 24),
+            flags: u32_at(bytes, 32),
+        })
     }
 }
 
@@ -314,7 +328,7 @@ mod tests {
             content_len: encoded.content_len,
             command_crc: encoded.command_crc,
         };
-        let mut bytes = head.encode().to_vec();
+        let mut bytes = head.encode(9).to_vec();
         bytes.extend_from_slice(&body);
         bytes
     }
@@ -323,12 +337,12 @@ mod tests {
         #[test]
         fn a_record_is_read_as_it_was_written(seq in any::<u64>(), payload in prop::collection::vec(any::<u8>(), 0..2000)) {
             let bytes = record(seq, payload.clone());
-            match parse(&bytes, 0) {
-                Parsed::Record { head, command, content } => {
+            match parse(&bytes, 0, 9) {
+                Parsed::Record { head, command } => {
                     prop_assert_eq!(head.seq, seq);
                     prop_assert_eq!(head.record_len(), bytes.len());
                     prop_assert!(postcard::from_bytes::<Command>(command).is_ok());
-                    prop_assert_eq!(&decode_content(content).unwrap().payload[..], &payload[..]);
+                    prop_assert_eq!(&decode_content(&bytes[HEAD_LEN + command.len()..]).unwrap().payload[..], &payload[..]);
                 }
                 other => prop_assert!(false, "{:?}", other),
             }
@@ -339,13 +353,13 @@ mod tests {
             let mut bytes = record(5, payload);
             let at = at.index(bytes.len());
             bytes[at] ^= 1 << bit;
-            prop_assert!(!matches!(parse(&bytes, 0), Parsed::Record { .. }));
+            prop_assert!(!matches!(parse(&bytes, 0, 9), Parsed::Record { .. }));
         }
 
         #[test]
         fn decoding_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..300), at in 0usize..400) {
-            let _ = parse(&bytes, at);
-            let _ = resync(&bytes, at, 0..=u64::MAX);
+            let _ = parse(&bytes, at, 9);
+            let _ = resync(&bytes, at, 0..=u64::MAX, 9);
             let _ = decode_content(&bytes);
             let _ = Header::decode(&bytes, JOURNAL);
         }
@@ -354,14 +368,14 @@ mod tests {
         fn reading_goes_on_behind_damage(garbage in prop::collection::vec(any::<u8>(), 0..100)) {
             let mut bytes = garbage.clone();
             bytes.extend(record(77, vec![1, 2, 3]));
-            prop_assert_eq!(resync(&bytes, 0, 70..=80), Some(garbage.len()));
-            prop_assert_eq!(resync(&bytes, 0, 1..=60), None);
+            prop_assert_eq!(resync(&bytes, 0, 70..=80, 9), Some(garbage.len()));
+            prop_assert_eq!(resync(&bytes, 0, 1..=60, 9), None);
         }
     }
 
     #[test]
     fn a_newer_format_is_told_from_damage() {
-        let header = Header { magic: JOURNAL, store_id: 1, file: 2, first: 3 };
+        let header = Header { magic: JOURNAL, store_id: 1, file: 2, first: 3, flags: 0 };
         let mut bytes = header.encode();
         assert_eq!(Header::decode(&bytes, JOURNAL), Ok(header));
         bytes[8] = 9;
