@@ -130,6 +130,8 @@ pub struct Content {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ContentProperties {
     pub payload_is_utf8: bool,
+    /// The publisher gave the message a life, so subscribers are told what is left of it.
+    pub expires: bool,
     pub content_type: Option<String>,
     pub response_topic: Option<String>,
     pub correlation: Option<Bytes>,

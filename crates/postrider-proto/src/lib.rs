@@ -99,7 +99,7 @@ pub struct Connect {
 }
 
 /// What the server publishes in the peer's name when the connection ends badly.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Will {
     pub publish: Publish,
     pub delay_secs: u32,
@@ -155,11 +155,20 @@ pub enum RetainHandling {
 #[derive(Debug)]
 pub enum Reply {
     Connect(Result<Box<Accepted>, ConnectRefusal>),
-    Publish { token: u32, outcome: PublishOutcome },
+    Publish {
+        token: u32,
+        outcome: PublishOutcome,
+    },
     /// One answer a filter, in order.
-    Subscribe { token: u32, outcomes: Vec<SubscribeOutcome> },
+    Subscribe {
+        token: u32,
+        outcomes: Vec<SubscribeOutcome>,
+    },
     /// For each filter, whether a subscription was there.
-    Unsubscribe { token: u32, existed: Vec<bool> },
+    Unsubscribe {
+        token: u32,
+        existed: Vec<bool>,
+    },
 }
 
 /// A sign-in granted.
@@ -260,7 +269,13 @@ pub trait ServerProtocol {
     /// The answer to an event.
     fn handle_reply(&mut self, reply: Reply, now: Millis, out: &mut Output);
     /// A message for the peer. Bytes are appended to `bytes`.
-    fn handle_deliver(&mut self, message: &mut Fanned, how: Deliver<'_>, now: Millis, bytes: &mut Vec<u8>) -> Delivered;
+    fn handle_deliver(
+        &mut self,
+        message: &mut Fanned,
+        how: Deliver<'_>,
+        now: Millis,
+        bytes: &mut Vec<u8>,
+    ) -> Delivered;
     /// Time passed: to be called at [`Self::next_timeout`] or later.
     fn handle_timeout(&mut self, now: Millis, out: &mut Output);
     /// The server ends it: the protocol's own farewell goes to `out`.

@@ -14,6 +14,12 @@ impl Text {
         Ok(Text(bytes))
     }
 
+    /// For bytes that were checked to be UTF-8 a moment ago.
+    pub(crate) fn checked(bytes: Bytes) -> Text {
+        debug_assert!(std::str::from_utf8(&bytes).is_ok());
+        Text(bytes)
+    }
+
     pub fn from_static(text: &'static str) -> Text {
         Text(Bytes::from_static(text.as_bytes()))
     }

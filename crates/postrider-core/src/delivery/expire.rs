@@ -75,9 +75,12 @@ impl Engine {
 #[derive(Default)]
 pub(crate) struct Wills(Mutex<WillsInner>);
 
+/// A will and whose it is.
+type Waiting = (AppNo, Arc<str>, Box<Will>);
+
 #[derive(Default)]
 struct WillsInner {
-    by_time: BTreeMap<(UnixMillis, u64), (AppNo, Arc<str>, Box<Will>)>,
+    by_time: BTreeMap<(UnixMillis, u64), Waiting>,
     by_client: FxHashMap<(AppNo, Arc<str>), (UnixMillis, u64)>,
     count: u64,
 }
@@ -107,7 +110,7 @@ impl Wills {
         }
     }
 
-    fn due(&self, now: UnixMillis) -> Vec<(AppNo, Arc<str>, Box<Will>)> {
+    fn due(&self, now: UnixMillis) -> Vec<Waiting> {
         let mut inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let mut due = Vec::new();
         while let Some(first) = inner.by_time.first_entry().filter(|e| e.key().0 <= now) {
@@ -121,7 +124,13 @@ impl Wills {
 
 /// How often each client connects (L33): a fixed window of a minute, only of those who came in it.
 #[derive(Default)]
-pub(crate) struct Connects(Mutex<(UnixMillis, FxHashMap<(AppNo, String), u32>)>);
+pub(crate) struct Connects(Mutex<Window>);
+
+#[derive(Default)]
+struct Window {
+    since: UnixMillis,
+    counts: FxHashMap<(AppNo, String), u32>,
+}
 
 impl Connects {
     pub fn allow(&self, client: &Client, now: UnixMillis, per_minute_max: u32) -> bool {
@@ -129,18 +138,18 @@ impl Connects {
             return true;
         }
         let mut window = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = window.1.entry((client.app, client.id.clone())).or_default();
-        *count += 1;
-        if window.0 == 0 {
-            window.0 = now;
+        if window.since == 0 {
+            window.since = now;
         }
-        window.1.get(&(client.app, client.id.clone())).is_none_or(|n| *n <= per_minute_max)
+        let count = window.counts.entry((client.app, client.id.clone())).or_default();
+        *count += 1;
+        *count <= per_minute_max
     }
 
     fn forget(&self, now: UnixMillis) {
         let mut window = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if window.0 + 60_000 <= now {
-            *window = (now, FxHashMap::default());
+        if window.since + 60_000 <= now {
+            *window = Window { since: now, counts: FxHashMap::default() };
         }
     }
 }

@@ -16,6 +16,8 @@ mod deliver;
 mod devices;
 mod message;
 mod read;
+#[cfg(test)]
+mod tests;
 
 use crate::command::*;
 use crate::id::*;

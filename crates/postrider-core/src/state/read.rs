@@ -43,58 +43,44 @@ impl State {
     ) -> Vec<Pending> {
         let Some(app) = self.app_ref(at.app) else { return Vec::new() };
         let mut found = Vec::new();
-        self.pending_lane(app, at.device, (true, position.urgent), max, (now, durable), &mut found);
-        self.pending_lane(app, at.device, (false, position.normal), max, (now, durable), &mut found);
+        for lane in
+            [Lane { urgent: true, after: position.urgent }, Lane { urgent: false, after: position.normal }]
+        {
+            let wanted = max - found.len();
+            found.extend(self.pending_lane(app, at.device, lane, (now, durable)).take(wanted));
+        }
         found
     }
 
     /// One lane: the device's own entries merged with the broadcasts that are open for it, by their place in the order.
-    fn pending_lane(
-        &self,
-        app: &App,
+    fn pending_lane<'a>(
+        &'a self,
+        app: &'a App,
         device: DeviceNo,
-        (urgent, after): (bool, Seq),
-        max: usize,
+        Lane { urgent, after }: Lane,
         (now, durable): (UnixMillis, Seq),
-        found: &mut Vec<Pending>,
-    ) {
+    ) -> impl Iterator<Item = Pending> + 'a {
         let inbox = app.inboxes.get(&device.0).filter(|inbox| !urgent || inbox.urgent > 0);
         let own_from = inbox.map_or(0, |inbox| inbox.entries.partition_point(|e| e.seq() <= after));
-        let mut own = inbox
-            .iter()
-            .flat_map(|i| i.entries.range(own_from..))
-            .filter(|e| e.urgent() == urgent)
-            .peekable();
+        let own = inbox.into_iter().flat_map(move |inbox| inbox.entries.range(own_from..));
+        let own = own.filter(move |e| e.urgent() == urgent).map(|e| (e.seq(), Some(*e)));
         let casts_from = app.broadcasts.partition_point(|seq| *seq <= after);
-        let of_lane = |(_, m): &(Seq, &Message)| {
-            (m.priority() == Priority::High) == urgent
-                && m.broadcast().is_some_and(|open| open.contains(device.0))
-        };
-        let casts =
-            app.broadcasts[casts_from..].iter().filter_map(|seq| Some((*seq, self.messages.get(seq)?)));
-        let mut casts = casts.filter(of_lane).peekable();
-        while found.len() < max {
-            let (seq, message, entry) = match (own.peek(), casts.peek()) {
-                (Some(entry), cast) if cast.is_none_or(|(seq, _)| entry.seq() < *seq) => {
-                    let entry = **entry;
-                    own.next();
-                    let Some(message) = self.messages.get(&entry.seq()) else { continue };
-                    (entry.seq(), message, Some(entry))
-                }
-                (_, Some((seq, message))) => {
-                    let cast = (*seq, *message, None);
-                    casts.next();
-                    cast
-                }
-                _ => break,
-            };
-            if seq > durable {
-                break;
-            }
-            if message.expires_at > now {
-                found.push(pending_of(app, device, seq, message, entry));
-            }
-        }
+        let casts = app.broadcasts[casts_from..].iter().filter(move |seq| {
+            self.messages.get(seq).is_some_and(|m| {
+                (m.priority() == Priority::High) == urgent
+                    && m.broadcast().is_some_and(|open| open.contains(device.0))
+            })
+        });
+        let (mut own, mut casts) = (own.peekable(), casts.map(|seq| (*seq, None)).peekable());
+        let merged = std::iter::from_fn(move || match (own.peek(), casts.peek()) {
+            (Some((seq, _)), Some((cast, _))) if seq > cast => casts.next(),
+            (Some(_), _) => own.next(),
+            (None, _) => casts.next(),
+        });
+        let on_disk = merged.take_while(move |(seq, _)| *seq <= durable);
+        let known = on_disk.filter_map(move |(seq, entry)| Some((seq, entry, self.messages.get(&seq)?)));
+        let alive = known.filter(move |(_, _, message)| message.expires_at > now);
+        alive.map(move |(seq, entry, message)| pending_of(app, device, seq, message, entry))
     }
 
     pub fn app_by_id(&self, id: &str) -> Option<AppNo> {
@@ -325,6 +311,13 @@ impl State {
     pub fn last_event(&self) -> u64 {
         self.events
     }
+}
+
+/// One lane of an inbox, behind a position.
+#[derive(Clone, Copy)]
+struct Lane {
+    urgent: bool,
+    after: Seq,
 }
 
 fn pending_of(app: &App, device: DeviceNo, seq: Seq, message: &Message, entry: Option<Entry>) -> Pending {
