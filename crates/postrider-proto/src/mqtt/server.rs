@@ -418,15 +418,6 @@ mod tests {
     }
 
     #[test]
-    fn the_client_id_is_one_buffer_shared_with_the_event() {
-        let mut connection = ServerConnection::new(Arc::default(), 0);
-        let mut out = Output::default();
-        connection.handle_bytes(CONNECT, 0, &mut out);
-        let Some(Event::Connect(connect)) = out.events.first() else { panic!() };
-        assert_eq!(connect.client_id.as_bytes().as_ptr(), connection.client_id.as_bytes().as_ptr());
-    }
-
-    #[test]
     fn a_cut_packet_takes_memory_as_it_comes_and_not_as_it_was_declared() {
         let mut connection = connected(TINY_CONNECT);
         let mut out = Output::default();
