@@ -1,1 +1,38 @@
-fn main() {}
+//! Repository chores: `cargo xtask test` is all that CI runs, `cargo xtask tidy` the checks that no compiler makes.
+
+mod steps;
+mod tidy;
+
+use std::process::ExitCode;
+
+const HELP: &str = "\
+Chores of this repository.
+
+  cargo xtask test [--only STEP[,STEP…]]   everything that has to hold; installs what it needs
+  cargo xtask tidy                         crate edges, lengths of files and functions, paths in the docs
+  cargo xtask docs                         writes the generated docs anew
+  cargo xtask soak [--cycles N]            the kill -9 loop, long
+
+Steps of `test`, in order: tools, fmt, clippy, tidy, unit, build, conformance, kill9.";
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let option = |name: &str| args.iter().position(|a| a == name).and_then(|at| args.get(at + 1)).cloned();
+    let result = match args.first().map(String::as_str) {
+        Some("test") => steps::test(option("--only").as_deref()),
+        Some("tidy") => tidy::check().map(|said| eprintln!("{said}")),
+        Some("docs") => steps::docs(),
+        Some("soak") => steps::soak(option("--cycles").as_deref().unwrap_or("100")),
+        _ => {
+            eprintln!("{HELP}");
+            return ExitCode::from(2);
+        }
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(why) => {
+            eprintln!("xtask: {why}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,1 +1,20 @@
+//! What happens to a message: the delivery rules of postrider, without sockets, files or clocks.
+//!
+//! Read [`delivery`] for the life of a message, [`state`] for what is kept of it, [`port`] for what this crate asks of the
+//! world. Adapters call [`Engine`]. No protocol's name occurs here.
 
+pub mod access;
+pub mod audience;
+pub mod command;
+pub mod delivery;
+mod engine;
+pub mod hub;
+pub mod id;
+pub mod limits;
+pub mod model;
+pub mod port;
+pub mod session;
+pub mod state;
+pub mod topics;
+
+pub use engine::Engine;

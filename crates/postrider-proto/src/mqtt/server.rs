@@ -49,7 +49,6 @@ pub struct ServerConnection {
     config: Arc<ServerConfig>,
     /// A cut packet, or what was sent ahead of our CONNACK.
     held: Vec<u8>,
-    client_id: Text,
     inflight: Option<Box<Inflight>>,
     aliases: Option<Box<Aliases>>,
     /// When the last whole packet came; before CONNECT, when the connection began.
@@ -81,7 +80,6 @@ impl ServerConnection {
         ServerConnection {
             config,
             held: Vec::new(),
-            client_id: Text::default(),
             inflight: None,
             aliases: None,
             heard_at: now,
@@ -106,11 +104,6 @@ impl ServerConnection {
         (self.phase != Phase::AwaitConnect).then_some(self.level)
     }
 
-    /// The client identifier, the assigned one where there is one. Empty before CONNECT.
-    pub fn client_id(&self) -> &Text {
-        &self.client_id
-    }
-
     /// The keep-alive in force; 0 for none.
     pub fn keepalive_secs(&self) -> u16 {
         self.keepalive_secs
@@ -125,8 +118,8 @@ impl ServerConnection {
     ///
     /// Answers to publishes that are still to come should be handed in before, also after a close: a QoS 2 publish
     /// without its answer is forgotten, and the peer's second sending of it is then a new one.
-    pub fn into_inflight(self) -> Option<Box<Inflight>> {
-        let mut inflight = self.inflight?;
+    pub fn take_inflight(&mut self) -> Option<Box<Inflight>> {
+        let mut inflight = self.inflight.take()?;
         inflight.detach();
         (!inflight.is_empty()).then_some(inflight)
     }
@@ -422,15 +415,6 @@ mod tests {
             connection.handle_bytes(b"\x40\x02\0\x01", 0, &mut out);
             assert!(!owns_heap(&connection));
         }
-    }
-
-    #[test]
-    fn the_client_id_is_one_buffer_shared_with_the_event() {
-        let mut connection = ServerConnection::new(Arc::default(), 0);
-        let mut out = Output::default();
-        connection.handle_bytes(CONNECT, 0, &mut out);
-        let Some(Event::Connect(connect)) = out.events.first() else { panic!() };
-        assert_eq!(connect.client_id.as_bytes().as_ptr(), connection.client_id.as_bytes().as_ptr());
     }
 
     #[test]

@@ -24,7 +24,6 @@ fn a_client_of_each_level_signs_in_subscribes_and_unsubscribes() {
         let mut pair = Pair::connect(client(level), ServerConfig::default());
         assert!(pair.client.is_connected(), "{level:?}");
         assert_eq!(pair.server.connection.level(), Some(level));
-        assert_eq!(pair.server.connection.client_id().as_str(), "device/1");
         let filters =
             vec![Subscription::new("a/#", Qos::AtLeastOnce), Subscription::new("a/#/b", Qos::AtMostOnce)];
         pair.client_writes(|client, bytes| {
@@ -150,8 +149,8 @@ fn qos1_unacked_is_resent_with_dup_and_its_old_id_after_reconnect() {
         let second = *second;
         pair.client_writes(|client, bytes| client.ack(second, 0, 0, bytes));
         assert_eq!(pair.server.acked(), [11]);
-        let Pair { client: old, server, .. } = pair;
-        let kept = server.connection.into_inflight().expect("two are unsettled");
+        let Pair { client: old, mut server, .. } = pair;
+        let kept = server.connection.take_inflight().expect("two are unsettled");
         assert_eq!(kept.deliveries().collect::<Vec<_>>(), [10, 12]);
 
         let resumed = ClientConnection::resume(Arc::new(config), old.into_session());
@@ -179,7 +178,7 @@ fn qos2_released_goes_on_with_pubrel_after_reconnect() {
         server.written();
         server.feed(&hex("50 02 0001"));
         assert_eq!(server.written(), hex("62 02 0001"));
-        let kept = server.connection.into_inflight();
+        let kept = server.connection.take_inflight();
 
         let mut server = Server::new(ServerConfig::default());
         server.accepted = session(kept);
@@ -219,7 +218,7 @@ fn a_qos2_publish_is_taken_once_over_duplicates_and_reconnects() {
         server.feed(&publish);
         assert_eq!(server.written(), hex("50 02 0009 50 02 0009"));
         assert_eq!(server.published().len(), 1);
-        let kept = server.connection.into_inflight();
+        let kept = server.connection.take_inflight();
 
         let mut server = Server::new(ServerConfig::default());
         server.accepted = session(kept);
@@ -239,7 +238,7 @@ fn a_qos2_publish_unanswered_at_the_end_is_new_when_it_comes_again() {
     let mut server = Server::connected(Level::V311, ServerConfig::default());
     server.holds_answers = true;
     server.feed(&hex("34 06 0001 74 0009 78"));
-    assert!(server.connection.into_inflight().is_none());
+    assert!(server.connection.take_inflight().is_none());
 
     // An answer that comes after the end, but before the state is taken, counts.
     let mut server = Server::connected(Level::V311, ServerConfig::default());
@@ -249,7 +248,7 @@ fn a_qos2_publish_unanswered_at_the_end_is_new_when_it_comes_again() {
     let token = *token;
     server.reply(Reply::Publish { token, outcome: PublishOutcome::Accepted });
     assert_eq!(server.written(), []);
-    assert!(server.connection.into_inflight().is_some());
+    assert!(server.connection.take_inflight().is_some());
 }
 
 #[test]
@@ -458,7 +457,6 @@ fn a_client_without_a_name_is_told_the_assigned_one() {
         Some(accepted),
     );
     assert_eq!(pair.connack().assigned_client_id.as_deref(), Some("auto-1"));
-    assert_eq!(pair.server.connection.client_id().as_str(), "auto-1");
 }
 
 #[test]

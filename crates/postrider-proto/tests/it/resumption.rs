@@ -148,11 +148,11 @@ impl World {
     }
 
     fn lose(&mut self) {
-        let old = std::mem::replace(&mut self.server, new_server());
+        let mut old = std::mem::replace(&mut self.server, new_server());
         // A connection that was lost before its CONNECT came has left the kept state where it was.
         let inflight: Option<Box<Inflight>> = match old.accepted {
             Some(unused) => unused.inflight,
-            None => old.connection.into_inflight(),
+            None => old.connection.take_inflight(),
         };
         self.server.accepted = session(inflight);
         let fresh = ClientConnection::new(Arc::new(client_config(self.level)));
@@ -211,6 +211,6 @@ proptest! {
         assert_counts(&world.sent, &world.got);
         assert_counts(&world.published, &world.taken);
         prop_assert!(world.acked.len() == world.sent.len() && world.acked.values().all(|count| *count == 1));
-        prop_assert!(world.server.connection.into_inflight().is_none());
+        prop_assert!(world.server.connection.take_inflight().is_none());
     }
 }

@@ -364,7 +364,7 @@ fn an_answer_after_the_close_counts_for_the_session_and_writes_nothing() {
     let written = out.bytes.len();
     connection.handle_reply(Reply::Publish { token, outcome: PublishOutcome::Accepted }, 0, &mut out);
     assert_eq!(out.bytes.len(), written);
-    assert!(connection.into_inner().into_inflight().is_some());
+    assert!(connection.inner_mut().take_inflight().is_some());
 }
 
 fn messages_of(config: &WsConfig, parts: &[&[u8]]) -> (Vec<Message>, Vec<u8>, Option<Close>) {

@@ -1,0 +1,239 @@
+//! What can be done to the stored state: every change is one [`Command`], with all time and chance already in it.
+//!
+//! Commands are executed one after the other by `State::execute`, which decides by nothing but the state and the
+//! command. So a journal of commands *is* the state, and recovery is execution once more.
+
+use crate::id::*;
+use crate::model::*;
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+
+/// One change, atomic and durable as a whole.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Command {
+    CreateApp {
+        id: String,
+        name: String,
+        at: UnixMillis,
+    },
+    /// `app` none: a key of the platform.
+    AddKey {
+        app: Option<AppNo>,
+        key: StoredKey,
+    },
+    RevokeKey {
+        app: Option<AppNo>,
+        key_id: String,
+        at: UnixMillis,
+    },
+    Register(Box<Registration>),
+    ChangeDevice {
+        at: DeviceRef,
+        change: ProfileChange,
+    },
+    /// Ends its deliveries `erased` and forgets everything of it.
+    DeleteDevice {
+        at: DeviceRef,
+        now: UnixMillis,
+    },
+    /// A session that is to outlive its connection; keeps the subscriptions unless `fresh`.
+    OpenSession {
+        at: DeviceRef,
+        expiry_secs: u32,
+        fresh: bool,
+        now: UnixMillis,
+    },
+    /// The connection ended: from now the session's expiry runs.
+    LeaveSession {
+        at: DeviceRef,
+        expiry_secs: u32,
+        now: UnixMillis,
+    },
+    /// The session is over: its subscriptions go, and what lay in the inbox for them; pushes stay.
+    EndSession {
+        at: DeviceRef,
+        now: UnixMillis,
+    },
+    Subscribe {
+        at: DeviceRef,
+        subscriptions: Vec<StoredSubscription>,
+    },
+    Unsubscribe {
+        at: DeviceRef,
+        filters: Vec<(Option<String>, String)>,
+    },
+    Accept(Box<NewMessage>),
+    /// Steps of deliveries: acknowledgements, refusals, receipts of the app on the device.
+    Progress {
+        app: AppNo,
+        steps: Vec<Progress>,
+        now: UnixMillis,
+    },
+    Cancel {
+        app: AppNo,
+        message: MessageId,
+        now: UnixMillis,
+    },
+    /// Time passed: ends every delivery and session whose time is over at `now`, at most `limit` messages; forgets the
+    /// reports of ended messages accepted before `history_before`, and the oldest above `history_max`.
+    Expire {
+        now: UnixMillis,
+        limit: u32,
+        history_before: UnixMillis,
+        history_max: u32,
+    },
+    /// Put a message on its topic, or take it away (`None`).
+    Retain {
+        app: AppNo,
+        topic: String,
+        message: Option<RetainedMessage>,
+    },
+}
+
+impl Command {
+    /// What is stored beside the command and read back by its [`BlobRef`].
+    pub fn content(&self) -> Option<&Arc<Content>> {
+        match self {
+            Command::Accept(message) => message.content.as_ref(),
+            Command::Retain { message: Some(retained), .. } => retained.content.as_ref(),
+            _ => None,
+        }
+    }
+
+    /// The command without its content, as it goes into the journal.
+    pub fn take_content(&mut self) -> Option<Arc<Content>> {
+        match self {
+            Command::Accept(message) => message.content.take(),
+            Command::Retain { message: Some(retained), .. } => retained.content.take(),
+            _ => None,
+        }
+    }
+}
+
+/// A device that comes to be.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Registration {
+    pub app: AppNo,
+    pub id: String,
+    /// SHA-256 of the device's secret; none for anonymous clients of a listener that allows them.
+    pub secret_hash: Option<[u8; 32]>,
+    pub profile: Profile,
+    pub now: UnixMillis,
+    pub idempotency: Option<Idempotency>,
+}
+
+/// Names one request of a caller for good: repeated, it gets the first answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Idempotency {
+    /// Hash of the caller's key.
+    pub key: u128,
+    /// Hash of the request: the same key with another request is refused.
+    pub request: u128,
+    pub keep_until: UnixMillis,
+}
+
+/// A message with everything decided that is decided before it is stored.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct NewMessage {
+    pub app: AppNo,
+    pub id: MessageId,
+    pub targets: Targets,
+    pub accepted_at: UnixMillis,
+    pub expires_at: UnixMillis,
+    pub priority: Priority,
+    pub collapse_key: Option<String>,
+    pub backlog: Backlog,
+    pub idempotency: Option<Idempotency>,
+    /// Reports are kept for it (messages of the API); publishes of devices are only counted.
+    pub tracked: bool,
+    /// Goes to the devices' inbox topic; else it is a publish on a topic, which ends with the session it was for.
+    pub push: bool,
+    /// Full inbox: refuse this one rather than evict the oldest.
+    pub reject_when_full: bool,
+    /// How much a device's inbox holds: deliveries, bytes of content.
+    pub inbox_max: u32,
+    pub inbox_bytes_max: u32,
+    #[serde(skip)]
+    pub content: Option<Arc<Content>>,
+}
+
+/// A message to put on a topic.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct RetainedMessage {
+    pub qos: u8,
+    pub expires_at: UnixMillis,
+    #[serde(skip)]
+    pub content: Option<Arc<Content>>,
+}
+
+/// One step of one delivery, by a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Progress {
+    pub device: DeviceNo,
+    pub which: Which,
+    pub step: Step,
+    pub reason: Reason,
+    /// When it was written to the connection, where known.
+    pub sent_at: Option<UnixMillis>,
+}
+
+/// How a step names its message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Which {
+    /// By its place in the order, as a connection knows it.
+    Seq(Seq),
+    /// By its id, as the app on the device knows it.
+    Id(MessageId),
+}
+
+/// What came of a command.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Outcome {
+    Done,
+    AppCreated(AppNo),
+    /// `existed`: a repeated request, answered as the first time.
+    Registered {
+        at: DeviceRef,
+        existed: bool,
+    },
+    Accepted(Acceptance),
+    /// How many of the steps were new and legal.
+    Progressed {
+        taken: usize,
+    },
+    Cancelled {
+        open: u64,
+    },
+    Expired {
+        messages: u32,
+        sessions: Vec<DeviceRef>,
+        more: bool,
+    },
+    Refused(Refusal),
+}
+
+/// A message accepted.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Acceptance {
+    pub id: MessageId,
+    pub seq: Seq,
+    pub targeted: u64,
+    /// A repeated request: nothing was stored, this is the first one's answer.
+    pub repeated: bool,
+    /// Devices that refused it because their inbox is full.
+    pub full: u64,
+}
+
+/// Why the state does not take a command. Nothing of it was done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    NoSuchApp,
+    NoSuchDevice,
+    NoSuchMessage,
+    NoSuchKey,
+    Exists,
+    /// The same idempotency key came with another request.
+    IdempotencyMismatch,
+    QuotaExceeded,
+    InboxFull,
+}

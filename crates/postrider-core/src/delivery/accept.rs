@@ -1,0 +1,373 @@
+//! Step 1. From a request to a committed message. `Ok` is told only after the commit.
+
+use crate::Engine;
+use crate::audience::{Audience, Population, Verdict};
+use crate::command::*;
+use crate::id::*;
+use crate::model::*;
+use crate::port::*;
+use bytes::Bytes;
+use serde_json::{Map, Value, json};
+use std::sync::Arc;
+
+/// What a sender wants delivered.
+#[derive(Clone, Debug)]
+pub struct Push {
+    pub audience: Audience,
+    pub exclude: Option<Audience>,
+    /// Shown to the user: `{title, body, image, …}`.
+    pub notification: Option<Map<String, Value>>,
+    pub data: Option<PushData>,
+    pub ttl_secs: Option<u64>,
+    pub collapse_key: Option<String>,
+    pub priority: Priority,
+    /// `None`: the newest of its collapse key, or all where it has none.
+    pub backlog: Option<Backlog>,
+    /// Only to devices connected now, without a row in the store.
+    pub transient: bool,
+    pub reject_when_full: bool,
+    pub idempotency_key: Option<String>,
+}
+
+/// The part of a push for the app on the device.
+#[derive(Clone, Debug, PartialEq)]
+pub enum PushData {
+    /// Travels inside the envelope.
+    Json(Value),
+    /// Travels as it is, without an envelope.
+    Raw(Bytes),
+}
+
+/// The answer to an accepted push.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Accepted {
+    pub id: MessageId,
+    pub targeted: u64,
+    /// Devices that had no room, with `reject_when_full`.
+    pub full: u64,
+    pub repeated: bool,
+    pub transient: bool,
+}
+
+/// Why a push was not accepted. What the caller can do differs, so each is a variant.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum AcceptError {
+    #[error("{field}: {why}")]
+    Invalid { field: &'static str, why: String },
+    #[error("the payload has {bytes} bytes, at most {max} are allowed")]
+    TooLarge { bytes: usize, max: usize },
+    #[error("the audience names nobody: {0}")]
+    UnknownDevice(String),
+    #[error("the idempotency key was used with another request")]
+    IdempotencyMismatch,
+    #[error("the inbox of every device is full")]
+    InboxFull,
+    #[error("too many broadcasts are still open")]
+    TooManyBroadcasts,
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// What an audience would reach now.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Estimate {
+    pub count: u64,
+    pub connected: u64,
+    pub by_platform: Vec<(Platform, u64)>,
+    /// For a device asked about: in or out, and which clause decided.
+    pub verdict: Option<Verdict>,
+}
+
+/// Gets the results in the order of the requests.
+pub type AcceptDone = Box<dyn FnOnce(Vec<Result<Accepted, AcceptError>>) + Send>;
+
+/// One request on its way: decided at once, or waiting for the commit.
+enum Prepared {
+    Now(Result<Accepted, AcceptError>),
+    Stored { id: MessageId },
+}
+
+impl Engine {
+    /// Accepts pushes of one app; each stands for itself. `done` is called once all accepted ones are on stable storage.
+    pub fn accept(&self, app: AppNo, pushes: Vec<Push>, done: AcceptDone) {
+        let now = self.clock.now();
+        let mut commands = Vec::with_capacity(pushes.len());
+        let prepared: Vec<Prepared> = pushes
+            .into_iter()
+            .map(|push| match self.prepare(app, push, now) {
+                Ok(Ready::Stored(message)) => {
+                    let id = message.id;
+                    commands.push(Command::Accept(message));
+                    Prepared::Stored { id }
+                }
+                Ok(Ready::Sent(accepted)) => Prepared::Now(Ok(accepted)),
+                Err(error) => Prepared::Now(Err(error)),
+            })
+            .collect();
+        let answer = move |outcomes: Result<Vec<Outcome>, StoreError>| {
+            let mut stored = outcomes.map(Vec::into_iter);
+            let results = prepared.into_iter().map(|p| match p {
+                Prepared::Now(result) => result,
+                Prepared::Stored { id } => match &mut stored {
+                    Ok(outcomes) => outcomes.next().map_or(Err(StoreError::Missing.into()), |o| told(id, o)),
+                    Err(error) => Err(error.clone().into()),
+                },
+            });
+            done(results.collect());
+        };
+        if commands.is_empty() {
+            return answer(Ok(Vec::new()));
+        }
+        self.commit(commands, Box::new(answer));
+    }
+
+    fn prepare(&self, app: AppNo, push: Push, now: UnixMillis) -> Result<Ready, AcceptError> {
+        let limits = &self.limits;
+        check_names(&push, limits)?;
+        let ttl_secs = push.ttl_secs.unwrap_or(limits.ttl_default.as_secs());
+        if ttl_secs > limits.ttl_max.as_secs() {
+            return Err(invalid("ttl_secs", format!("at most {} (30 days)", limits.ttl_max.as_secs())));
+        }
+        let expires_at = now + ttl_secs * 1000;
+        let id = MessageId::new(now, self.chance.bits128());
+        let idempotency = push.idempotency_key.as_deref().map(|key| {
+            let keep =
+                (limits.idempotency_keep.as_millis() as u64).max((ttl_secs * 1000).min(3 * 86_400_000));
+            Idempotency {
+                key: digest(key.as_bytes()),
+                request: digest(request_text(&push).as_bytes()),
+                keep_until: now + keep,
+            }
+        });
+        let set = self.resolve(app, &push.audience, push.exclude.as_ref());
+        if set.is_empty() && push.audience.names_devices() {
+            return Err(AcceptError::UnknownDevice("no device of this app has that id or alias".into()));
+        }
+        let payload = envelope(&self.app_name(app), id, &push, now, expires_at);
+        if payload.len() > limits.payload_bytes_max {
+            return Err(AcceptError::TooLarge { bytes: payload.len(), max: limits.payload_bytes_max });
+        }
+        let content = Arc::new(Content { topic: None, payload, properties: None });
+        if push.transient || ttl_secs == 0 {
+            let targeted = self.send_live(app, &set, content);
+            return Ok(Ready::Sent(Accepted { id, targeted, full: 0, repeated: false, transient: true }));
+        }
+        let targets = if set.len() as usize <= limits.direct_max {
+            let target =
+                |no| Target { device: DeviceNo(no), qos: 1, retain: false, subscription_ids: Vec::new() };
+            Targets::Direct(set.iter().map(target).collect())
+        } else {
+            Targets::Broadcast(set)
+        };
+        if matches!(targets, Targets::Broadcast(_))
+            && self.store.live_broadcasts(app) >= limits.broadcasts_max
+        {
+            return Err(AcceptError::TooManyBroadcasts);
+        }
+        let backlog =
+            push.backlog.unwrap_or(if push.collapse_key.is_some() { Backlog::Latest } else { Backlog::All });
+        Ok(Ready::Stored(Box::new(NewMessage {
+            app,
+            id,
+            targets,
+            accepted_at: now,
+            expires_at,
+            priority: push.priority,
+            collapse_key: push.collapse_key,
+            backlog,
+            idempotency,
+            tracked: true,
+            push: true,
+            reject_when_full: push.reject_when_full,
+            inbox_max: limits.inbox_max,
+            inbox_bytes_max: limits.inbox_bytes_max,
+            content: Some(content),
+        })))
+    }
+
+    /// The devices that an audience means now.
+    pub fn resolve(&self, app: AppNo, audience: &Audience, exclude: Option<&Audience>) -> DeviceSet {
+        let people = People { engine: self, app };
+        let set = audience.resolve(&people);
+        match exclude {
+            Some(exclude) => set - exclude.resolve(&people),
+            None => set,
+        }
+    }
+
+    /// A dry run: whom it would reach, and how a named device fares.
+    pub fn estimate(
+        &self,
+        app: AppNo,
+        audience: &Audience,
+        exclude: Option<&Audience>,
+        device: Option<&str>,
+    ) -> Result<Estimate, AcceptError> {
+        check_audience(audience, &self.limits)?;
+        exclude.map_or(Ok(()), |e| check_audience(e, &self.limits))?;
+        let people = People { engine: self, app };
+        let set = self.resolve(app, audience, exclude);
+        let verdict = match device {
+            None => None,
+            Some(id) => {
+                let no = people.device(id).ok_or_else(|| AcceptError::UnknownDevice(id.to_owned()))?;
+                let excluded = exclude.map(|e| e.explain(no, &people)).filter(|v| v.included);
+                Some(match excluded {
+                    Some(v) => Verdict { included: false, clause: format!("exclude.{}", v.clause) },
+                    None => audience.explain(no, &people),
+                })
+            }
+        };
+        let by_platform =
+            Platform::ALL.iter().map(|p| (*p, self.store.devices_on(app, *p).intersection_len(&set)));
+        Ok(Estimate {
+            count: set.len(),
+            connected: self.connected_devices(app).intersection_len(&set),
+            by_platform: by_platform.filter(|(_, n)| *n > 0).collect(),
+            verdict,
+        })
+    }
+}
+
+/// Checked and built; or, of the transient lane, already gone.
+enum Ready {
+    Stored(Box<NewMessage>),
+    Sent(Accepted),
+}
+
+fn told(id: MessageId, outcome: Outcome) -> Result<Accepted, AcceptError> {
+    match outcome {
+        Outcome::Accepted(a) => Ok(Accepted {
+            id: a.id,
+            targeted: a.targeted,
+            full: a.full,
+            repeated: a.repeated,
+            transient: false,
+        }),
+        Outcome::Refused(Refusal::IdempotencyMismatch) => Err(AcceptError::IdempotencyMismatch),
+        Outcome::Refused(Refusal::InboxFull) => Err(AcceptError::InboxFull),
+        other => Err(StoreError::Failed(format!("message {id}: unexpected outcome {other:?}")).into()),
+    }
+}
+
+fn invalid(field: &'static str, why: impl Into<String>) -> AcceptError {
+    AcceptError::Invalid { field, why: why.into() }
+}
+
+fn check_names(push: &Push, limits: &crate::limits::Limits) -> Result<(), AcceptError> {
+    check_audience(&push.audience, limits)?;
+    push.exclude.as_ref().map_or(Ok(()), |e| check_audience(e, limits))?;
+    check_name("collapse_key", push.collapse_key.as_deref(), limits.name_bytes_max)?;
+    check_name("Idempotency-Key", push.idempotency_key.as_deref(), limits.idempotency_key_bytes_max)?;
+    if push.notification.is_none() && push.data.is_none() {
+        return Err(invalid("notification", "a message needs `notification` or `data`"));
+    }
+    if push.notification.is_some() && matches!(push.data, Some(PushData::Raw(_))) {
+        return Err(invalid(
+            "data",
+            "raw bytes travel without an envelope, so they cannot carry a notification",
+        ));
+    }
+    if push.backlog == Some(Backlog::Last(0)) {
+        return Err(invalid("backlog", "`last` needs a number above 0"));
+    }
+    Ok(())
+}
+
+/// A short name without control characters, where there is one.
+pub fn check_name(field: &'static str, name: Option<&str>, bytes_max: usize) -> Result<(), AcceptError> {
+    match name {
+        Some("") => Err(invalid(field, "must not be empty")),
+        Some(name) if name.len() > bytes_max => Err(invalid(field, format!("at most {bytes_max} bytes"))),
+        Some(name) if name.chars().any(char::is_control) => {
+            Err(invalid(field, "control characters are not allowed"))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn check_audience(audience: &Audience, limits: &crate::limits::Limits) -> Result<(), AcceptError> {
+    let (clauses, names) = audience.size();
+    if clauses > limits.audience_clauses_max {
+        return Err(invalid("audience", format!("at most {} clauses", limits.audience_clauses_max)));
+    }
+    if names > limits.recipients_max {
+        let max = limits.recipients_max;
+        return Err(invalid("audience", format!("at most {max} names; use a tag or a topic for more")));
+    }
+    audience.invalid().map_or(Ok(()), |why| Err(invalid("audience", why)))
+}
+
+/// What the device gets: the envelope of the design, §12, or the sender's raw bytes.
+fn envelope(app: &str, id: MessageId, push: &Push, now: UnixMillis, expires_at: UnixMillis) -> Bytes {
+    if let Some(PushData::Raw(bytes)) = &push.data {
+        return bytes.clone();
+    }
+    let mut envelope = json!({ "id": id.to_string(), "app": app, "sent_at": now, "expires_at": expires_at });
+    if let Some(notification) = &push.notification {
+        envelope["notification"] = Value::Object(notification.clone());
+    }
+    if let Some(PushData::Json(data)) = &push.data {
+        envelope["data"] = data.clone();
+    }
+    if let Some(key) = &push.collapse_key {
+        envelope["collapse_key"] = Value::String(key.clone());
+    }
+    Bytes::from(envelope.to_string())
+}
+
+/// The request as far as its meaning goes, for telling a repetition from another request under the same key.
+fn request_text(push: &Push) -> String {
+    let Push {
+        audience,
+        exclude,
+        notification,
+        data,
+        ttl_secs,
+        collapse_key,
+        priority,
+        backlog,
+        transient,
+        ..
+    } = push;
+    format!(
+        "{audience:?}{exclude:?}{notification:?}{data:?}{ttl_secs:?}{collapse_key:?}{priority:?}{backlog:?}{transient}"
+    )
+}
+
+/// The first half of a SHA-256.
+pub fn digest(bytes: &[u8]) -> u128 {
+    let hash = crate::session::secret_hash(bytes);
+    hash.iter().take(16).fold(0, |n, b| n << 8 | u128::from(*b))
+}
+
+struct People<'a> {
+    engine: &'a Engine,
+    app: AppNo,
+}
+
+impl Population for People<'_> {
+    fn all(&self) -> DeviceSet {
+        self.engine.store.all_devices(self.app)
+    }
+
+    fn device(&self, id: &str) -> Option<DeviceNo> {
+        Some(self.engine.store.device_by_id(self.app, id)?.device)
+    }
+
+    fn alias(&self, alias: &str) -> DeviceSet {
+        self.engine.store.devices_with_alias(self.app, alias)
+    }
+
+    fn tag(&self, tag: &str) -> DeviceSet {
+        self.engine.store.devices_with_tag(self.app, tag)
+    }
+
+    fn topic(&self, topic: &str) -> DeviceSet {
+        self.engine.topic_devices(self.app, topic)
+    }
+
+    fn platform(&self, platform: Platform) -> DeviceSet {
+        self.engine.store.devices_on(self.app, platform)
+    }
+}

@@ -1,0 +1,145 @@
+//! Step 4. Inbox → connection, as far as the connection's window goes.
+//!
+//! The position belongs to the connection and starts at zero, so a new connection begins with the oldest open delivery.
+//! What is stored is only which deliveries are open.
+
+use crate::Engine;
+use crate::command::{Command, Progress, Which};
+use crate::id::*;
+use crate::model::*;
+use crate::port::*;
+use crate::topics::SessionNo;
+use rustc_hash::FxHashMap;
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// A delivery to be written to the connection now.
+#[derive(Clone, Debug)]
+pub struct Outgoing {
+    /// Names the delivery in [`Engine::ack`].
+    pub seq: Seq,
+    pub content: Arc<Content>,
+    pub qos: u8,
+    pub retain: bool,
+    pub subscription_ids: Vec<u32>,
+    pub sent_before: bool,
+    /// Where the message has a life to tell of.
+    pub expires_at: UnixMillis,
+}
+
+impl Engine {
+    /// Takes up to `max` deliveries behind `position`, which moves along. Fewer than `max`: nothing more is there now.
+    pub fn drain(&self, session: SessionNo, position: &mut Position, max: usize) -> Vec<Outgoing> {
+        let Some((at, client, push_qos)) = self.drainable(session) else { return Vec::new() };
+        let now = self.clock.now();
+        let mut outgoing = Vec::new();
+        while outgoing.len() < max {
+            let wanted = max - outgoing.len();
+            let page = self.store.pending(at, *position, wanted, now);
+            let last = page.len() < wanted;
+            for pending in page {
+                let lane = if pending.urgent { &mut position.urgent } else { &mut position.normal };
+                *lane = (*lane).max(pending.seq);
+                outgoing.extend(self.outgoing(at, &client, push_qos, pending, now));
+            }
+            if last {
+                break;
+            }
+        }
+        outgoing
+    }
+
+    fn drainable(&self, session: SessionNo) -> Option<(DeviceRef, Arc<str>, Option<u8>)> {
+        let hub = self.hub();
+        let s = hub.get(session)?;
+        Some((DeviceRef { app: s.app, device: s.device? }, s.client.clone(), s.push_qos))
+    }
+
+    fn outgoing(
+        &self,
+        at: DeviceRef,
+        client: &str,
+        push_qos: Option<u8>,
+        pending: Pending,
+        now: UnixMillis,
+    ) -> Option<Outgoing> {
+        let content =
+            match self.contents.get(pending.seq).map_or_else(|| self.store.content(pending.blob), Ok) {
+                Ok(content) => content,
+                Err(StoreError::Corrupt(why)) => {
+                    tracing::error!(
+                        device = client,
+                        seq = pending.seq,
+                        why,
+                        "a damaged message is not delivered"
+                    );
+                    self.end(at, pending.seq, Step::Rejected, Reason::Corrupt, now);
+                    return None;
+                }
+                // Ended meanwhile: its content is gone.
+                Err(_) => return None,
+            };
+        let qos = match &content.topic {
+            // A push waits until the device subscribes to its inbox.
+            None => push_qos?,
+            Some(topic) if !self.access.may_receive(client, topic) => {
+                self.end(at, pending.seq, Step::Rejected, Reason::NotAllowed, now);
+                return None;
+            }
+            Some(_) => pending.qos,
+        };
+        Some(Outgoing {
+            seq: pending.seq,
+            content,
+            qos,
+            retain: pending.retain,
+            subscription_ids: pending.subscription_ids,
+            sent_before: pending.sent_before,
+            expires_at: pending.expires_at,
+        })
+    }
+
+    fn end(&self, at: DeviceRef, seq: Seq, step: Step, reason: Reason, now: UnixMillis) {
+        let step = Progress { device: at.device, which: Which::Seq(seq), step, reason, sent_at: None };
+        self.submit_quietly(vec![Command::Progress { app: at.app, steps: vec![step], now }]);
+    }
+}
+
+/// Contents of messages that somebody connected is about to get, bounded in bytes, oldest out first.
+pub(crate) struct Contents {
+    bytes_max: usize,
+    inner: Mutex<ContentsInner>,
+}
+
+#[derive(Default)]
+struct ContentsInner {
+    by_seq: FxHashMap<Seq, Arc<Content>>,
+    order: VecDeque<Seq>,
+    bytes: usize,
+}
+
+impl Contents {
+    pub fn new(bytes_max: usize) -> Contents {
+        Contents { bytes_max, inner: Mutex::default() }
+    }
+
+    pub fn get(&self, seq: Seq) -> Option<Arc<Content>> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner).by_seq.get(&seq).cloned()
+    }
+
+    pub fn put(&self, seq: Seq, content: Arc<Content>) {
+        let size = |c: &Content| c.payload.len() + 200;
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        inner.bytes += size(&content);
+        if inner.by_seq.insert(seq, content).is_none() {
+            inner.order.push_back(seq);
+        }
+        while inner.bytes > self.bytes_max
+            && let Some(oldest) = inner.order.pop_front()
+        {
+            if let Some(old) = inner.by_seq.remove(&oldest) {
+                inner.bytes -= size(&old);
+            }
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! Step 6. Time passes. The binary calls [`Engine::tick`] a few times a second; nothing here keeps a timer of its own.
+
+use crate::Engine;
+use crate::command::*;
+use crate::id::*;
+use crate::port::*;
+use crate::session::{Client, Will};
+use rustc_hash::FxHashMap;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Messages ended by one command, at most, so that a mass expiry does not hold up everybody else.
+const EXPIRE_BATCH: u32 = 2_000;
+
+impl Engine {
+    /// Does what is due: expiry in the store, sessions in memory, delayed wills.
+    pub fn tick(&self) {
+        let now = self.clock.now();
+        if self.store.next_expiry().is_some_and(|due| due <= now) || self.sweep_due(now) {
+            self.expire(now);
+        }
+        let mut hub = self.hub_mut();
+        while let Some((_, session)) = hub.idle.first().copied().filter(|(ends_at, _)| *ends_at <= now) {
+            hub.remove(session);
+        }
+        drop(hub);
+        for (app, client, will) in self.wills.due(now) {
+            self.publish_will(app, &client, &will);
+        }
+        self.connects.forget(now);
+    }
+
+    fn expire(&self, now: UnixMillis) {
+        let engine = self.clone();
+        let history_before = now.saturating_sub(self.limits.history_keep.as_millis() as u64);
+        let command = Command::Expire {
+            now,
+            limit: EXPIRE_BATCH,
+            history_before,
+            history_max: self.limits.history_max,
+        };
+        let done: Done = Box::new(move |outcomes| {
+            let Ok([Outcome::Expired { sessions, .. }]) = outcomes.as_deref() else { return };
+            let mut closing = Vec::new();
+            let mut hub = engine.hub_mut();
+            for at in sessions {
+                let Some(no) = hub.apps.get(&at.app).and_then(|a| a.devices.get(&at.device)).copied() else {
+                    continue;
+                };
+                // Someone may have come back in this very moment: then the connection has to begin anew.
+                if let Some(connection) = hub.get(no).and_then(|s| s.connection) {
+                    closing.push(connection);
+                    hub.connected -= 1;
+                }
+                hub.remove(no);
+            }
+            drop(hub);
+            closing.iter().for_each(|c| engine.connections().close(*c, Farewell::SessionEnded));
+        });
+        self.store.submit(vec![command], done);
+    }
+
+    /// Old reports and request keys are swept once a minute, whether or not anything expires.
+    fn sweep_due(&self, now: UnixMillis) -> bool {
+        let mut last = self.last_sweep.lock().unwrap_or_else(PoisonError::into_inner);
+        let due = now >= *last + 60_000;
+        if due {
+            *last = now;
+        }
+        due
+    }
+}
+
+/// Wills that wait for their delay (MQTT 5 §3.1.3.2.2).
+#[derive(Default)]
+pub(crate) struct Wills(Mutex<WillsInner>);
+
+/// A will and whose it is.
+type Waiting = (AppNo, Arc<str>, Box<Will>);
+
+#[derive(Default)]
+struct WillsInner {
+    by_time: BTreeMap<(UnixMillis, u64), Waiting>,
+    by_client: FxHashMap<(AppNo, Arc<str>), (UnixMillis, u64)>,
+    count: u64,
+}
+
+impl Wills {
+    /// Beyond `max` waiting wills the new one is dropped, with a warning.
+    pub fn add(&self, due: UnixMillis, app: AppNo, client: Arc<str>, will: Box<Will>, max: usize) {
+        let mut inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if inner.by_time.len() >= max {
+            tracing::warn!(client = &*client, "too many delayed wills wait; this one is dropped");
+            return;
+        }
+        inner.count += 1;
+        let key = (due, inner.count);
+        inner.by_time.insert(key, (app, client.clone(), will));
+        inner.by_client.insert((app, client), key);
+    }
+
+    /// The client came back in time (MQTT-3.1.3-9).
+    pub fn cancel(&self, app: AppNo, client: &str) {
+        let mut inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if inner.by_client.is_empty() {
+            return;
+        }
+        if let Some(key) = inner.by_client.remove(&(app, client.into())) {
+            inner.by_time.remove(&key);
+        }
+    }
+
+    fn due(&self, now: UnixMillis) -> Vec<Waiting> {
+        let mut inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut due = Vec::new();
+        while let Some(first) = inner.by_time.first_entry().filter(|e| e.key().0 <= now) {
+            let (app, client, will) = first.remove();
+            inner.by_client.remove(&(app, client.clone()));
+            due.push((app, client, will));
+        }
+        due
+    }
+}
+
+/// How often each client connects (L33): a fixed window of a minute, only of those who came in it.
+#[derive(Default)]
+pub(crate) struct Connects(Mutex<Window>);
+
+#[derive(Default)]
+struct Window {
+    since: UnixMillis,
+    counts: FxHashMap<(AppNo, String), u32>,
+}
+
+impl Connects {
+    pub fn allow(&self, client: &Client, now: UnixMillis, per_minute_max: u32) -> bool {
+        if per_minute_max == 0 {
+            return true;
+        }
+        let mut window = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if window.since == 0 {
+            window.since = now;
+        }
+        let count = window.counts.entry((client.app, client.id.clone())).or_default();
+        *count += 1;
+        *count <= per_minute_max
+    }
+
+    fn forget(&self, now: UnixMillis) {
+        let mut window = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if window.since + 60_000 <= now {
+            *window = Window { since: now, counts: FxHashMap::default() };
+        }
+    }
+}

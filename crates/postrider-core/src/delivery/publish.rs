@@ -1,0 +1,224 @@
+//! Step 2, for messages on topics: find the subscribers, split them by what they can be given.
+//!
+//! - connected, QoS 0 or a session that ends with its connection → live, at once, without a row;
+//! - a lasting session at QoS 1 or 2, connected or not → its inbox, by a commit, like any push;
+//! - away and QoS 0 → nothing.
+
+use crate::Engine;
+use crate::command::*;
+use crate::id::*;
+use crate::model::*;
+use crate::port::*;
+use crate::topics::SessionNo;
+use std::sync::Arc;
+
+/// A message on a topic.
+#[derive(Clone, Debug)]
+pub struct Publish {
+    /// With its topic.
+    pub content: Arc<Content>,
+    pub qos: u8,
+    pub retain: bool,
+    pub expiry_secs: Option<u32>,
+}
+
+/// What became of a publish, so far.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Routed {
+    pub matched: usize,
+    /// Something must be committed before the publisher is told: `commands` grew.
+    pub durable: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PublishError {
+    #[error("publishing to this topic is not allowed")]
+    NotAllowed,
+    #[error("retained messages are not allowed")]
+    RetainNotAllowed,
+    #[error("too many retained messages")]
+    RetainedFull,
+    #[error("the payload is too large")]
+    TooLarge,
+}
+
+/// Where a publish is collected: live targets, and commands for the next commit.
+#[derive(Default)]
+pub struct Collected {
+    pub live: Vec<LiveTarget>,
+    pub commands: Vec<Command>,
+}
+
+impl Engine {
+    /// Routes a publish of a session. The caller sends `live` to the connections and commits `commands`.
+    pub fn publish(
+        &self,
+        from: SessionNo,
+        publish: &Publish,
+        into: &mut Collected,
+    ) -> Result<Routed, PublishError> {
+        let hub = self.hub();
+        let Some(session) = hub.get(from) else { return Err(PublishError::NotAllowed) };
+        let app = session.app;
+        self.may_publish(&session.client, publish)?;
+        self.route(&hub, app, Some(from), publish, into)
+    }
+
+    /// The gate for what devices bring in; wills pass it too, when they are left and when they are published.
+    fn may_publish(&self, client: &str, publish: &Publish) -> Result<(), PublishError> {
+        let topic = publish.content.topic.as_deref().unwrap_or("");
+        if !self.access.may_publish(client, topic) {
+            return Err(PublishError::NotAllowed);
+        }
+        if publish.retain && !self.access.retain {
+            return Err(PublishError::RetainNotAllowed);
+        }
+        if publish.content.payload.len() > self.limits.payload_bytes_max {
+            return Err(PublishError::TooLarge);
+        }
+        Ok(())
+    }
+
+    /// May a client leave this will?
+    pub fn may_leave_will(&self, client: &str, will: &crate::session::Will) -> Result<(), PublishError> {
+        let (content, qos, retain, expiry_secs) =
+            (will.content.clone(), will.qos, will.retain, will.expiry_secs);
+        self.may_publish(client, &Publish { content, qos, retain, expiry_secs })
+    }
+
+    /// Publishes in the name of a client that is not connected: a will. Refused where its rights have gone.
+    pub(crate) fn publish_as(&self, app: AppNo, client: &str, from: Option<SessionNo>, publish: Publish) {
+        let mut collected = Collected::default();
+        let routed = self.may_publish(client, &publish).and_then(|()| {
+            let hub = self.hub();
+            self.route(&hub, app, from, &publish, &mut collected)
+        });
+        if let Err(error) = routed {
+            tracing::info!(client, topic = publish.content.topic, %error, "a will was not published");
+            return;
+        }
+        self.deliver_live(&publish, collected.live);
+        self.commit(collected.commands, Box::new(|_| {}));
+    }
+
+    /// Publishes for the app's own server: no gate but the limits. `done` gets the number of sessions it went to.
+    pub fn publish_from_app(
+        &self,
+        app: AppNo,
+        publish: Publish,
+        done: Box<dyn FnOnce(Result<usize, StoreError>) + Send>,
+    ) -> Result<(), PublishError> {
+        if publish.content.payload.len() > self.limits.payload_bytes_max {
+            return Err(PublishError::TooLarge);
+        }
+        let mut collected = Collected::default();
+        let routed = {
+            let hub = self.hub();
+            self.route(&hub, app, None, &publish, &mut collected)?
+        };
+        self.deliver_live(&publish, collected.live);
+        if collected.commands.is_empty() {
+            done(Ok(routed.matched));
+        } else {
+            self.commit(collected.commands, Box::new(move |outcome| done(outcome.map(|_| routed.matched))));
+        }
+        Ok(())
+    }
+
+    fn deliver_live(&self, publish: &Publish, targets: Vec<LiveTarget>) {
+        if !targets.is_empty() {
+            let expires_at = publish.expiry_secs.map(|secs| self.clock.now() + u64::from(secs) * 1000);
+            self.connections().deliver(&Live { content: publish.content.clone(), expires_at }, targets);
+        }
+    }
+
+    fn route(
+        &self,
+        hub: &crate::hub::Hub,
+        app: AppNo,
+        from: Option<SessionNo>,
+        publish: &Publish,
+        into: &mut Collected,
+    ) -> Result<Routed, PublishError> {
+        let topic = publish.content.topic.as_deref().unwrap_or("");
+        let commands_before = into.commands.len();
+        if publish.retain {
+            into.commands.push(self.retain_command(app, topic, publish)?);
+        }
+        let mut matched = 0;
+        let mut stored = Vec::new();
+        let all_may = self.access.receives_all();
+        if let Some(app_hub) = hub.apps.get(&app) {
+            let online = |no: SessionNo| hub.get(no).is_some_and(|s| s.connection.is_some());
+            app_hub.topics.for_each_match(topic, from, online, |m| {
+                let Some(session) = hub.get(m.session) else { return };
+                if !all_may && !self.access.may_receive(&session.client, topic) {
+                    return;
+                }
+                matched += 1;
+                let qos = m.qos.min(publish.qos);
+                let retain = publish.retain && m.retain_as_published;
+                match (session.connection, session.device.filter(|_| session.stored && qos > 0)) {
+                    (_, Some(device)) => stored.push(Target { device, qos, retain, subscription_ids: m.ids }),
+                    (Some(connection), None) => {
+                        into.live.push(LiveTarget { connection, qos, retain, subscription_ids: m.ids });
+                    }
+                    (None, None) => {}
+                }
+            });
+        }
+        if !stored.is_empty() {
+            into.commands.push(self.accept_publish(app, publish, stored));
+        }
+        Ok(Routed { matched, durable: into.commands.len() > commands_before })
+    }
+
+    fn accept_publish(&self, app: AppNo, publish: &Publish, targets: Vec<Target>) -> Command {
+        let now = self.clock.now();
+        let ttl_default = self.limits.ttl_default.as_secs();
+        let ttl_secs = publish.expiry_secs.map_or(ttl_default, u64::from).min(self.limits.ttl_max.as_secs());
+        Command::Accept(Box::new(NewMessage {
+            app,
+            id: MessageId(0),
+            targets: Targets::Direct(targets),
+            accepted_at: now,
+            expires_at: now + ttl_secs * 1000,
+            priority: Priority::Normal,
+            collapse_key: None,
+            backlog: Backlog::All,
+            idempotency: None,
+            tracked: false,
+            push: false,
+            reject_when_full: false,
+            inbox_max: self.limits.inbox_max,
+            inbox_bytes_max: self.limits.inbox_bytes_max,
+            content: Some(publish.content.clone()),
+        }))
+    }
+
+    /// An empty payload takes the retained message away (MQTT-3.3.1-6).
+    fn retain_command(&self, app: AppNo, topic: &str, publish: &Publish) -> Result<Command, PublishError> {
+        let topic = topic.to_owned();
+        if publish.content.payload.is_empty() {
+            return Ok(Command::Retain { app, topic, message: None });
+        }
+        if self.store.retained_count(app) >= self.limits.retained_max {
+            return Err(PublishError::RetainedFull);
+        }
+        let expires_at =
+            publish.expiry_secs.map_or(UnixMillis::MAX, |secs| self.clock.now() + u64::from(secs) * 1000);
+        let message =
+            RetainedMessage { qos: publish.qos, expires_at, content: Some(publish.content.clone()) };
+        Ok(Command::Retain { app, topic, message: Some(message) })
+    }
+
+    /// Retained messages for a new subscription of a session, through the same gate as everything else.
+    pub fn retained(&self, session: SessionNo, filter: &str) -> Vec<(Retained, Arc<Content>)> {
+        let Some((app, client)) = self.hub().get(session).map(|s| (s.app, s.client.clone())) else {
+            return Vec::new();
+        };
+        let found = self.store.retained(app, filter, self.limits.retained_sent_max, self.clock.now());
+        let allowed = found.into_iter().filter(|r| self.access.may_receive(&client, &r.topic));
+        allowed.filter_map(|r| Some((r.clone(), self.store.content(r.blob).ok()?))).collect()
+    }
+}

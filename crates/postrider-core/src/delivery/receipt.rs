@@ -1,0 +1,96 @@
+//! Step 5. What devices say of their deliveries becomes steps on the ladder.
+
+use crate::Engine;
+use crate::command::*;
+use crate::id::*;
+use crate::model::*;
+use crate::port::*;
+use crate::topics::SessionNo;
+use std::collections::BTreeMap;
+
+/// One acknowledgement, or another end, that a connection learned of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ack {
+    pub session: SessionNo,
+    pub seq: Seq,
+    pub step: Step,
+    pub reason: Reason,
+    pub sent_at: Option<UnixMillis>,
+}
+
+/// What the app on the device tells of a message by its id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceReceipt {
+    pub message: MessageId,
+    pub step: Step,
+}
+
+impl Engine {
+    /// Records acknowledgements, many at a time; each removes its delivery from the inbox in the same commit.
+    pub fn ack(&self, acks: &[Ack]) {
+        let now = self.clock.now();
+        let mut by_app: BTreeMap<AppNo, Vec<Progress>> = BTreeMap::new();
+        let hub = self.hub();
+        for ack in acks {
+            let Some((app, device)) = hub.get(ack.session).and_then(|s| Some((s.app, s.device?))) else {
+                continue;
+            };
+            let Ack { seq, step, reason, sent_at, .. } = *ack;
+            by_app.entry(app).or_default().push(Progress {
+                device,
+                which: Which::Seq(seq),
+                step,
+                reason,
+                sent_at,
+            });
+        }
+        drop(hub);
+        let commands = by_app.into_iter().map(|(app, steps)| Command::Progress { app, steps, now });
+        self.submit_quietly(commands.collect());
+    }
+
+    /// Written to a connection.
+    pub fn sent(&self, session: SessionNo, seqs: &[Seq]) -> UnixMillis {
+        let now = self.clock.now();
+        let at = self.hub().get(session).and_then(|s| Some((s.app, s.device?)));
+        if let Some((app, device)) = at {
+            let deliveries: Vec<_> = seqs.iter().map(|seq| (device, *seq)).collect();
+            self.store.sent(app, &deliveries, now);
+        }
+        now
+    }
+
+    /// Receipts of the app on the device: displayed, clicked, dismissed, replied, or delivered by id.
+    /// `done` gets how many were new; receipts for deliveries that are not this device's are ignored.
+    pub fn device_receipts(
+        &self,
+        at: DeviceRef,
+        receipts: &[DeviceReceipt],
+        done: Box<dyn FnOnce(Result<usize, StoreError>) + Send>,
+    ) {
+        let step = |r: &DeviceReceipt| Progress {
+            device: at.device,
+            which: Which::Id(r.message),
+            step: r.step,
+            reason: Reason::None,
+            sent_at: None,
+        };
+        let allowed = receipts.iter().filter(|r| r.step == Step::Delivered || r.step.by_app());
+        let steps: Vec<Progress> = allowed.map(step).collect();
+        let command = Command::Progress { app: at.app, steps, now: self.clock.now() };
+        let done: Done = Box::new(move |outcomes| {
+            done(outcomes.map(|o| match o.first() {
+                Some(Outcome::Progressed { taken }) => *taken,
+                _ => 0,
+            }));
+        });
+        self.store.submit(vec![command], done);
+    }
+
+    /// The device of a session, where it has one.
+    pub fn session_device(&self, session: SessionNo) -> Option<DeviceRef> {
+        let hub = self.hub();
+        let s = hub.get(session)?;
+        Some(DeviceRef { app: s.app, device: s.device? })
+    }
+}

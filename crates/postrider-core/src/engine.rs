@@ -1,0 +1,123 @@
+//! The one facade that adapters call. Its verbs are defined where their step of the story is told: `session`, `delivery/*`.
+
+use crate::access::Access;
+use crate::delivery::drain::Contents;
+use crate::delivery::expire::{Connects, Wills};
+use crate::hub::Hub;
+use crate::id::*;
+use crate::limits::Limits;
+use crate::port::*;
+use std::ops::Deref;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+/// Cheap to clone.
+#[derive(Clone)]
+pub struct Engine(Arc<Inner>);
+
+pub struct Inner {
+    pub store: Arc<dyn Store>,
+    pub limits: Limits,
+    pub access: Access,
+    pub clock: Arc<dyn Clock>,
+    pub chance: Arc<dyn Chance>,
+    hub: RwLock<Hub>,
+    connections: OnceLock<Arc<dyn Connections>>,
+    pub(crate) contents: Contents,
+    pub(crate) wills: Wills,
+    pub(crate) connects: Connects,
+    pub(crate) last_sweep: Mutex<UnixMillis>,
+}
+
+impl Deref for Engine {
+    type Target = Inner;
+
+    fn deref(&self) -> &Inner {
+        &self.0
+    }
+}
+
+/// Where nobody is connected yet.
+struct Nobody;
+
+impl Connections for Nobody {
+    fn wake(&self, _: &[ConnectionRef]) {}
+    fn deliver(&self, _: &Live, _: Vec<LiveTarget>) {}
+    fn close(&self, _: ConnectionRef, _: Farewell) {}
+}
+
+static NOBODY: Nobody = Nobody;
+
+impl Engine {
+    /// An engine over a store, with the sessions that the store knows.
+    pub fn new(
+        store: Arc<dyn Store>,
+        limits: Limits,
+        access: Access,
+        clock: Arc<dyn Clock>,
+        chance: Arc<dyn Chance>,
+    ) -> Engine {
+        let contents = Contents::new(limits.content_cache_bytes_max);
+        let engine = Engine(Arc::new(Inner {
+            store,
+            limits,
+            access,
+            clock,
+            chance,
+            hub: RwLock::default(),
+            connections: OnceLock::new(),
+            contents,
+            wills: Wills::default(),
+            connects: Connects::default(),
+            last_sweep: Mutex::default(),
+        }));
+        engine.restore_sessions();
+        engine
+    }
+
+    /// Gives the engine its way to the connections; once, before the first of them.
+    pub fn attach_connections(&self, connections: Arc<dyn Connections>) {
+        _ = self.connections.set(connections);
+    }
+
+    pub(crate) fn connections(&self) -> &dyn Connections {
+        self.connections.get().map_or(&NOBODY, |c| &**c)
+    }
+
+    pub(crate) fn hub(&self) -> RwLockReadGuard<'_, Hub> {
+        self.hub.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn hub_mut(&self) -> RwLockWriteGuard<'_, Hub> {
+        self.hub.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn app_name(&self, app: AppNo) -> String {
+        self.store.app(app).map_or(String::new(), |a| a.id)
+    }
+
+    /// Live connections of this node.
+    pub fn connected_count(&self) -> usize {
+        self.hub().connected
+    }
+
+    /// The live connection of a device is closed: it was deleted, or its secret was changed.
+    pub fn revoke(&self, at: DeviceRef) {
+        let connection = self.hub().by_device(at).and_then(|s| s.connection);
+        if let Some(connection) = connection {
+            self.connections().close(connection, Farewell::Revoked);
+        }
+    }
+
+    /// Deletes a device: its deliveries end `erased`, its connection is closed, its session goes.
+    pub fn delete_device(&self, at: DeviceRef, done: Done) {
+        let now = self.clock.now();
+        self.revoke(at);
+        let mut hub = self.hub_mut();
+        if let Some(no) = hub.apps.get(&at.app).and_then(|a| a.devices.get(&at.device)).copied() {
+            hub.connected -= usize::from(hub.get(no).is_some_and(|s| s.connection.is_some()));
+            hub.remove(no);
+        }
+        drop(hub);
+        self.store.submit(vec![crate::command::Command::DeleteDevice { at, now }], done);
+    }
+}

@@ -1,0 +1,222 @@
+//! This node's sessions and which of them are connected, with the subscriptions of all.
+//!
+//! A session is known here while it is connected, and as long as it is to outlive its connection. What must survive a
+//! restart lies in the store as well; the hub is made again from there.
+
+use crate::id::*;
+use crate::model::StoredSubscription;
+use crate::port::ConnectionRef;
+use crate::topics::{SessionNo, Sub, Topics};
+use rustc_hash::FxHashMap;
+use std::any::Any;
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+
+/// State that a protocol wants to find again when the session comes back.
+pub type Saved = Box<dyn Any + Send + Sync>;
+
+/// Everything about sessions, behind one lock.
+#[derive(Default)]
+pub struct Hub {
+    pub(crate) sessions: Vec<Session>,
+    free: Vec<SessionNo>,
+    pub(crate) apps: FxHashMap<AppNo, AppHub>,
+    /// Sessions kept in memory only, by the time at which they end.
+    pub(crate) idle: BTreeSet<(UnixMillis, SessionNo)>,
+    pub(crate) connected: usize,
+}
+
+/// The part of one app.
+#[derive(Default)]
+pub(crate) struct AppHub {
+    pub clients: HashMap<Arc<str>, SessionNo, rustc_hash::FxBuildHasher>,
+    pub devices: FxHashMap<DeviceNo, SessionNo>,
+    pub topics: Topics,
+}
+
+/// One session.
+pub(crate) struct Session {
+    pub app: AppNo,
+    /// Grows each time the place is given to another session.
+    pub generation: u32,
+    /// Device id, or the client's own name for itself.
+    pub client: Arc<str>,
+    pub device: Option<DeviceNo>,
+    pub connection: Option<ConnectionRef>,
+    pub registered: bool,
+    /// The store knows it: what it misses while away is kept.
+    pub stored: bool,
+    /// QoS at which it takes pushes, where it does.
+    pub push_qos: Option<u8>,
+    /// How long it outlives its connection.
+    pub expiry_secs: u32,
+    /// When it ends, while it is away and only in memory.
+    pub ends_at: Option<UnixMillis>,
+    pub subscriptions: Vec<SessionSub>,
+    pub will: Option<Box<crate::session::Will>>,
+    pub saved: Option<Saved>,
+}
+
+/// A session's own list of what it subscribes to: short, and the way to find its places in the index again.
+pub(crate) struct SessionSub {
+    pub filter: Arc<str>,
+    pub share: Option<Box<str>>,
+}
+
+impl Hub {
+    pub(crate) fn app(&mut self, app: AppNo) -> &mut AppHub {
+        self.apps.entry(app).or_default()
+    }
+
+    pub(crate) fn find(&self, app: AppNo, client: &str) -> Option<SessionNo> {
+        self.apps.get(&app)?.clients.get(client).copied()
+    }
+
+    pub(crate) fn by_device(&self, at: DeviceRef) -> Option<&Session> {
+        let no = self.apps.get(&at.app)?.devices.get(&at.device)?;
+        self.sessions.get(*no as usize)
+    }
+
+    pub(crate) fn get(&self, no: SessionNo) -> Option<&Session> {
+        self.sessions.get(no as usize)
+    }
+
+    pub(crate) fn get_mut(&mut self, no: SessionNo) -> Option<&mut Session> {
+        self.sessions.get_mut(no as usize)
+    }
+
+    /// A new session for a client that has none.
+    pub(crate) fn add(
+        &mut self,
+        app: AppNo,
+        client: &str,
+        device: Option<DeviceNo>,
+        registered: bool,
+    ) -> SessionNo {
+        let client: Arc<str> = client.into();
+        let mut session = Session {
+            app,
+            generation: 0,
+            client: client.clone(),
+            device,
+            connection: None,
+            registered,
+            stored: false,
+            push_qos: None,
+            expiry_secs: 0,
+            ends_at: None,
+            subscriptions: Vec::new(),
+            will: None,
+            saved: None,
+        };
+        let no = match self.free.pop() {
+            Some(no) => {
+                let place = &mut self.sessions[no as usize];
+                session.generation = place.generation.wrapping_add(1);
+                *place = session;
+                no
+            }
+            None => {
+                self.sessions.push(session);
+                (self.sessions.len() - 1) as SessionNo
+            }
+        };
+        let hub = self.app(app);
+        hub.clients.insert(client, no);
+        if let Some(device) = device {
+            hub.devices.insert(device, no);
+        }
+        no
+    }
+
+    pub(crate) fn set_device(&mut self, no: SessionNo, device: DeviceNo) {
+        let session = &mut self.sessions[no as usize];
+        session.device = Some(device);
+        let app = session.app;
+        self.app(app).devices.insert(device, no);
+    }
+
+    /// The session is over: it leaves every index.
+    pub(crate) fn remove(&mut self, no: SessionNo) {
+        self.clear_subscriptions(no);
+        self.keep_awake(no);
+        let session = &mut self.sessions[no as usize];
+        let (app, device) = (session.app, session.device.take());
+        let client = std::mem::replace(&mut session.client, "".into());
+        session.connection = None;
+        session.stored = false;
+        session.will = None;
+        session.saved = None;
+        session.generation = session.generation.wrapping_add(1);
+        let hub = self.app(app);
+        hub.clients.remove(&client);
+        if let Some(device) = device {
+            hub.devices.remove(&device);
+        }
+        self.free.push(no);
+    }
+
+    /// A session in memory that nobody is connected to ends at `ends_at`.
+    pub(crate) fn let_idle(&mut self, no: SessionNo, ends_at: UnixMillis) {
+        self.sessions[no as usize].ends_at = Some(ends_at);
+        self.idle.insert((ends_at, no));
+    }
+
+    pub(crate) fn keep_awake(&mut self, no: SessionNo) {
+        if let Some(ends_at) = self.sessions[no as usize].ends_at.take() {
+            self.idle.remove(&(ends_at, no));
+        }
+    }
+
+    /// True if the session had it already.
+    pub(crate) fn subscribe(&mut self, no: SessionNo, new: &StoredSubscription) -> bool {
+        let session = &mut self.sessions[no as usize];
+        let app = session.app;
+        if new.filter == crate::access::INBOX_TOPIC && new.share.is_none() {
+            session.push_qos = Some(new.qos);
+        }
+        let same = |s: &&SessionSub| *s.filter == new.filter && s.share.as_deref() == new.share.as_deref();
+        let known = session.subscriptions.iter().find(same).map(|s| s.filter.clone());
+        let again = known.is_some();
+        let filter = known.unwrap_or_else(|| {
+            let filter: Arc<str> = new.filter.as_str().into();
+            session.subscriptions.reserve_exact(1);
+            session
+                .subscriptions
+                .push(SessionSub { filter: filter.clone(), share: new.share.as_deref().map(Into::into) });
+            filter
+        });
+        let sub = Sub {
+            session: no,
+            id: new.id.unwrap_or(0),
+            qos: new.qos,
+            no_local: new.no_local,
+            retain_as_published: new.retain_as_published,
+        };
+        self.app(app).topics.subscribe(&filter, new.share.as_deref(), sub, again);
+        again
+    }
+
+    /// True if there was such a subscription.
+    pub(crate) fn unsubscribe(&mut self, no: SessionNo, share: Option<&str>, filter: &str) -> bool {
+        let session = &mut self.sessions[no as usize];
+        if filter == crate::access::INBOX_TOPIC && share.is_none() {
+            session.push_qos = None;
+        }
+        let place =
+            session.subscriptions.iter().position(|s| &*s.filter == filter && s.share.as_deref() == share);
+        let Some(place) = place else { return false };
+        session.subscriptions.swap_remove(place);
+        let app = session.app;
+        self.app(app).topics.unsubscribe(filter, share, no)
+    }
+
+    pub(crate) fn clear_subscriptions(&mut self, no: SessionNo) {
+        let session = &mut self.sessions[no as usize];
+        session.push_qos = None;
+        let app = session.app;
+        for sub in std::mem::take(&mut session.subscriptions) {
+            self.app(app).topics.unsubscribe(&sub.filter, sub.share.as_deref(), no);
+        }
+    }
+}

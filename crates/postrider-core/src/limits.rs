@@ -1,0 +1,83 @@
+//! Every maximum that the core keeps, in one table. The numbers in brackets are those of the reliability study.
+
+use std::time::Duration;
+
+/// Defaults are those of an internet-facing server; profiles for trusted networks and suites set them otherwise.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Bytes of a message's payload (L10).
+    pub payload_bytes_max: usize,
+    /// Devices that one message may name one by one (L26).
+    pub recipients_max: usize,
+    /// Above this many devices a message is stored once as a broadcast.
+    pub direct_max: usize,
+    /// Undelivered messages and bytes of a device's inbox (L30).
+    pub inbox_max: u32,
+    pub inbox_bytes_max: u32,
+    /// Live broadcasts of an app.
+    pub broadcasts_max: usize,
+    pub ttl_max: Duration,
+    pub ttl_default: Duration,
+    /// Bytes of an idempotency key (A33), and how long one is remembered at least (P2).
+    pub idempotency_key_bytes_max: usize,
+    pub idempotency_keep: Duration,
+    /// Bytes of a collapse key, tag, alias, attribute name; tags and attributes of a device.
+    pub name_bytes_max: usize,
+    pub tags_max: usize,
+    pub attributes_max: usize,
+    /// Clauses of an audience expression, nested ones counted.
+    pub audience_clauses_max: usize,
+    /// Devices of an app (L35).
+    pub devices_max: u64,
+    /// Subscriptions of a session (L13).
+    pub subscriptions_max: usize,
+    /// Retained messages of an app, and sent to one new subscription.
+    pub retained_max: usize,
+    pub retained_sent_max: usize,
+    /// Longest session expiry granted (P9).
+    pub session_expiry_max_secs: u32,
+    /// Sessions without subscriptions that are kept in memory after their connection.
+    pub idle_sessions_max: usize,
+    /// Connects of one device in a minute (L33); 0: no limit.
+    pub connects_per_minute_max: u32,
+    /// Delayed wills waiting.
+    pub wills_max: usize,
+    /// Reports: how long and how many are kept after a message ended.
+    pub history_keep: Duration,
+    pub history_max: u32,
+    /// Bytes of recent contents kept in memory for draining.
+    pub content_cache_bytes_max: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        const DAY: u64 = 24 * 60 * 60;
+        Limits {
+            payload_bytes_max: 64 * 1024,
+            recipients_max: 1_000,
+            direct_max: 64,
+            inbox_max: 1_000,
+            inbox_bytes_max: 4 * 1024 * 1024,
+            broadcasts_max: 10_000,
+            ttl_max: Duration::from_secs(30 * DAY),
+            ttl_default: Duration::from_secs(28 * DAY),
+            idempotency_key_bytes_max: 64,
+            idempotency_keep: Duration::from_secs(DAY),
+            name_bytes_max: 64,
+            tags_max: 1_000,
+            attributes_max: 100,
+            audience_clauses_max: 64,
+            devices_max: 1_000_000,
+            subscriptions_max: 32,
+            retained_max: 10_000,
+            retained_sent_max: 1_000,
+            session_expiry_max_secs: 30 * DAY as u32,
+            idle_sessions_max: 10_000,
+            connects_per_minute_max: 15,
+            wills_max: 100_000,
+            history_keep: Duration::from_secs(30 * DAY),
+            history_max: 1_000_000,
+            content_cache_bytes_max: 32 * 1024 * 1024,
+        }
+    }
+}

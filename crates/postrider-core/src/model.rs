@@ -1,0 +1,371 @@
+//! The nouns of the domain, as they are stored and as they are told. No rules here.
+
+use crate::id::*;
+use bytes::Bytes;
+use roaring::RoaringBitmap;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// A set of devices of one app, by number.
+pub type DeviceSet = RoaringBitmap;
+
+/// What kind of installation a device is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Platform {
+    Android,
+    Ios,
+    Harmony,
+    Web,
+    Desktop,
+    Iot,
+    #[default]
+    Other,
+}
+
+impl Platform {
+    pub const ALL: [Platform; 7] = [
+        Platform::Android,
+        Platform::Ios,
+        Platform::Harmony,
+        Platform::Web,
+        Platform::Desktop,
+        Platform::Iot,
+        Platform::Other,
+    ];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Platform::Android => "android",
+            Platform::Ios => "ios",
+            Platform::Harmony => "harmony",
+            Platform::Web => "web",
+            Platform::Desktop => "desktop",
+            Platform::Iot => "iot",
+            Platform::Other => "other",
+        }
+    }
+}
+
+/// The value of a device's attribute.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Attribute {
+    Text(String),
+    Number(f64),
+    Bool(bool),
+}
+
+/// What an installation says of itself when it registers, or an app server says of it later.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Profile {
+    pub platform: Platform,
+    pub alias: Option<String>,
+    pub tags: Vec<String>,
+    pub attributes: BTreeMap<String, Attribute>,
+    /// Tokens of outside providers, by the provider's name.
+    pub provider_tokens: BTreeMap<String, String>,
+}
+
+/// A change to a device; `None` leaves a field as it is.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ProfileChange {
+    pub platform: Option<Platform>,
+    /// `Some(None)` takes the alias away.
+    pub alias: Option<Option<String>>,
+    /// All tags anew.
+    pub tags: Option<Vec<String>>,
+    pub add_tags: Vec<String>,
+    pub remove_tags: Vec<String>,
+    /// Merged; a `None` value removes the attribute.
+    pub attributes: BTreeMap<String, Option<Attribute>>,
+    pub provider_tokens: BTreeMap<String, Option<String>>,
+}
+
+/// A device as it is shown.
+#[derive(Clone, Debug)]
+pub struct DeviceView {
+    pub at: DeviceRef,
+    pub id: String,
+    pub profile: Profile,
+    pub anonymous: bool,
+    pub created_at: UnixMillis,
+    pub last_seen_at: Option<UnixMillis>,
+    pub subscriptions: Vec<StoredSubscription>,
+    /// Undelivered messages, broadcasts included.
+    pub inbox_len: usize,
+    pub session: Option<StoredSession>,
+}
+
+/// A session that outlives its connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoredSession {
+    pub expiry_secs: u32,
+    /// When the last connection ended, where it has; the session ends `expiry_secs` later.
+    pub left_at: Option<UnixMillis>,
+}
+
+/// A subscription to a topic filter.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoredSubscription {
+    pub filter: String,
+    /// Group of a shared subscription.
+    pub share: Option<String>,
+    pub qos: u8,
+    pub no_local: bool,
+    pub retain_as_published: bool,
+    /// The subscriber's own number for it, told with each message.
+    pub id: Option<u32>,
+}
+
+/// What a message contains, as it goes to devices: encoded once, stored once.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Content {
+    /// Set: goes out on this topic as it is. Not set: a push, which goes to the device's inbox topic as `payload`.
+    pub topic: Option<String>,
+    pub payload: Bytes,
+    pub properties: Option<Box<ContentProperties>>,
+}
+
+/// What publisher and subscriber of a topic tell each other beside the payload.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ContentProperties {
+    pub payload_is_utf8: bool,
+    /// The publisher gave the message a life, so subscribers are told what is left of it.
+    pub expires: bool,
+    pub content_type: Option<String>,
+    pub response_topic: Option<String>,
+    pub correlation: Option<Bytes>,
+    pub user: Vec<(String, String)>,
+}
+
+/// How urgent a message is; high overtakes, low is evicted first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Priority {
+    Low,
+    #[default]
+    Normal,
+    High,
+}
+
+/// How many pending messages of one collapse key a device keeps.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Backlog {
+    #[default]
+    All,
+    Latest,
+    Last(u16),
+}
+
+impl Backlog {
+    /// The number kept, where there is one.
+    pub fn keep(self) -> Option<usize> {
+        match self {
+            Backlog::All => None,
+            Backlog::Latest => Some(1),
+            Backlog::Last(n) => Some(usize::from(n).max(1)),
+        }
+    }
+}
+
+/// One device of a direct message, and how it is to get it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Target {
+    pub device: DeviceNo,
+    pub qos: u8,
+    pub retain: bool,
+    pub subscription_ids: Vec<u32>,
+}
+
+/// Whom a message goes to, resolved at accept.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Targets {
+    Direct(Vec<Target>),
+    Broadcast(DeviceSet),
+}
+
+impl Targets {
+    pub fn len(&self) -> u64 {
+        match self {
+            Targets::Direct(list) => list.len() as u64,
+            Targets::Broadcast(set) => set.len(),
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// The steps of a delivery. The order of the variants is the order of the ladder; from `Expired` on they are ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[repr(u8)]
+pub enum Step {
+    Accepted,
+    Queued,
+    Sent,
+    Delivered,
+    Displayed,
+    Dismissed,
+    Replied,
+    Clicked,
+    Expired,
+    Superseded,
+    Evicted,
+    Cancelled,
+    Rejected,
+    Erased,
+    HandedOver,
+}
+
+impl Step {
+    pub const ALL: [Step; 15] = [
+        Step::Accepted,
+        Step::Queued,
+        Step::Sent,
+        Step::Delivered,
+        Step::Displayed,
+        Step::Dismissed,
+        Step::Replied,
+        Step::Clicked,
+        Step::Expired,
+        Step::Superseded,
+        Step::Evicted,
+        Step::Cancelled,
+        Step::Rejected,
+        Step::Erased,
+        Step::HandedOver,
+    ];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Step::Accepted => "accepted",
+            Step::Queued => "queued",
+            Step::Sent => "sent",
+            Step::Delivered => "delivered",
+            Step::Displayed => "displayed",
+            Step::Dismissed => "dismissed",
+            Step::Replied => "replied",
+            Step::Clicked => "clicked",
+            Step::Expired => "expired",
+            Step::Superseded => "superseded",
+            Step::Evicted => "evicted",
+            Step::Cancelled => "cancelled",
+            Step::Rejected => "rejected",
+            Step::Erased => "erased",
+            Step::HandedOver => "handed_over",
+        }
+    }
+
+    /// A delivery that reached this step leaves the inbox.
+    pub fn ends(self) -> bool {
+        self >= Step::Delivered
+    }
+
+    /// Reported by the app on the device after delivery.
+    pub fn by_app(self) -> bool {
+        matches!(self, Step::Displayed | Step::Dismissed | Step::Replied | Step::Clicked)
+    }
+}
+
+/// Why a delivery ended as it did: one fixed list, the same in every API.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[repr(u8)]
+pub enum Reason {
+    #[default]
+    None,
+    Ttl,
+    NotConnected,
+    Collapsed,
+    QueueFull,
+    Recalled,
+    Unregistered,
+    Refused,
+    NotAllowed,
+    TooLarge,
+    NoAcknowledgement,
+    Corrupt,
+    SessionEnded,
+}
+
+impl Reason {
+    pub fn name(self) -> &'static str {
+        match self {
+            Reason::None => "",
+            Reason::Ttl => "ttl",
+            Reason::NotConnected => "not_connected",
+            Reason::Collapsed => "collapsed",
+            Reason::QueueFull => "queue_full",
+            Reason::Recalled => "recalled",
+            Reason::Unregistered => "unregistered",
+            Reason::Refused => "refused",
+            Reason::NotAllowed => "not_allowed",
+            Reason::TooLarge => "too_large",
+            Reason::NoAcknowledgement => "no_acknowledgement",
+            Reason::Corrupt => "corrupt",
+            Reason::SessionEnded => "session_ended",
+        }
+    }
+}
+
+/// One row of the receipt stream.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ReceiptEvent {
+    /// Grows by one an event, over the whole store.
+    pub position: u64,
+    pub at: UnixMillis,
+    pub app: AppNo,
+    pub message: MessageId,
+    /// `None`: all devices of the message for which it was still open.
+    pub device: Option<DeviceNo>,
+    pub step: Step,
+    pub reason: Reason,
+    /// How many deliveries the row stands for.
+    pub count: u64,
+}
+
+/// What a key may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KeyScope {
+    /// Everything within one app.
+    App,
+    /// Send and read reports within one app.
+    Send,
+    /// Read within one app.
+    Read,
+    /// Make apps and keys.
+    Admin,
+}
+
+/// A key of an app (or of the platform), as it is kept: never the key itself.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StoredKey {
+    pub id: String,
+    pub name: String,
+    pub scope: KeyScope,
+    /// SHA-256 of the key.
+    pub hash: [u8; 32],
+    pub created_at: UnixMillis,
+    pub revoked_at: Option<UnixMillis>,
+}
+
+/// Where in the store's files a message's content lies.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct BlobRef {
+    pub file: u32,
+    pub offset: u32,
+    pub len: u32,
+}
+
+/// A message that stays on its topic and greets new subscribers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Retained {
+    pub topic: String,
+    pub qos: u8,
+    pub expires_at: UnixMillis,
+    pub blob: BlobRef,
+}

@@ -1,0 +1,426 @@
+//! A client comes, subscribes, goes: sessions from sign-in to their end, and the wills they leave.
+
+use crate::Engine;
+use crate::command::*;
+use crate::hub::{Hub, Saved};
+use crate::id::*;
+use crate::model::*;
+use crate::port::*;
+use crate::topics::SessionNo;
+use sha2::{Digest, Sha256};
+use std::sync::Arc;
+
+/// Who signs in, after the credentials were checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Client {
+    pub app: AppNo,
+    /// Device id, or an anonymous client's own name.
+    pub id: String,
+    /// The registered device.
+    pub device: Option<DeviceNo>,
+}
+
+/// A will: published in the client's name when its connection ends badly.
+#[derive(Clone, Debug)]
+pub struct Will {
+    pub content: Arc<Content>,
+    pub qos: u8,
+    pub retain: bool,
+    pub expiry_secs: Option<u32>,
+    pub delay_secs: u32,
+}
+
+/// What a client asks for when it connects.
+pub struct Attach {
+    pub client: Client,
+    pub connection: ConnectionRef,
+    /// Begin anew, whatever session there was.
+    pub clean: bool,
+    pub expiry_secs: u32,
+    pub will: Option<Will>,
+}
+
+/// A session attached to a connection.
+pub struct Attached {
+    pub session: SessionNo,
+    /// It was there before.
+    pub present: bool,
+    pub expiry_secs: u32,
+    /// What the protocol left with it.
+    pub saved: Option<Saved>,
+}
+
+/// How a connection ended.
+#[derive(Default)]
+pub struct Detach {
+    /// The client said goodbye: no will.
+    pub orderly: bool,
+    /// A new session expiry, given with the goodbye.
+    pub expiry_secs: Option<u32>,
+    pub saved: Option<Saved>,
+    /// Do not keep the session unless it subscribes to something: clients of old publish with a new name each time.
+    pub only_with_subscriptions: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SignInError {
+    #[error("unknown device or wrong secret")]
+    BadCredentials,
+    #[error("anonymous clients are not allowed here")]
+    NotAllowed,
+    #[error("the device connects too often")]
+    TooOften,
+    #[error("the store takes nothing now")]
+    Unavailable,
+}
+
+/// Called with what came of each filter, when it is on stable storage where it has to be.
+pub type Subscribed = Box<dyn FnOnce(Vec<Result<u8, u8>>) + Send>;
+
+/// The hash under which secrets and keys are kept.
+pub fn secret_hash(secret: &[u8]) -> [u8; 32] {
+    Sha256::digest(secret).into()
+}
+
+fn same(a: &[u8; 32], b: &[u8; 32]) -> bool {
+    a.iter().zip(b).fold(0, |diff, (a, b)| diff | (a ^ b)) == 0
+}
+
+impl Engine {
+    /// Checks a device's credentials. Unknown devices and wrong secrets look alike, and cost the same.
+    pub fn sign_in(&self, app: AppNo, device: &str, secret: &[u8]) -> Result<Client, SignInError> {
+        let hash = secret_hash(secret);
+        let at = self.store.device_by_id(app, device);
+        let known = at.and_then(|at| self.store.sign_in(at)).and_then(|s| s.secret_hash);
+        let right = same(&known.unwrap_or([0; 32]), &hash) && known.is_some();
+        let at = at.filter(|_| right).ok_or(SignInError::BadCredentials)?;
+        Ok(Client { app, id: device.to_owned(), device: Some(at.device) })
+    }
+
+    /// An anonymous client. A name that belongs to a registered device is not to be had without its secret.
+    pub fn sign_in_anonymous(&self, app: AppNo, name: &str) -> Result<Client, SignInError> {
+        if !self.access.anonymous {
+            return Err(SignInError::NotAllowed);
+        }
+        let device = match self.store.device_by_id(app, name) {
+            Some(at) if self.store.sign_in(at).is_some_and(|s| s.secret_hash.is_some()) => {
+                return Err(SignInError::BadCredentials);
+            }
+            at => at.map(|at| at.device),
+        };
+        Ok(Client { app, id: name.to_owned(), device })
+    }
+
+    /// Attaches a connection to the client's session; an older connection of the same client is closed.
+    pub fn connect(&self, attach: Attach) -> Result<Attached, SignInError> {
+        let now = self.clock.now();
+        let registered = attach.client.device.is_some() && self.is_registered(&attach.client);
+        if !self.connects.allow(&attach.client, now, self.limits.connects_per_minute_max) {
+            return Err(SignInError::TooOften);
+        }
+        let expiry_secs = attach.expiry_secs.min(self.limits.session_expiry_max_secs);
+        let mut hub = self.hub_mut();
+        let Attach { client, connection, clean, will, .. } = attach;
+        let existing = hub.find(client.app, &client.id);
+        let old_connection = existing.and_then(|no| hub.get(no)?.connection);
+        let old_will =
+            existing.filter(|_| old_connection.is_some()).and_then(|no| hub.get_mut(no)?.will.take());
+        let mut commands = Vec::new();
+        let ended = existing.filter(|no| clean || !outlives(&hub, *no));
+        if let Some(no) = ended {
+            if hub.get(no).is_some_and(|s| s.stored)
+                && let Some(device) = client.device
+            {
+                commands.push(Command::EndSession { at: DeviceRef { app: client.app, device }, now });
+            }
+            hub.connected -= usize::from(old_connection.is_some());
+            hub.remove(no);
+        }
+        let present = existing.is_some() && ended.is_none();
+        let no = match existing.filter(|_| present) {
+            Some(no) => no,
+            // An anonymous device goes with its session, so a new session begins without one.
+            None => hub.add(client.app, &client.id, client.device.filter(|_| registered), registered),
+        };
+        if present && old_connection.is_some() {
+            hub.connected -= 1;
+        }
+        hub.connected += 1;
+        hub.keep_awake(no);
+        let session = &mut hub.sessions[no as usize];
+        session.connection = Some(connection);
+        session.expiry_secs = expiry_secs;
+        session.will = will.map(Box::new);
+        let saved = session.saved.take();
+        if session.stored
+            && let Some(device) = session.device
+        {
+            let at = DeviceRef { app: client.app, device };
+            commands.push(Command::OpenSession { at, expiry_secs, fresh: false, now });
+        }
+        if registered && let Some(device) = session.device {
+            self.store.seen(DeviceRef { app: client.app, device }, now);
+        }
+        drop(hub);
+        self.submit_quietly(commands);
+        self.wills.cancel(client.app, &client.id);
+        if let Some(old) = old_connection {
+            self.connections().close(old, Farewell::TakenOver);
+        }
+        if let Some(will) = old_will {
+            // Taken over: the old network connection closed without a goodbye. A delayed will of a session that goes on is void.
+            if will.delay_secs == 0 || !present {
+                self.publish_will(client.app, &client.id, &will);
+            }
+        }
+        Ok(Attached { session: no, present, expiry_secs, saved })
+    }
+
+    fn is_registered(&self, client: &Client) -> bool {
+        let at = client.device.map(|device| DeviceRef { app: client.app, device });
+        at.and_then(|at| self.store.sign_in(at)).is_some_and(|s| s.secret_hash.is_some())
+    }
+
+    /// The connection ended. Nothing happens if another one has taken the session over meanwhile.
+    pub fn disconnect(&self, session: SessionNo, connection: ConnectionRef, detach: Detach) {
+        let now = self.clock.now();
+        let mut hub = self.hub_mut();
+        let Some(s) = hub.get_mut(session).filter(|s| s.connection == Some(connection)) else { return };
+        s.connection = None;
+        let will = s.will.take().filter(|_| !detach.orderly);
+        let expiry_secs =
+            detach.expiry_secs.unwrap_or(s.expiry_secs).min(self.limits.session_expiry_max_secs);
+        s.expiry_secs = expiry_secs;
+        let (app, client, stored) = (s.app, s.client.clone(), s.stored);
+        let at = s.device.map(|device| DeviceRef { app, device });
+        let keep =
+            expiry_secs > 0 && (stored || !s.subscriptions.is_empty() || !detach.only_with_subscriptions);
+        s.saved = detach.saved.filter(|_| keep);
+        hub.connected -= 1;
+        let mut commands = Vec::new();
+        match at.filter(|_| stored) {
+            Some(at) if keep => commands.push(Command::LeaveSession { at, expiry_secs, now }),
+            Some(at) => {
+                commands.push(Command::EndSession { at, now });
+                hub.remove(session);
+            }
+            None if keep => {
+                hub.let_idle(session, now + u64::from(expiry_secs) * 1000);
+                if hub.idle.len() > self.limits.idle_sessions_max
+                    && let Some((_, oldest)) = hub.idle.first().copied()
+                {
+                    hub.remove(oldest);
+                }
+            }
+            None => hub.remove(session),
+        }
+        drop(hub);
+        if !stored && let Some(at) = at {
+            self.store.seen(at, now);
+        }
+        self.submit_quietly(commands);
+        if let Some(will) = will {
+            // At the earlier of the will's delay and the session's end (MQTT-3.1.3-9).
+            let delay_secs = if keep { will.delay_secs.min(expiry_secs) } else { 0 };
+            if delay_secs == 0 {
+                self.publish_will(app, &client, &will);
+            } else {
+                self.wills.add(now + u64::from(delay_secs) * 1000, app, client, will, self.limits.wills_max);
+            }
+        }
+    }
+
+    /// Adds subscriptions; `done` gets, for each filter, the QoS granted or the code of refusal.
+    /// Returns the filters that are new to the session, by place (for retained messages).
+    pub fn subscribe(
+        &self,
+        session: SessionNo,
+        wanted: Vec<StoredSubscription>,
+        done: Subscribed,
+    ) -> Vec<bool> {
+        let mut hub = self.hub_mut();
+        let Some((app, client)) = hub.get(session).map(|s| (s.app, s.client.clone())) else {
+            drop(hub);
+            done(vec![Err(0x80); wanted.len()]);
+            return vec![false; wanted.len()];
+        };
+        let mut new = Vec::with_capacity(wanted.len());
+        let mut results = Vec::with_capacity(wanted.len());
+        let mut granted = Vec::new();
+        for subscription in wanted {
+            if !self.access.may_subscribe(&client, &subscription.filter) {
+                results.push(Err(self.access.refusal_code));
+                new.push(false);
+                continue;
+            }
+            let count = hub.get(session).map_or(0, |s| s.subscriptions.len());
+            if count >= self.limits.subscriptions_max && !has(&hub, session, &subscription) {
+                results.push(Err(QUOTA_EXCEEDED));
+                new.push(false);
+                continue;
+            }
+            new.push(!hub.subscribe(session, &subscription));
+            results.push(Ok(subscription.qos));
+            granted.push(subscription);
+        }
+        let s = &hub.sessions[session as usize];
+        let lasting = s.expiry_secs > 0 && !granted.is_empty();
+        let at = s.device.map(|device| DeviceRef { app, device });
+        let (expiry_secs, generation, stored) = (s.expiry_secs, s.generation, s.stored);
+        drop(hub);
+        if !lasting {
+            done(results);
+            return new;
+        }
+        let done: Done = Box::new(move |outcome| {
+            let failed = outcome.is_err();
+            done(
+                results
+                    .into_iter()
+                    .map(|r| r.and_then(|qos| if failed { Err(UNSPECIFIED) } else { Ok(qos) }))
+                    .collect(),
+            );
+        });
+        match at {
+            Some(at) => {
+                let mut commands = Vec::new();
+                if !stored {
+                    commands.push(Command::OpenSession {
+                        at,
+                        expiry_secs,
+                        fresh: false,
+                        now: self.clock.now(),
+                    });
+                    self.hub_mut().sessions[session as usize].stored = true;
+                }
+                commands.push(Command::Subscribe { at, subscriptions: granted });
+                self.store.submit(commands, done);
+            }
+            None => self.store_anonymous((session, generation), app, &client, (expiry_secs, granted), done),
+        }
+        new
+    }
+
+    /// An anonymous client subscribes in a session that is to last: only now the store has to know it.
+    fn store_anonymous(
+        &self,
+        (session, generation): (SessionNo, u32),
+        app: AppNo,
+        client: &str,
+        (expiry_secs, subscriptions): (u32, Vec<StoredSubscription>),
+        done: Done,
+    ) {
+        let (engine, id) = (self.clone(), client.to_owned());
+        let now = self.clock.now();
+        let registration = Registration {
+            app,
+            id: id.clone(),
+            secret_hash: None,
+            profile: Profile::default(),
+            now,
+            idempotency: None,
+        };
+        let registered = Box::new(move |outcomes: Result<Vec<Outcome>, StoreError>| {
+            if let Err(error) = outcomes {
+                return done(Err(error));
+            }
+            // Known already where two SUBSCRIBE packets came at once.
+            let Some(at) = engine.store.device_by_id(app, &id) else { return done(Err(StoreError::Missing)) };
+            let mut hub = engine.hub_mut();
+            let here = hub.get(session).is_some_and(|s| s.generation == generation);
+            if here {
+                hub.set_device(session, at.device);
+                hub.sessions[session as usize].stored = true;
+            }
+            let connected = hub.get(session).is_some_and(|s| s.connection.is_some());
+            drop(hub);
+            let mut commands = vec![
+                Command::OpenSession { at, expiry_secs, fresh: false, now },
+                Command::Subscribe { at, subscriptions },
+            ];
+            // It went away while the store was writing.
+            if !here {
+                commands.push(Command::EndSession { at, now });
+            } else if !connected {
+                commands.push(Command::LeaveSession { at, expiry_secs, now });
+            }
+            engine.store.submit(commands, done);
+        });
+        self.store.submit(vec![Command::Register(Box::new(registration))], registered);
+    }
+
+    /// Takes subscriptions away; tells which there were.
+    pub fn unsubscribe(
+        &self,
+        session: SessionNo,
+        filters: Vec<(Option<String>, String)>,
+        done: Box<dyn FnOnce(Vec<bool>) + Send>,
+    ) {
+        let mut hub = self.hub_mut();
+        if hub.get(session).is_none() {
+            drop(hub);
+            return done(vec![false; filters.len()]);
+        }
+        let existed: Vec<bool> = filters
+            .iter()
+            .map(|(share, filter)| hub.unsubscribe(session, share.as_deref(), filter))
+            .collect();
+        let s = &hub.sessions[session as usize];
+        let at = s.device.filter(|_| s.stored).map(|device| DeviceRef { app: s.app, device });
+        drop(hub);
+        match at {
+            Some(at) => {
+                let done: Done = Box::new(move |_| done(existed));
+                self.store.submit(vec![Command::Unsubscribe { at, filters }], done);
+            }
+            None => done(existed),
+        }
+    }
+
+    pub(crate) fn publish_will(&self, app: AppNo, client: &str, will: &Will) {
+        let publish = crate::delivery::publish::Publish {
+            content: will.content.clone(),
+            qos: will.qos,
+            retain: will.retain,
+            expiry_secs: will.expiry_secs,
+        };
+        self.publish_as(app, client, None, publish);
+    }
+
+    /// Makes the hub again from the store: at start, before anybody connects.
+    pub(crate) fn restore_sessions(&self) {
+        let now = self.clock.now();
+        let mut commands = Vec::new();
+        let mut hub = self.hub_mut();
+        for (at, id, session, subscriptions) in self.store.sessions() {
+            let registered = self.store.sign_in(at).is_some_and(|s| s.secret_hash.is_some());
+            let no = hub.add(at.app, &id, Some(at.device), registered);
+            subscriptions.iter().for_each(|s| _ = hub.subscribe(no, s));
+            let s = &mut hub.sessions[no as usize];
+            s.stored = true;
+            s.expiry_secs = session.expiry_secs;
+            // Nobody is connected: those who were when the server ended have left now.
+            if session.left_at.is_none() {
+                commands.push(Command::LeaveSession { at, expiry_secs: session.expiry_secs, now });
+            }
+        }
+        drop(hub);
+        self.submit_quietly(commands);
+    }
+}
+
+/// MQTT 5 reason codes, which other protocols translate.
+const QUOTA_EXCEEDED: u8 = 0x97;
+const UNSPECIFIED: u8 = 0x80;
+
+fn has(hub: &Hub, session: SessionNo, wanted: &StoredSubscription) -> bool {
+    let same = |s: &crate::hub::SessionSub| {
+        *s.filter == wanted.filter && s.share.as_deref() == wanted.share.as_deref()
+    };
+    hub.get(session).is_some_and(|s| s.subscriptions.iter().any(same))
+}
+
+/// Whether the session is one that a returning client finds again.
+fn outlives(hub: &Hub, no: SessionNo) -> bool {
+    hub.get(no).is_some_and(|s| s.expiry_secs > 0 || s.stored)
+}

@@ -1,0 +1,268 @@
+//! One app: its devices and the sets they form, inboxes, broadcasts, retained messages, books.
+
+use crate::command::Idempotency;
+use crate::id::*;
+use crate::model::*;
+use crate::port::Counters;
+use rustc_hash::FxHashMap;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, HashMap, VecDeque};
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct App {
+    pub id: String,
+    pub name: String,
+    pub created_at: UnixMillis,
+    pub keys: Vec<StoredKey>,
+    /// By number; `None` where a device was deleted.
+    pub devices: Vec<Option<Box<Device>>>,
+    pub inboxes: FxHashMap<u32, Inbox>,
+    /// Subscription ids of the few entries that have some.
+    pub entry_ids: BTreeMap<(u32, Seq), Vec<u32>>,
+    /// Live broadcasts, in order.
+    pub broadcasts: Vec<Seq>,
+    pub retained: BTreeMap<String, Retained>,
+    pub requests: FxHashMap<u128, (Idempotency, FirstAnswer)>,
+    /// The keys of `requests`, in the order in which they came.
+    pub requests_order: VecDeque<u128>,
+    pub counters: Counters,
+
+    // Indexes, made again by `rebuild`.
+    #[serde(skip)]
+    pub by_id: HashMap<String, DeviceNo>,
+    #[serde(skip)]
+    pub by_alias: HashMap<String, DeviceSet>,
+    #[serde(skip)]
+    pub by_tag: HashMap<String, DeviceSet>,
+    #[serde(skip)]
+    pub by_platform: FxHashMap<u8, DeviceSet>,
+    #[serde(skip)]
+    pub all: DeviceSet,
+    /// Open messages by the hash of their collapse key, in order.
+    #[serde(skip)]
+    pub groups: FxHashMap<u64, Vec<Seq>>,
+}
+
+/// What a repeated request is answered with.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(super) enum FirstAnswer {
+    Message { id: MessageId, seq: Seq, targeted: u64 },
+    Device(DeviceNo),
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Device {
+    pub id: String,
+    pub secret_hash: Option<[u8; 32]>,
+    pub profile: Profile,
+    pub created_at: UnixMillis,
+    pub last_seen_at: Option<UnixMillis>,
+    pub session: Option<Box<Session>>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Session {
+    pub stored: StoredSession,
+    pub subscriptions: Vec<StoredSubscription>,
+}
+
+impl Session {
+    /// When the session ends, where nobody comes back; `None` while connected or if it never does.
+    pub fn ends_at(&self) -> Option<UnixMillis> {
+        let left = self.stored.left_at?;
+        (self.stored.expiry_secs != u32::MAX).then(|| left + u64::from(self.stored.expiry_secs) * 1000)
+    }
+}
+
+/// A device's undelivered direct messages, oldest first.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(super) struct Inbox {
+    pub entries: VecDeque<Entry>,
+    pub bytes: u64,
+    /// How many are urgent: nearly always 0, and then the urgent lane costs nothing.
+    pub urgent: u32,
+}
+
+/// Reference to a message and how it is to be sent, in eight bytes: `seq << 8 | flags`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Entry(u64);
+
+impl Entry {
+    const QOS: u64 = 0b11;
+    const RETAIN: u64 = 1 << 2;
+    const SENT: u64 = 1 << 3;
+    const PUSH: u64 = 1 << 4;
+    const PRIORITY_SHIFT: u32 = 5;
+
+    pub fn new(seq: Seq, target: &Target, push: bool, priority: Priority) -> Entry {
+        let retain = if target.retain { Entry::RETAIN } else { 0 };
+        let push = if push { Entry::PUSH } else { 0 };
+        let priority = (priority as u64) << Entry::PRIORITY_SHIFT;
+        Entry(seq << 8 | priority | push | retain | (u64::from(target.qos) & Entry::QOS))
+    }
+
+    pub fn seq(self) -> Seq {
+        self.0 >> 8
+    }
+
+    pub fn qos(self) -> u8 {
+        (self.0 & Entry::QOS) as u8
+    }
+
+    pub fn retain(self) -> bool {
+        self.0 & Entry::RETAIN != 0
+    }
+
+    pub fn push(self) -> bool {
+        self.0 & Entry::PUSH != 0
+    }
+
+    pub fn sent(self) -> bool {
+        self.0 & Entry::SENT != 0
+    }
+
+    pub fn mark_sent(&mut self) {
+        self.0 |= Entry::SENT;
+    }
+
+    pub fn priority(self) -> u64 {
+        self.0 >> Entry::PRIORITY_SHIFT & 0b11
+    }
+
+    pub fn urgent(self) -> bool {
+        self.priority() == Priority::High as u64
+    }
+}
+
+impl Inbox {
+    pub fn push(&mut self, entry: Entry, bytes: u32) {
+        self.entries.push_back(entry);
+        self.bytes += u64::from(bytes);
+        self.urgent += u32::from(entry.urgent());
+    }
+
+    pub fn place(&self, seq: Seq) -> Option<usize> {
+        self.entries.binary_search_by_key(&seq, |e| e.seq()).ok()
+    }
+
+    pub fn remove(&mut self, seq: Seq, bytes: u32) -> Option<Entry> {
+        let entry = self.entries.remove(self.place(seq)?)?;
+        self.bytes -= u64::from(bytes);
+        self.urgent -= u32::from(entry.urgent());
+        Some(entry)
+    }
+
+    /// The oldest of the least urgent.
+    pub fn victim(&self) -> Option<Entry> {
+        self.entries.iter().copied().min_by_key(|e| (e.priority(), e.seq()))
+    }
+}
+
+impl App {
+    pub fn new(id: &str, name: &str, at: UnixMillis) -> App {
+        App {
+            id: id.to_owned(),
+            name: name.to_owned(),
+            created_at: at,
+            keys: Vec::new(),
+            devices: Vec::new(),
+            inboxes: FxHashMap::default(),
+            entry_ids: BTreeMap::new(),
+            broadcasts: Vec::new(),
+            retained: BTreeMap::new(),
+            requests: FxHashMap::default(),
+            requests_order: VecDeque::new(),
+            counters: Counters::default(),
+            by_id: HashMap::new(),
+            by_alias: HashMap::new(),
+            by_tag: HashMap::new(),
+            by_platform: FxHashMap::default(),
+            all: DeviceSet::new(),
+            groups: FxHashMap::default(),
+        }
+    }
+
+    pub fn rebuild(&mut self) {
+        for no in 0..self.devices.len() as u32 {
+            if self.devices[no as usize].is_some() {
+                self.index(DeviceNo(no));
+            }
+        }
+    }
+
+    pub fn device(&self, no: DeviceNo) -> Option<&Device> {
+        self.devices.get(no.0 as usize)?.as_deref()
+    }
+
+    pub fn device_mut(&mut self, no: DeviceNo) -> Option<&mut Device> {
+        self.devices.get_mut(no.0 as usize)?.as_deref_mut()
+    }
+
+    pub fn sessions(&self) -> impl Iterator<Item = (DeviceNo, &Session)> {
+        let numbered = self.devices.iter().enumerate();
+        numbered.filter_map(|(no, d)| Some((DeviceNo(no as u32), d.as_deref()?.session.as_deref()?)))
+    }
+
+    /// Puts a device into every set it belongs to.
+    pub fn index(&mut self, no: DeviceNo) {
+        let Some(device) = self.devices.get(no.0 as usize).and_then(|d| d.as_deref()) else { return };
+        self.all.insert(no.0);
+        self.by_id.insert(device.id.clone(), no);
+        self.by_platform.entry(device.profile.platform as u8).or_default().insert(no.0);
+        if let Some(alias) = &device.profile.alias {
+            self.by_alias.entry(alias.clone()).or_default().insert(no.0);
+        }
+        for tag in &device.profile.tags {
+            self.by_tag.entry(tag.clone()).or_default().insert(no.0);
+        }
+    }
+
+    /// Takes a device out of every set it belongs to.
+    pub fn unindex(&mut self, no: DeviceNo) {
+        let Some(device) = self.devices.get(no.0 as usize).and_then(|d| d.as_deref()) else { return };
+        self.all.remove(no.0);
+        self.by_id.remove(&device.id);
+        if let Some(set) = self.by_platform.get_mut(&(device.profile.platform as u8)) {
+            set.remove(no.0);
+        }
+        if let Some(alias) = &device.profile.alias {
+            remove_from(&mut self.by_alias, alias, no);
+        }
+        for tag in &device.profile.tags {
+            remove_from(&mut self.by_tag, tag, no);
+        }
+    }
+
+    /// Finds what an earlier request with this key was answered with.
+    pub fn earlier(&self, idempotency: Option<&Idempotency>) -> Option<&(Idempotency, FirstAnswer)> {
+        self.requests.get(&idempotency?.key)
+    }
+
+    pub fn remember(&mut self, idempotency: Option<&Idempotency>, answer: FirstAnswer) {
+        if let Some(request) = idempotency
+            && self.requests.insert(request.key, (*request, answer)).is_none()
+        {
+            self.requests_order.push_back(request.key);
+        }
+    }
+
+    /// Requests are forgotten in the order in which they came: one that is kept longer holds back those behind it.
+    pub fn forget_requests(&mut self, now: UnixMillis) {
+        while let Some(key) = self.requests_order.front() {
+            if self.requests.get(key).is_some_and(|(request, _)| request.keep_until > now) {
+                break;
+            }
+            self.requests.remove(key);
+            self.requests_order.pop_front();
+        }
+    }
+}
+
+fn remove_from(index: &mut HashMap<String, DeviceSet>, key: &str, no: DeviceNo) {
+    if let Some(set) = index.get_mut(key) {
+        set.remove(no.0);
+        if set.is_empty() {
+            index.remove(key);
+        }
+    }
+}

@@ -1,0 +1,401 @@
+//! What happens to deliveries: they are created, take steps, and end in exactly one way.
+
+use super::app::{Entry, FirstAnswer, Inbox};
+use super::message::{Message, Targeted};
+use super::{Effects, Ledger, State};
+use crate::command::*;
+use crate::id::*;
+use crate::model::*;
+
+/// How a delivery ends.
+type End = (Step, Reason);
+
+impl State {
+    pub(super) fn accept(
+        &mut self,
+        new: &NewMessage,
+        blob: BlobRef,
+        effects: &mut Effects,
+    ) -> Result<Outcome, Refusal> {
+        self.saw(new.accepted_at);
+        let seq = self.seq;
+        let app = self.app_mut(new.app)?;
+        if let Some((earlier, answer)) = app.earlier(new.idempotency.as_ref()) {
+            let same = new.idempotency.is_some_and(|i| i.request == earlier.request);
+            let FirstAnswer::Message { id, seq, targeted } = *answer else {
+                return Err(Refusal::IdempotencyMismatch);
+            };
+            if !same {
+                return Err(Refusal::IdempotencyMismatch);
+            }
+            effects.released.push(blob);
+            return Ok(Outcome::Accepted(Acceptance { id, seq, targeted, repeated: true, full: 0 }));
+        }
+        let (direct, full) = self.direct_targets(new, blob, effects);
+        let mut message = Message::new(new, &direct, blob);
+        let targeted = self.create_deliveries(&mut message, new, &direct);
+        if targeted == 0 && full > 0 {
+            return Err(Refusal::InboxFull);
+        }
+        let app = &mut self.apps[new.app.0 as usize];
+        app.remember(new.idempotency.as_ref(), FirstAnswer::Message { id: new.id, seq, targeted });
+        app.counters.messages += 1;
+        app.counters.created += targeted;
+        self.ledger(new.app, effects).record(
+            event(&message, None, (Step::Queued, Reason::None), targeted, new.accepted_at),
+            new.tracked,
+        );
+        if let Some(id) = message.id() {
+            self.by_id.insert(id, seq);
+        }
+        let group = message.group();
+        if message.open > 0 {
+            self.expiries.entry(super::due_second(new.expires_at)).or_default().push(seq);
+        }
+        self.messages.insert(seq, message);
+        if let Some(group) = group {
+            self.collapse(new.app, group, seq, effects);
+        }
+        self.close_if_ended(seq, effects);
+        Ok(Outcome::Accepted(Acceptance { id: new.id, seq, targeted, repeated: false, full }))
+    }
+
+    /// Those of the direct targets that exist and have room, after eviction where that makes room; and how many had none.
+    fn direct_targets(
+        &mut self,
+        new: &NewMessage,
+        blob: BlobRef,
+        effects: &mut Effects,
+    ) -> (Vec<Target>, u64) {
+        let Targets::Direct(list) = &new.targets else { return (Vec::new(), 0) };
+        let mut targets = Vec::with_capacity(list.len());
+        let mut full = 0;
+        for target in list {
+            let at = DeviceRef { app: new.app, device: target.device };
+            if self.apps[new.app.0 as usize].device(target.device).is_none() {
+                continue;
+            }
+            if self.make_room(at, new, u64::from(blob.len), effects) {
+                targets.push(target.clone());
+            } else {
+                full += 1;
+            }
+        }
+        (targets, full)
+    }
+
+    /// Evicts from a full inbox, oldest of the least urgent first, or says that there is no room.
+    fn make_room(&mut self, at: DeviceRef, new: &NewMessage, bytes: u64, effects: &mut Effects) -> bool {
+        loop {
+            let Some(inbox) = self.apps[at.app.0 as usize].inboxes.get(&at.device.0) else { return true };
+            let fits = inbox.entries.len() < new.inbox_max as usize
+                && (inbox.entries.is_empty() || inbox.bytes + bytes <= u64::from(new.inbox_bytes_max));
+            if fits {
+                return true;
+            }
+            let Some(victim) = inbox.victim().filter(|_| !new.reject_when_full) else { return false };
+            self.end_one(at, victim.seq(), (Step::Evicted, Reason::QueueFull), new.accepted_at, effects);
+        }
+    }
+
+    fn create_deliveries(&mut self, message: &mut Message, new: &NewMessage, direct: &[Target]) -> u64 {
+        let seq = self.seq;
+        let app = &mut self.apps[new.app.0 as usize];
+        if let Targets::Broadcast(set) = &new.targets {
+            let set = set & &app.all;
+            message.open = set.len() as u32;
+            if let Some(report) = message.report_mut() {
+                report.targeted = Targeted::Broadcast(set.clone());
+            }
+            if let Some(extra) = &mut message.extra
+                && message.open > 0
+            {
+                extra.broadcast = Some(set);
+                app.broadcasts.push(seq);
+            }
+            return u64::from(message.open);
+        }
+        for target in direct {
+            let inbox = app.inboxes.entry(target.device.0).or_default();
+            inbox.push(Entry::new(seq, target, new.push, new.priority), message.blob.len);
+            if !target.subscription_ids.is_empty() {
+                app.entry_ids.insert((target.device.0, seq), target.subscription_ids.clone());
+            }
+        }
+        message.open = direct.len() as u32;
+        u64::from(message.open)
+    }
+
+    /// Of the pending messages with this collapse key, a device keeps the newest `keep`.
+    fn collapse(&mut self, app: AppNo, group: u64, newest: Seq, effects: &mut Effects) {
+        let Some(message) = self.messages.get(&newest) else { return };
+        let (at, keep) =
+            (message.accepted_at, message.extra.as_ref().and_then(|e| e.group).map_or(1, |g| g.1));
+        let broadcast = message.broadcast().cloned();
+        let devices = message.direct();
+        let older = self.apps[app.0 as usize].groups.entry(group).or_default().clone();
+        let superseded = (Step::Superseded, Reason::Collapsed);
+        match broadcast {
+            // A broadcast's devices are counted as one: it keeps the newest `keep` messages of its key.
+            Some(set) => {
+                let surplus = (older.len() + 1).saturating_sub(usize::from(keep));
+                for old in older.iter().take(surplus) {
+                    self.end_some(*old, &set, superseded, at, effects);
+                }
+            }
+            None => {
+                for device in devices {
+                    let at_device = DeviceRef { app, device };
+                    let mut pending: Vec<Seq> =
+                        older.iter().copied().filter(|seq| self.is_open(*seq, device)).collect();
+                    let surplus = (pending.len() + 1).saturating_sub(usize::from(keep));
+                    for old in pending.drain(..surplus) {
+                        self.end_one(at_device, old, superseded, at, effects);
+                    }
+                }
+            }
+        }
+        self.apps[app.0 as usize].groups.entry(group).or_default().push(newest);
+    }
+
+    pub(super) fn is_open(&self, seq: Seq, device: DeviceNo) -> bool {
+        let Some(message) = self.messages.get(&seq) else { return false };
+        match message.broadcast() {
+            Some(open) => open.contains(device.0),
+            None => {
+                let inbox = self.apps[message.app.0 as usize].inboxes.get(&device.0);
+                inbox.is_some_and(|inbox| inbox.place(seq).is_some())
+            }
+        }
+    }
+
+    pub(super) fn progress(
+        &mut self,
+        app: AppNo,
+        steps: &[Progress],
+        now: UnixMillis,
+        effects: &mut Effects,
+    ) -> Result<Outcome, Refusal> {
+        self.saw(now);
+        self.app_mut(app)?;
+        let mut taken = 0;
+        for step in steps {
+            let seq = match step.which {
+                Which::Seq(seq) => Some(seq),
+                Which::Id(id) => self.by_id.get(&id).copied(),
+            };
+            let known = seq.filter(|seq| self.messages.get(seq).is_some_and(|m| m.app == app));
+            taken += usize::from(known.is_some_and(|seq| self.take_step(app, seq, step, now, effects)));
+        }
+        Ok(Outcome::Progressed { taken })
+    }
+
+    /// One step of one delivery; false if it is not this device's, comes again, or comes too late.
+    fn take_step(
+        &mut self,
+        app: AppNo,
+        seq: Seq,
+        step: &Progress,
+        now: UnixMillis,
+        effects: &mut Effects,
+    ) -> bool {
+        let at = DeviceRef { app, device: step.device };
+        let open = self.is_open(seq, step.device);
+        if open
+            && let Some(sent_at) = step.sent_at
+            && let Some(message) = self.messages.get_mut(&seq)
+        {
+            message.note(step.device, Step::Sent, Reason::None, sent_at);
+        }
+        if !step.step.by_app() {
+            return open && step.step.ends() && self.end_one(at, seq, (step.step, step.reason), now, effects);
+        }
+        // What was displayed or clicked did arrive, also where the acknowledgement is still on its way.
+        if open {
+            self.end_one(at, seq, (Step::Delivered, Reason::None), now, effects);
+        }
+        let Some(message) = self.messages.get_mut(&seq) else { return false };
+        let was_delivered = message.report().is_some_and(|r| r.has(step.device, Step::Delivered));
+        if !was_delivered || !message.note(step.device, step.step, step.reason, now) {
+            return false;
+        }
+        let row = event(message, Some(step.device), (step.step, step.reason), 1, now);
+        self.ledger(app, effects).record(row, true);
+        true
+    }
+
+    /// Ends the delivery of one message to one device; false if it was not open.
+    pub(super) fn end_one(
+        &mut self,
+        at: DeviceRef,
+        seq: Seq,
+        end: End,
+        now: UnixMillis,
+        effects: &mut Effects,
+    ) -> bool {
+        let Some(message) = self.messages.get_mut(&seq) else { return false };
+        let app = &mut self.apps[at.app.0 as usize];
+        let was_open = match message.broadcast_mut() {
+            Some(open) => open.remove(at.device.0),
+            None => take_entry(&mut app.inboxes, at.device, seq, message.blob.len),
+        };
+        if !was_open {
+            return false;
+        }
+        app.entry_ids.remove(&(at.device.0, seq));
+        message.open -= 1;
+        message.note(at.device, end.0, end.1, now);
+        let tracked = message.report().is_some();
+        let row = event(message, Some(at.device), end, 1, now);
+        self.ledger(at.app, effects).record(row, tracked);
+        self.close_if_ended(seq, effects);
+        true
+    }
+
+    /// Ends the message for those of `devices` for which it is open.
+    fn end_some(&mut self, seq: Seq, devices: &DeviceSet, end: End, now: UnixMillis, effects: &mut Effects) {
+        let Some(message) = self.messages.get_mut(&seq) else { return };
+        let app = message.app;
+        let Some(open) = message.broadcast_mut() else {
+            for device in message.direct().into_iter().filter(|d| devices.contains(d.0)) {
+                self.end_one(DeviceRef { app, device }, seq, end, now, effects);
+            }
+            return;
+        };
+        let ending = &*open & devices;
+        *open -= &ending;
+        let count = ending.len();
+        if count == 0 {
+            return;
+        }
+        message.open -= count as u32;
+        message.note_all(ending, end.0, end.1, now);
+        let (row, tracked) = (event(message, None, end, count, now), message.report().is_some());
+        self.ledger(app, effects).record(row, tracked);
+        self.close_if_ended(seq, effects);
+    }
+
+    /// Ends the message for every device for which it is open.
+    pub(super) fn end_all_open(
+        &mut self,
+        seq: Seq,
+        step: Step,
+        reason: Reason,
+        now: UnixMillis,
+        effects: &mut Effects,
+    ) {
+        let Some(message) = self.messages.get(&seq) else { return };
+        let app = message.app;
+        match message.broadcast().cloned() {
+            Some(open) => self.end_some(seq, &open, (step, reason), now, effects),
+            None => {
+                for device in message.direct() {
+                    self.end_one(DeviceRef { app, device }, seq, (step, reason), now, effects);
+                }
+            }
+        }
+    }
+
+    pub(super) fn cancel(
+        &mut self,
+        app: AppNo,
+        id: MessageId,
+        now: UnixMillis,
+        effects: &mut Effects,
+    ) -> Result<Outcome, Refusal> {
+        self.saw(now);
+        let seq = *self.by_id.get(&id).ok_or(Refusal::NoSuchMessage)?;
+        let message = self.messages.get_mut(&seq).filter(|m| m.app == app).ok_or(Refusal::NoSuchMessage)?;
+        let open = u64::from(message.open);
+        if let Some(report) = message.report_mut() {
+            report.cancelled_at.get_or_insert(now);
+        }
+        self.end_all_open(seq, Step::Cancelled, Reason::Recalled, now, effects);
+        Ok(Outcome::Cancelled { open })
+    }
+
+    /// Ends those of a device's direct deliveries that `which` picks.
+    pub(super) fn end_inbox(
+        &mut self,
+        at: DeviceRef,
+        which: fn(&Entry) -> bool,
+        end: End,
+        now: UnixMillis,
+        effects: &mut Effects,
+    ) {
+        let Some(inbox) = self.apps[at.app.0 as usize].inboxes.get(&at.device.0) else { return };
+        let ending: Vec<Seq> = inbox.entries.iter().filter(|e| which(e)).map(|e| e.seq()).collect();
+        for seq in ending {
+            self.end_one(at, seq, end, now, effects);
+        }
+    }
+
+    /// Takes a device that goes out of every live broadcast.
+    pub(super) fn leave_broadcasts(&mut self, at: DeviceRef, now: UnixMillis, effects: &mut Effects) {
+        for seq in self.apps[at.app.0 as usize].broadcasts.clone() {
+            self.end_one(at, seq, (Step::Erased, Reason::Unregistered), now, effects);
+        }
+    }
+
+    /// A message that ended for everybody needs its content no more; its report is kept a while, if it has one.
+    fn close_if_ended(&mut self, seq: Seq, effects: &mut Effects) {
+        let Some(message) = self.messages.get_mut(&seq).filter(|m| m.open == 0) else { return };
+        if message.blob.len > 0 {
+            effects.released.push(std::mem::take(&mut message.blob));
+        }
+        let app = &mut self.apps[message.app.0 as usize];
+        if let Some(extra) = &mut message.extra {
+            if extra.broadcast.take().is_some()
+                && let Ok(place) = app.broadcasts.binary_search(&seq)
+            {
+                app.broadcasts.remove(place);
+            }
+            if let Some((group, _)) = extra.group
+                && let Some(members) = app.groups.get_mut(&group)
+            {
+                members.retain(|s| *s != seq);
+                if members.is_empty() {
+                    app.groups.remove(&group);
+                }
+            }
+        }
+        match message.report_mut() {
+            Some(report) => {
+                report.rows.shrink_to_fit();
+                self.history.push_back(seq);
+            }
+            None => _ = self.messages.remove(&seq),
+        }
+    }
+
+    fn ledger<'a>(&'a mut self, app: AppNo, effects: &'a mut Effects) -> Ledger<'a> {
+        Ledger { events: &mut self.events, counters: &mut self.apps[app.0 as usize].counters, effects }
+    }
+}
+
+fn take_entry(
+    inboxes: &mut rustc_hash::FxHashMap<u32, Inbox>,
+    device: DeviceNo,
+    seq: Seq,
+    bytes: u32,
+) -> bool {
+    let Some(inbox) = inboxes.get_mut(&device.0) else { return false };
+    let taken = inbox.remove(seq, bytes).is_some();
+    if inbox.entries.is_empty() {
+        inboxes.remove(&device.0);
+    }
+    taken
+}
+
+fn event(message: &Message, device: Option<DeviceNo>, end: End, count: u64, at: UnixMillis) -> ReceiptEvent {
+    ReceiptEvent {
+        position: 0,
+        at,
+        app: message.app,
+        message: message.id().unwrap_or(MessageId(0)),
+        device,
+        step: end.0,
+        reason: end.1,
+        count,
+    }
+}

@@ -1,0 +1,213 @@
+//! Devices come, change and go; their sessions open, are left and end.
+
+use super::app::{Device, FirstAnswer, Session};
+use super::{Effects, State};
+use crate::command::*;
+use crate::id::*;
+use crate::model::*;
+
+impl State {
+    pub(super) fn register(&mut self, new: &Registration) -> Result<Outcome, Refusal> {
+        self.saw(new.now);
+        let app_no = new.app;
+        let app = self.app_mut(app_no)?;
+        if let Some((earlier, answer)) = app.earlier(new.idempotency.as_ref()) {
+            return match answer {
+                FirstAnswer::Device(no) if new.idempotency.is_some_and(|i| i.request == earlier.request) => {
+                    Ok(Outcome::Registered { at: DeviceRef { app: app_no, device: *no }, existed: true })
+                }
+                _ => Err(Refusal::IdempotencyMismatch),
+            };
+        }
+        if app.by_id.contains_key(&new.id) {
+            return Err(Refusal::Exists);
+        }
+        let device = DeviceNo(app.devices.len() as u32);
+        let mut profile = new.profile.clone();
+        tidy_tags(&mut profile.tags);
+        app.devices.push(Some(Box::new(Device {
+            id: new.id.clone(),
+            secret_hash: new.secret_hash,
+            profile,
+            created_at: new.now,
+            last_seen_at: None,
+            session: None,
+        })));
+        app.index(device);
+        app.remember(new.idempotency.as_ref(), FirstAnswer::Device(device));
+        Ok(Outcome::Registered { at: DeviceRef { app: app_no, device }, existed: false })
+    }
+
+    pub(super) fn change_device(
+        &mut self,
+        at: DeviceRef,
+        change: &ProfileChange,
+    ) -> Result<Outcome, Refusal> {
+        let app = self.app_mut(at.app)?;
+        if app.device(at.device).is_none() {
+            return Err(Refusal::NoSuchDevice);
+        }
+        app.unindex(at.device);
+        if let Some(device) = app.device_mut(at.device) {
+            apply_change(&mut device.profile, change);
+        }
+        app.index(at.device);
+        Ok(Outcome::Done)
+    }
+
+    pub(super) fn delete_device(
+        &mut self,
+        at: DeviceRef,
+        now: UnixMillis,
+        effects: &mut Effects,
+    ) -> Result<Outcome, Refusal> {
+        self.saw(now);
+        self.device_in(at)?;
+        self.drop_session(at);
+        self.end_inbox(at, |_| true, (Step::Erased, Reason::Unregistered), now, effects);
+        self.leave_broadcasts(at, now, effects);
+        let app = self.app_mut(at.app)?;
+        app.unindex(at.device);
+        app.devices[at.device.0 as usize] = None;
+        Ok(Outcome::Done)
+    }
+
+    pub(super) fn open_session(
+        &mut self,
+        at: DeviceRef,
+        expiry_secs: u32,
+        fresh: bool,
+        now: UnixMillis,
+        effects: &mut Effects,
+    ) -> Result<Outcome, Refusal> {
+        self.saw(now);
+        if fresh {
+            self.device_in(at)?;
+            self.drop_session(at);
+            self.end_inbox(at, |e| !e.push(), (Step::Expired, Reason::SessionEnded), now, effects);
+        }
+        self.unschedule(at);
+        let device = self.device_in(at)?;
+        let stored = StoredSession { expiry_secs, left_at: None };
+        match &mut device.session {
+            Some(session) => session.stored = stored,
+            none => *none = Some(Box::new(Session { stored, subscriptions: Vec::new() })),
+        }
+        Ok(Outcome::Done)
+    }
+
+    pub(super) fn leave_session(
+        &mut self,
+        at: DeviceRef,
+        expiry_secs: u32,
+        now: UnixMillis,
+    ) -> Result<Outcome, Refusal> {
+        self.saw(now);
+        self.unschedule(at);
+        let device = self.device_in(at)?;
+        device.last_seen_at = Some(now);
+        let session = device.session.as_deref_mut().ok_or(Refusal::NoSuchDevice)?;
+        session.stored = StoredSession { expiry_secs, left_at: Some(now) };
+        if let Some(end) = session.ends_at() {
+            self.session_ends.insert((end, at));
+        }
+        Ok(Outcome::Done)
+    }
+
+    /// An anonymous client is nothing but its session: it goes with it.
+    pub(super) fn end_session(
+        &mut self,
+        at: DeviceRef,
+        now: UnixMillis,
+        effects: &mut Effects,
+    ) -> Result<Outcome, Refusal> {
+        self.saw(now);
+        if self.device_in(at)?.secret_hash.is_none() {
+            return self.delete_device(at, now, effects);
+        }
+        self.drop_session(at);
+        self.end_inbox(at, |e| !e.push(), (Step::Expired, Reason::SessionEnded), now, effects);
+        Ok(Outcome::Done)
+    }
+
+    pub(super) fn subscribe(
+        &mut self,
+        at: DeviceRef,
+        new: &[StoredSubscription],
+    ) -> Result<Outcome, Refusal> {
+        let session = self.device_in(at)?.session.as_deref_mut().ok_or(Refusal::NoSuchDevice)?;
+        for subscription in new {
+            let same = |s: &&mut StoredSubscription| {
+                s.filter == subscription.filter && s.share == subscription.share
+            };
+            match session.subscriptions.iter_mut().find(same) {
+                Some(old) => old.clone_from(subscription),
+                None => session.subscriptions.push(subscription.clone()),
+            }
+        }
+        Ok(Outcome::Done)
+    }
+
+    pub(super) fn unsubscribe(
+        &mut self,
+        at: DeviceRef,
+        filters: &[(Option<String>, String)],
+    ) -> Result<Outcome, Refusal> {
+        let session = self.device_in(at)?.session.as_deref_mut().ok_or(Refusal::NoSuchDevice)?;
+        session
+            .subscriptions
+            .retain(|s| !filters.iter().any(|(share, filter)| s.filter == *filter && s.share == *share));
+        Ok(Outcome::Done)
+    }
+
+    fn device_in(&mut self, at: DeviceRef) -> Result<&mut Device, Refusal> {
+        self.app_mut(at.app)?.device_mut(at.device).ok_or(Refusal::NoSuchDevice)
+    }
+
+    fn drop_session(&mut self, at: DeviceRef) {
+        self.unschedule(at);
+        if let Ok(device) = self.device_in(at) {
+            device.session = None;
+        }
+    }
+
+    fn unschedule(&mut self, at: DeviceRef) {
+        let end = self.device_in(at).ok().and_then(|d| d.session.as_deref()?.ends_at());
+        if let Some(end) = end {
+            self.session_ends.remove(&(end, at));
+        }
+    }
+}
+
+fn apply_change(profile: &mut Profile, change: &ProfileChange) {
+    if let Some(platform) = change.platform {
+        profile.platform = platform;
+    }
+    if let Some(alias) = &change.alias {
+        profile.alias.clone_from(alias);
+    }
+    if let Some(tags) = &change.tags {
+        profile.tags.clone_from(tags);
+    }
+    profile.tags.extend(change.add_tags.iter().cloned());
+    profile.tags.retain(|t| !change.remove_tags.contains(t));
+    tidy_tags(&mut profile.tags);
+    for (name, value) in &change.attributes {
+        match value {
+            Some(value) => _ = profile.attributes.insert(name.clone(), value.clone()),
+            None => _ = profile.attributes.remove(name),
+        }
+    }
+    for (provider, token) in &change.provider_tokens {
+        match token {
+            Some(token) => _ = profile.provider_tokens.insert(provider.clone(), token.clone()),
+            None => _ = profile.provider_tokens.remove(provider),
+        }
+    }
+}
+
+fn tidy_tags(tags: &mut Vec<String>) {
+    tags.sort_unstable();
+    tags.dedup();
+    tags.shrink_to_fit();
+}

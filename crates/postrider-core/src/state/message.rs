@@ -1,0 +1,207 @@
+//! A message in memory, as small as it can be, and the report on the tracked ones.
+
+use crate::command::NewMessage;
+use crate::id::*;
+use crate::model::*;
+use serde::{Deserialize, Serialize};
+
+/// Forty bytes; whatever is rare lies in `extra`. A publish to one device's session needs no more.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Message {
+    pub accepted_at: UnixMillis,
+    pub expires_at: UnixMillis,
+    /// `len` 0: released.
+    pub blob: BlobRef,
+    pub app: AppNo,
+    /// Deliveries not ended.
+    pub open: u32,
+    pub whom: Whom,
+    pub extra: Option<Box<Extra>>,
+}
+
+/// Whom it was for.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum Whom {
+    One(DeviceNo),
+    /// In `extra.few`.
+    Few,
+    /// In `extra.broadcast`.
+    Broadcast,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Extra {
+    pub few: Vec<DeviceNo>,
+    /// A broadcast's devices that are still open.
+    pub broadcast: Option<DeviceSet>,
+    pub priority: Priority,
+    /// Hash of the collapse key, and how many pending ones of it a device keeps.
+    pub group: Option<(u64, u16)>,
+    pub collapse_key: Option<String>,
+    pub report: Option<Report>,
+}
+
+/// What became of a tracked message: sets of devices by the step they reached, and every step with its time.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Report {
+    pub id: MessageId,
+    pub targeted: Targeted,
+    /// For a broadcast: who reached which step. A direct message is counted from `rows`.
+    pub reached: Vec<(Step, DeviceSet)>,
+    pub rows: Vec<Row>,
+    /// Steps that all open devices took at once.
+    pub bulk: Vec<Bulk>,
+    pub cancelled_at: Option<UnixMillis>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum Targeted {
+    Direct,
+    Broadcast(DeviceSet),
+}
+
+/// One step of one device, in twelve bytes.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(super) struct Row {
+    pub device: DeviceNo,
+    /// Milliseconds since the message was accepted.
+    pub after_ms: u32,
+    pub step: Step,
+    pub reason: Reason,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Bulk {
+    pub devices: DeviceSet,
+    pub step: Step,
+    pub reason: Reason,
+    pub at: UnixMillis,
+}
+
+impl Message {
+    pub fn new(new: &NewMessage, targets: &[Target], blob: BlobRef) -> Message {
+        let group = match (&new.collapse_key, new.backlog) {
+            (None, Backlog::All) => None,
+            (key, backlog) => {
+                let keep = backlog.keep().unwrap_or(if key.is_some() { 1 } else { usize::MAX });
+                Some((hash(key.as_deref().unwrap_or("")), keep.min(usize::from(u16::MAX)) as u16))
+            }
+        };
+        let (whom, few, broadcast) = match (&new.targets, targets) {
+            (Targets::Broadcast(_), _) => (Whom::Broadcast, Vec::new(), true),
+            (Targets::Direct(_), [one]) => (Whom::One(one.device), Vec::new(), false),
+            (Targets::Direct(_), list) => (Whom::Few, list.iter().map(|t| t.device).collect(), false),
+        };
+        let plain = few.is_empty()
+            && !broadcast
+            && group.is_none()
+            && new.priority == Priority::Normal
+            && !new.tracked;
+        let report = new.tracked.then(|| Report {
+            id: new.id,
+            targeted: Targeted::Direct,
+            reached: Vec::new(),
+            rows: Vec::new(),
+            bulk: Vec::new(),
+            cancelled_at: None,
+        });
+        let extra = (!plain || matches!(whom, Whom::Few)).then(|| {
+            let collapse_key = new.collapse_key.clone();
+            Box::new(Extra { few, broadcast: None, priority: new.priority, group, collapse_key, report })
+        });
+        let (accepted_at, expires_at) = (new.accepted_at, new.expires_at);
+        Message { accepted_at, expires_at, blob, app: new.app, open: 0, whom, extra }
+    }
+
+    pub fn id(&self) -> Option<MessageId> {
+        Some(self.report()?.id)
+    }
+
+    pub fn report(&self) -> Option<&Report> {
+        self.extra.as_ref()?.report.as_ref()
+    }
+
+    pub fn report_mut(&mut self) -> Option<&mut Report> {
+        self.extra.as_mut()?.report.as_mut()
+    }
+
+    pub fn group(&self) -> Option<u64> {
+        Some(self.extra.as_ref()?.group?.0)
+    }
+
+    pub fn priority(&self) -> Priority {
+        self.extra.as_ref().map_or(Priority::Normal, |e| e.priority)
+    }
+
+    /// The broadcast's open devices.
+    pub fn broadcast(&self) -> Option<&DeviceSet> {
+        self.extra.as_ref()?.broadcast.as_ref()
+    }
+
+    pub fn broadcast_mut(&mut self) -> Option<&mut DeviceSet> {
+        self.extra.as_mut()?.broadcast.as_mut()
+    }
+
+    /// The devices of a direct message.
+    pub fn direct(&self) -> Vec<DeviceNo> {
+        match (&self.whom, &self.extra) {
+            (Whom::One(device), _) => vec![*device],
+            (Whom::Few, Some(extra)) => extra.few.clone(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// Notes a step of a device in the report; false if it was noted before.
+    pub fn note(&mut self, device: DeviceNo, step: Step, reason: Reason, at: UnixMillis) -> bool {
+        let accepted_at = self.accepted_at;
+        let Some(report) = self.report_mut() else { return true };
+        let after_ms = at.saturating_sub(accepted_at).min(u64::from(u32::MAX)) as u32;
+        report.note(Row { device, after_ms, step, reason })
+    }
+
+    /// Notes a step that all of `devices` took at once.
+    pub fn note_all(&mut self, devices: DeviceSet, step: Step, reason: Reason, at: UnixMillis) {
+        if let Some(report) = self.report_mut() {
+            report.bulk.push(Bulk { devices, step, reason, at });
+        }
+    }
+}
+
+impl Report {
+    fn note(&mut self, row: Row) -> bool {
+        let new = match self.targeted {
+            Targeted::Direct => !self.rows.iter().any(|r| r.device == row.device && r.step == row.step),
+            Targeted::Broadcast(_) => self.set_mut(row.step).insert(row.device.0),
+        };
+        if new {
+            self.rows.push(row);
+        }
+        new
+    }
+
+    fn set_mut(&mut self, step: Step) -> &mut DeviceSet {
+        let place = self.reached.iter().position(|(s, _)| *s == step).unwrap_or_else(|| {
+            self.reached.push((step, DeviceSet::new()));
+            self.reached.len() - 1
+        });
+        &mut self.reached[place].1
+    }
+
+    pub fn has(&self, device: DeviceNo, step: Step) -> bool {
+        match self.targeted {
+            Targeted::Direct => self.steps_of(device).any(|r| r.step == step),
+            Targeted::Broadcast(_) => {
+                self.reached.iter().any(|(s, set)| *s == step && set.contains(device.0))
+            }
+        }
+    }
+
+    pub fn steps_of(&self, device: DeviceNo) -> impl Iterator<Item = &Row> {
+        self.rows.iter().filter(move |r| r.device == device)
+    }
+}
+
+/// FNV-1a: collapse keys of one app may collide only by intent of that app's own sender.
+fn hash(key: &str) -> u64 {
+    key.bytes().fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3))
+}

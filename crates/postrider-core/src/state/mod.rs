@@ -1,0 +1,294 @@
+//! Everything that is kept, in memory, as one deterministic state machine.
+//!
+//! [`State::execute`] is the only way to change what is durable. It reads no clock and draws no chance: executed again,
+//! the same commands give the same state. Embedded storage journals the commands; recovery executes them once more.
+//!
+//! ```text
+//!   messages: seq -> Message ── content in the store's files (BlobRef)
+//!      ▲           └─ Extra: report (sets of devices by step), broadcast (set of devices still open)
+//!      │
+//!   App ── inboxes: device -> [entry, entry, …]     direct messages: one small entry a device
+//!       └─ broadcasts: [seq, seq, …]                large audiences: one row, read through the `open` sets
+//! ```
+
+mod app;
+mod deliver;
+mod devices;
+mod message;
+mod read;
+#[cfg(test)]
+mod tests;
+
+use crate::command::*;
+use crate::id::*;
+use crate::model::*;
+use crate::port::Counters;
+use app::App;
+use message::Message;
+use rustc_hash::FxHashMap;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+
+/// See the module.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct State {
+    /// Number of the last command executed.
+    seq: Seq,
+    /// Latest time in any command.
+    last_time: UnixMillis,
+    /// Number of receipt events so far.
+    events: u64,
+    apps: Vec<App>,
+    platform_keys: Vec<StoredKey>,
+    messages: FxHashMap<Seq, Message>,
+    /// Tracked messages that ended wholly, in the order in which they did.
+    history: VecDeque<Seq>,
+
+    // Indexes, made again by `rebuild`.
+    #[serde(skip)]
+    by_id: FxHashMap<MessageId, Seq>,
+    #[serde(skip)]
+    expiries: BTreeMap<u64, Vec<Seq>>,
+    #[serde(skip)]
+    session_ends: BTreeSet<(UnixMillis, DeviceRef)>,
+    #[serde(skip)]
+    apps_by_id: HashMap<String, AppNo>,
+    #[serde(skip)]
+    keys_by_hash: HashMap<[u8; 32], (Option<AppNo>, usize)>,
+}
+
+/// What an execution brings forth beside its outcome.
+#[derive(Debug, Default)]
+pub struct Effects {
+    /// Rows for the receipt stream, in order, with positions.
+    pub events: Vec<ReceiptEvent>,
+    /// Contents that nobody needs any more.
+    pub released: Vec<BlobRef>,
+}
+
+impl State {
+    /// Executes the next command; its number is `self.seq() + 1`. `blob` says where its content will lie.
+    pub fn execute(&mut self, command: &Command, blob: BlobRef, effects: &mut Effects) -> Outcome {
+        self.seq += 1;
+        let result = match command {
+            Command::CreateApp { id, name, at } => self.create_app(id, name, *at),
+            Command::AddKey { app, key } => self.add_key(*app, key),
+            Command::RevokeKey { app, key_id, at } => self.revoke_key(*app, key_id, *at),
+            Command::Register(registration) => self.register(registration),
+            Command::ChangeDevice { at, change } => self.change_device(*at, change),
+            Command::DeleteDevice { at, now } => self.delete_device(*at, *now, effects),
+            Command::OpenSession { at, expiry_secs, fresh, now } => {
+                self.open_session(*at, *expiry_secs, *fresh, *now, effects)
+            }
+            Command::LeaveSession { at, expiry_secs, now } => self.leave_session(*at, *expiry_secs, *now),
+            Command::EndSession { at, now } => self.end_session(*at, *now, effects),
+            Command::Subscribe { at, subscriptions } => self.subscribe(*at, subscriptions),
+            Command::Unsubscribe { at, filters } => self.unsubscribe(*at, filters),
+            Command::Accept(message) => self.accept(message, blob, effects),
+            Command::Progress { app, steps, now } => self.progress(*app, steps, *now, effects),
+            Command::Cancel { app, message, now } => self.cancel(*app, *message, *now, effects),
+            Command::Expire { now, limit, history_before, history_max } => {
+                Ok(self.expire(*now, *limit, (*history_before, *history_max), effects))
+            }
+            Command::Retain { app, topic, message } => {
+                self.retain(*app, topic, message.as_ref(), blob, effects)
+            }
+        };
+        result.unwrap_or_else(|refusal| {
+            if blob.len > 0 {
+                effects.released.push(blob);
+            }
+            Outcome::Refused(refusal)
+        })
+    }
+
+    pub fn seq(&self) -> Seq {
+        self.seq
+    }
+
+    /// After deserialization: rebuilds the indexes that are not stored.
+    pub fn rebuild(&mut self) {
+        for (i, app) in self.apps.iter_mut().enumerate() {
+            let no = AppNo(i as u32);
+            app.rebuild();
+            self.apps_by_id.insert(app.id.clone(), no);
+            for (k, key) in app.keys.iter().enumerate() {
+                self.keys_by_hash.insert(key.hash, (Some(no), k));
+            }
+            for (device, session) in app.sessions() {
+                if let Some(end) = session.ends_at() {
+                    self.session_ends.insert((end, DeviceRef { app: no, device }));
+                }
+            }
+        }
+        for (k, key) in self.platform_keys.iter().enumerate() {
+            self.keys_by_hash.insert(key.hash, (None, k));
+        }
+        for (seq, message) in &self.messages {
+            if let Some(id) = message.id() {
+                self.by_id.insert(id, *seq);
+            }
+            if message.open > 0 {
+                self.expiries.entry(due_second(message.expires_at)).or_default().push(*seq);
+                if let Some(group) = message.group() {
+                    self.apps[message.app.0 as usize].groups.entry(group).or_default().push(*seq);
+                }
+            }
+        }
+        self.expiries.values_mut().for_each(|seqs| seqs.sort_unstable());
+        self.apps.iter_mut().flat_map(|app| app.groups.values_mut()).for_each(|seqs| seqs.sort_unstable());
+    }
+
+    /// Every content that is still needed, to be moved by a checkpoint. Calls `f` with each reference, which it may change.
+    pub fn for_each_blob(&mut self, f: &mut dyn FnMut(&mut BlobRef)) {
+        self.messages.values_mut().filter(|m| m.blob.len > 0).for_each(|m| f(&mut m.blob));
+        self.apps.iter_mut().flat_map(|app| app.retained.values_mut()).for_each(|r| f(&mut r.blob));
+    }
+
+    /// Ends what is due at `now`: deliveries, sessions, then old reports.
+    fn expire(
+        &mut self,
+        now: UnixMillis,
+        limit: u32,
+        history: (UnixMillis, u32),
+        effects: &mut Effects,
+    ) -> Outcome {
+        self.saw(now);
+        let mut messages = 0;
+        while messages < limit {
+            let Some(mut due) = self.expiries.first_entry().filter(|e| *e.key() <= now / 1000) else { break };
+            let Some(seq) = due.get_mut().pop() else {
+                due.remove();
+                continue;
+            };
+            if self.messages.get(&seq).is_some_and(|m| m.open > 0) {
+                self.end_all_open(seq, Step::Expired, Reason::Ttl, now, effects);
+                messages += 1;
+            }
+        }
+        let mut sessions = Vec::new();
+        while let Some((end, at)) = self.session_ends.first().copied().filter(|(end, _)| *end <= now) {
+            self.session_ends.remove(&(end, at));
+            if self.end_session(at, now, effects).is_ok() {
+                sessions.push(at);
+            }
+        }
+        self.forget_old(now, history);
+        Outcome::Expired { messages, sessions, more: messages == limit }
+    }
+
+    fn forget_old(&mut self, now: UnixMillis, (before, max): (UnixMillis, u32)) {
+        while let Some(seq) = self.history.front() {
+            let old = self.messages.get(seq).is_none_or(|m| m.accepted_at < before);
+            if !old && self.history.len() <= max as usize {
+                break;
+            }
+            if let Some(id) = self.messages.remove(seq).and_then(|m| m.id()) {
+                self.by_id.remove(&id);
+            }
+            self.history.pop_front();
+        }
+        for app in &mut self.apps {
+            app.forget_requests(now);
+        }
+    }
+
+    fn saw(&mut self, at: UnixMillis) {
+        self.last_time = self.last_time.max(at);
+    }
+
+    fn app_mut(&mut self, app: AppNo) -> Result<&mut App, Refusal> {
+        self.apps.get_mut(app.0 as usize).ok_or(Refusal::NoSuchApp)
+    }
+
+    fn app_ref(&self, app: AppNo) -> Option<&App> {
+        self.apps.get(app.0 as usize)
+    }
+
+    fn create_app(&mut self, id: &str, name: &str, at: UnixMillis) -> Result<Outcome, Refusal> {
+        self.saw(at);
+        if self.apps_by_id.contains_key(id) {
+            return Err(Refusal::Exists);
+        }
+        let no = AppNo(self.apps.len() as u32);
+        self.apps.push(App::new(id, name, at));
+        self.apps_by_id.insert(id.to_owned(), no);
+        Ok(Outcome::AppCreated(no))
+    }
+
+    fn keys_mut(&mut self, app: Option<AppNo>) -> Result<&mut Vec<StoredKey>, Refusal> {
+        match app {
+            Some(app) => Ok(&mut self.app_mut(app)?.keys),
+            None => Ok(&mut self.platform_keys),
+        }
+    }
+
+    fn add_key(&mut self, app: Option<AppNo>, key: &StoredKey) -> Result<Outcome, Refusal> {
+        self.saw(key.created_at);
+        if self.keys_by_hash.contains_key(&key.hash) {
+            return Err(Refusal::Exists);
+        }
+        let keys = self.keys_mut(app)?;
+        if keys.iter().any(|k| k.id == key.id) {
+            return Err(Refusal::Exists);
+        }
+        keys.push(key.clone());
+        let place = keys.len() - 1;
+        self.keys_by_hash.insert(key.hash, (app, place));
+        Ok(Outcome::Done)
+    }
+
+    fn revoke_key(&mut self, app: Option<AppNo>, id: &str, at: UnixMillis) -> Result<Outcome, Refusal> {
+        self.saw(at);
+        let key = self.keys_mut(app)?.iter_mut().find(|k| k.id == id).ok_or(Refusal::NoSuchKey)?;
+        key.revoked_at.get_or_insert(at);
+        Ok(Outcome::Done)
+    }
+
+    fn retain(
+        &mut self,
+        app: AppNo,
+        topic: &str,
+        message: Option<&RetainedMessage>,
+        blob: BlobRef,
+        effects: &mut Effects,
+    ) -> Result<Outcome, Refusal> {
+        let retained = &mut self.app_mut(app)?.retained;
+        let old = match message {
+            Some(new) => {
+                let kept =
+                    Retained { topic: topic.to_owned(), qos: new.qos, expires_at: new.expires_at, blob };
+                retained.insert(topic.to_owned(), kept)
+            }
+            None => retained.remove(topic),
+        };
+        effects.released.extend(old.map(|r| r.blob));
+        Ok(Outcome::Done)
+    }
+}
+
+/// Messages are ended by whole seconds, up to one late (`pending` hides them to the millisecond): so that a second's
+/// messages are due all together, and replaying a journal from any point ends the same ones with the same command.
+fn due_second(expires_at: UnixMillis) -> u64 {
+    expires_at.div_ceil(1000)
+}
+
+/// Adds a step to the books and the receipt stream.
+struct Ledger<'a> {
+    events: &'a mut u64,
+    counters: &'a mut Counters,
+    effects: &'a mut Effects,
+}
+
+impl Ledger<'_> {
+    /// `count` deliveries of one message came to `step`; `device` is named when it is one.
+    fn record(&mut self, event: ReceiptEvent, tracked: bool) {
+        if event.step == Step::Delivered || event.step >= Step::Expired {
+            self.counters.ended[event.step as usize] += event.count;
+        }
+        if tracked {
+            *self.events += 1;
+            self.effects.events.push(ReceiptEvent { position: *self.events, ..event });
+        }
+    }
+}

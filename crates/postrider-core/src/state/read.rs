@@ -1,0 +1,416 @@
+//! Questions to the state. Nothing here changes it, except what is kept in memory only (`sent`, `seen`).
+
+use super::State;
+use super::app::{App, Entry};
+use super::message::{Message, Report, Targeted};
+use crate::id::*;
+use crate::model::*;
+use crate::port::*;
+use std::collections::BTreeMap;
+
+impl State {
+    /// See [`Store::sent`].
+    pub fn sent(&mut self, app: AppNo, deliveries: &[(DeviceNo, Seq)], now: UnixMillis) {
+        let Some(tenant) = self.apps.get_mut(app.0 as usize) else { return };
+        for (device, seq) in deliveries {
+            if let Some(inbox) = tenant.inboxes.get_mut(&device.0)
+                && let Some(place) = inbox.place(*seq)
+            {
+                inbox.entries[place].mark_sent();
+            }
+            let open = |m: &&mut Message| m.app == app && m.report().is_some() && m.open > 0;
+            if let Some(message) = self.messages.get_mut(seq).filter(open) {
+                message.note(*device, Step::Sent, Reason::None, now);
+            }
+        }
+    }
+
+    /// See [`Store::seen`].
+    pub fn seen(&mut self, at: DeviceRef, now: UnixMillis) {
+        if let Some(device) = self.apps.get_mut(at.app.0 as usize).and_then(|a| a.device_mut(at.device)) {
+            device.last_seen_at = Some(now);
+        }
+    }
+
+    /// See [`Store::pending`]; what is above `durable` is not on stable storage yet and stays hidden.
+    pub fn pending(
+        &self,
+        at: DeviceRef,
+        position: Position,
+        max: usize,
+        now: UnixMillis,
+        durable: Seq,
+    ) -> Vec<Pending> {
+        let Some(app) = self.app_ref(at.app) else { return Vec::new() };
+        let mut found = Vec::new();
+        for lane in
+            [Lane { urgent: true, after: position.urgent }, Lane { urgent: false, after: position.normal }]
+        {
+            let wanted = max - found.len();
+            found.extend(self.pending_lane(app, at.device, lane, (now, durable)).take(wanted));
+        }
+        found
+    }
+
+    /// One lane: the device's own entries merged with the broadcasts that are open for it, by their place in the order.
+    fn pending_lane<'a>(
+        &'a self,
+        app: &'a App,
+        device: DeviceNo,
+        Lane { urgent, after }: Lane,
+        (now, durable): (UnixMillis, Seq),
+    ) -> impl Iterator<Item = Pending> + 'a {
+        let inbox = app.inboxes.get(&device.0).filter(|inbox| !urgent || inbox.urgent > 0);
+        let own_from = inbox.map_or(0, |inbox| inbox.entries.partition_point(|e| e.seq() <= after));
+        let own = inbox.into_iter().flat_map(move |inbox| inbox.entries.range(own_from..));
+        let own = own.filter(move |e| e.urgent() == urgent).map(|e| (e.seq(), Some(*e)));
+        let casts_from = app.broadcasts.partition_point(|seq| *seq <= after);
+        let casts = app.broadcasts[casts_from..].iter().filter(move |seq| {
+            self.messages.get(seq).is_some_and(|m| {
+                (m.priority() == Priority::High) == urgent
+                    && m.broadcast().is_some_and(|open| open.contains(device.0))
+            })
+        });
+        let (mut own, mut casts) = (own.peekable(), casts.map(|seq| (*seq, None)).peekable());
+        let merged = std::iter::from_fn(move || match (own.peek(), casts.peek()) {
+            (Some((seq, _)), Some((cast, _))) if seq > cast => casts.next(),
+            (Some(_), _) => own.next(),
+            (None, _) => casts.next(),
+        });
+        let on_disk = merged.take_while(move |(seq, _)| *seq <= durable);
+        let known = on_disk.filter_map(move |(seq, entry)| Some((seq, entry, self.messages.get(&seq)?)));
+        let alive = known.filter(move |(_, _, message)| message.expires_at > now);
+        alive.map(move |(seq, entry, message)| pending_of(app, device, seq, message, entry))
+    }
+
+    pub fn app_by_id(&self, id: &str) -> Option<AppNo> {
+        self.apps_by_id.get(id).copied()
+    }
+
+    pub fn apps(&self) -> Vec<AppView> {
+        (0..self.apps.len() as u32).filter_map(|no| self.app(AppNo(no))).collect()
+    }
+
+    pub fn app(&self, no: AppNo) -> Option<AppView> {
+        let app = self.app_ref(no)?;
+        Some(AppView {
+            no,
+            id: app.id.clone(),
+            name: app.name.clone(),
+            created_at: app.created_at,
+            devices: app.all.len(),
+            counters: app.counters,
+        })
+    }
+
+    pub fn key(&self, hash: &[u8; 32]) -> Option<(Option<AppNo>, StoredKey)> {
+        let (app, place) = *self.keys_by_hash.get(hash)?;
+        let keys = match app {
+            Some(app) => &self.app_ref(app)?.keys,
+            None => &self.platform_keys,
+        };
+        keys.get(place).filter(|k| k.revoked_at.is_none()).map(|k| (app, k.clone()))
+    }
+
+    pub fn keys(&self, app: Option<AppNo>) -> Vec<StoredKey> {
+        match app {
+            Some(app) => self.app_ref(app).map_or(Vec::new(), |a| a.keys.clone()),
+            None => self.platform_keys.clone(),
+        }
+    }
+
+    pub fn device_by_id(&self, app: AppNo, id: &str) -> Option<DeviceRef> {
+        Some(DeviceRef { app, device: *self.app_ref(app)?.by_id.get(id)? })
+    }
+
+    pub fn device(&self, at: DeviceRef) -> Option<DeviceView> {
+        let app = self.app_ref(at.app)?;
+        let device = app.device(at.device)?;
+        let session = device.session.as_deref();
+        Some(DeviceView {
+            at,
+            id: device.id.clone(),
+            profile: device.profile.clone(),
+            anonymous: device.secret_hash.is_none(),
+            created_at: device.created_at,
+            last_seen_at: device.last_seen_at,
+            subscriptions: session.map_or(Vec::new(), |s| s.subscriptions.clone()),
+            inbox_len: self.inbox_len(app, at.device),
+            session: session.map(|s| s.stored),
+        })
+    }
+
+    fn inbox_len(&self, app: &App, device: DeviceNo) -> usize {
+        let casts = app.broadcasts.iter().filter_map(|seq| self.messages.get(seq)?.broadcast());
+        let broadcasts = casts.filter(|open| open.contains(device.0)).count();
+        broadcasts + app.inboxes.get(&device.0).map_or(0, |inbox| inbox.entries.len())
+    }
+
+    pub fn device_ids(&self, app: AppNo, devices: &[DeviceNo]) -> Vec<Option<String>> {
+        let app = self.app_ref(app);
+        devices.iter().map(|no| Some(app?.device(*no)?.id.clone())).collect()
+    }
+
+    pub fn sign_in(&self, at: DeviceRef) -> Option<SignIn> {
+        let device = self.app_ref(at.app)?.device(at.device)?;
+        let session = device.session.as_deref();
+        Some(SignIn {
+            secret_hash: device.secret_hash,
+            session: session.map(|s| s.stored),
+            subscriptions: session.map_or(Vec::new(), |s| s.subscriptions.clone()),
+        })
+    }
+
+    pub fn devices(
+        &self,
+        app: AppNo,
+        filter: &DeviceFilter,
+        after: Option<DeviceNo>,
+        max: usize,
+    ) -> Vec<DeviceView> {
+        let Some(tenant) = self.app_ref(app) else { return Vec::new() };
+        let empty = DeviceSet::new();
+        let mut set = tenant.all.clone();
+        if let Some(platform) = filter.platform {
+            set &= tenant.by_platform.get(&(platform as u8)).unwrap_or(&empty);
+        }
+        if let Some(tag) = &filter.tag {
+            set &= tenant.by_tag.get(tag).unwrap_or(&empty);
+        }
+        if let Some(alias) = &filter.alias {
+            set &= tenant.by_alias.get(alias).unwrap_or(&empty);
+        }
+        if let Some(after) = after {
+            set.remove_range(..=after.0);
+        }
+        let views = set.iter().filter_map(|no| self.device(DeviceRef { app, device: DeviceNo(no) }));
+        views.filter(|d| filter.anonymous.is_none_or(|a| d.anonymous == a)).take(max).collect()
+    }
+
+    pub fn all_devices(&self, app: AppNo) -> DeviceSet {
+        self.app_ref(app).map_or(DeviceSet::new(), |a| a.all.clone())
+    }
+
+    pub fn devices_with_alias(&self, app: AppNo, alias: &str) -> DeviceSet {
+        self.app_ref(app).and_then(|a| a.by_alias.get(alias)).cloned().unwrap_or_default()
+    }
+
+    pub fn devices_with_tag(&self, app: AppNo, tag: &str) -> DeviceSet {
+        self.app_ref(app).and_then(|a| a.by_tag.get(tag)).cloned().unwrap_or_default()
+    }
+
+    pub fn devices_on(&self, app: AppNo, platform: Platform) -> DeviceSet {
+        self.app_ref(app).and_then(|a| a.by_platform.get(&(platform as u8))).cloned().unwrap_or_default()
+    }
+
+    pub fn sessions(&self) -> Vec<(DeviceRef, String, StoredSession, Vec<StoredSubscription>)> {
+        let numbered = self.apps.iter().enumerate().map(|(no, app)| (AppNo(no as u32), app));
+        let all = numbered.flat_map(|(no, app)| app.sessions().map(move |(device, s)| (no, app, device, s)));
+        let told = all.filter_map(|(no, app, device, s)| {
+            let id = app.device(device)?.id.clone();
+            Some((DeviceRef { app: no, device }, id, s.stored, s.subscriptions.clone()))
+        });
+        told.collect()
+    }
+
+    pub fn retained(&self, app: AppNo, filter: &str, max: usize, now: UnixMillis) -> Vec<Retained> {
+        let Some(app) = self.app_ref(app) else { return Vec::new() };
+        let prefix = filter.split(['+', '#']).next().unwrap_or("");
+        // `sport/#` also matches `sport`: the level before the wildcard bounds the search, without its slash.
+        let prefix = prefix.strip_suffix('/').unwrap_or(prefix);
+        let near = app.retained.range(prefix.to_owned()..).take_while(|(topic, _)| topic.starts_with(prefix));
+        let found = near.filter(|(topic, r)| r.expires_at > now && crate::topics::matches(filter, topic));
+        found.take(max).map(|(_, r)| r.clone()).collect()
+    }
+
+    pub fn retained_count(&self, app: AppNo) -> usize {
+        self.app_ref(app).map_or(0, |a| a.retained.len())
+    }
+
+    pub fn live_broadcasts(&self, app: AppNo) -> usize {
+        self.app_ref(app).map_or(0, |a| a.broadcasts.len())
+    }
+
+    pub fn message(&self, app: AppNo, id: MessageId) -> Option<MessageView> {
+        let message = self.messages.get(self.by_id.get(&id)?).filter(|m| m.app == app)?;
+        Some(view_of(message, message.report()?))
+    }
+
+    pub fn messages(&self, app: AppNo, before: Option<MessageId>, max: usize) -> Vec<MessageView> {
+        let mut ids: Vec<MessageId> = self
+            .by_id
+            .iter()
+            .filter(|(id, seq)| {
+                before.is_none_or(|b| **id < b) && self.messages.get(seq).is_some_and(|m| m.app == app)
+            })
+            .map(|(id, _)| *id)
+            .collect();
+        ids.sort_unstable_by(|a, b| b.cmp(a));
+        ids.into_iter().take(max).filter_map(|id| self.message(app, id)).collect()
+    }
+
+    pub fn deliveries(
+        &self,
+        app: AppNo,
+        id: MessageId,
+        step: Option<Step>,
+        after: Option<DeviceNo>,
+        max: usize,
+    ) -> Vec<DeliveryView> {
+        let Some(message) = self.by_id.get(&id).and_then(|s| self.messages.get(s)).filter(|m| m.app == app)
+        else {
+            return Vec::new();
+        };
+        let Some(report) = message.report() else { return Vec::new() };
+        let mut devices = report.targeted_set(message);
+        if let Some(after) = after {
+            devices.remove_range(..=after.0);
+        }
+        if let Some(step) = step {
+            devices &= report.now(message).remove(&step).unwrap_or_default();
+        }
+        devices.iter().take(max).map(|no| delivery_of(message, report, DeviceNo(no))).collect()
+    }
+
+    pub fn delivery(&self, app: AppNo, id: MessageId, device: DeviceNo) -> Option<DeliveryView> {
+        let message = self.messages.get(self.by_id.get(&id)?).filter(|m| m.app == app)?;
+        let report = message.report()?;
+        report.targeted_set(message).contains(device.0).then(|| delivery_of(message, report, device))
+    }
+
+    pub fn audit(&self) -> Audit {
+        let mut open: Vec<u64> =
+            self.apps.iter().map(|app| app.inboxes.values().map(|i| i.entries.len() as u64).sum()).collect();
+        for (no, app) in self.apps.iter().enumerate() {
+            let casts = app.broadcasts.iter().filter_map(|seq| self.messages.get(seq)?.broadcast());
+            open[no] += casts.map(|set| set.len()).sum::<u64>();
+        }
+        let audited = self.apps.iter().zip(open).enumerate().map(|(no, (app, open))| {
+            let ended = app.counters.ended.iter().sum();
+            (AppNo(no as u32), AppAudit { created: app.counters.created, ended, open })
+        });
+        Audit { apps: audited.collect() }
+    }
+
+    /// Messages and deliveries that are open.
+    pub fn open_counts(&self) -> (u64, u64) {
+        let messages = self.messages.len().saturating_sub(self.history.len()) as u64;
+        (messages, self.apps.iter().map(|app| app.counters.open()).sum())
+    }
+
+    pub fn next_expiry(&self) -> Option<UnixMillis> {
+        let message = self.expiries.first_key_value().map(|(secs, _)| secs.saturating_mul(1000));
+        let session = self.session_ends.first().map(|(end, _)| *end);
+        message.into_iter().chain(session).min()
+    }
+
+    pub fn last_time(&self) -> UnixMillis {
+        self.last_time
+    }
+
+    pub fn last_event(&self) -> u64 {
+        self.events
+    }
+}
+
+/// One lane of an inbox, behind a position.
+#[derive(Clone, Copy)]
+struct Lane {
+    urgent: bool,
+    after: Seq,
+}
+
+fn pending_of(app: &App, device: DeviceNo, seq: Seq, message: &Message, entry: Option<Entry>) -> Pending {
+    let report = message.report();
+    let broadcast_sent = || report.is_some_and(|r| r.has(device, Step::Sent));
+    Pending {
+        seq,
+        id: report.map(|r| r.id),
+        blob: message.blob,
+        accepted_at: message.accepted_at,
+        expires_at: message.expires_at,
+        urgent: message.priority() == Priority::High,
+        qos: entry.map_or(1, |e| e.qos()),
+        retain: entry.is_some_and(|e| e.retain()),
+        subscription_ids: app.entry_ids.get(&(device.0, seq)).cloned().unwrap_or_default(),
+        sent_before: entry.map_or_else(broadcast_sent, |e| e.sent()),
+    }
+}
+
+impl Report {
+    fn targeted_set(&self, message: &Message) -> DeviceSet {
+        match &self.targeted {
+            Targeted::Broadcast(set) => set.clone(),
+            Targeted::Direct => message.direct().into_iter().map(|d| d.0).collect(),
+        }
+    }
+
+    /// Which devices ever reached which step.
+    fn reached(&self, message: &Message) -> BTreeMap<Step, DeviceSet> {
+        let mut sets: BTreeMap<Step, DeviceSet> = self.reached.iter().cloned().collect();
+        if matches!(self.targeted, Targeted::Direct) {
+            for row in &self.rows {
+                sets.entry(row.step).or_default().insert(row.device.0);
+            }
+        }
+        for bulk in &self.bulk {
+            *sets.entry(bulk.step).or_default() |= &bulk.devices;
+        }
+        sets.insert(Step::Queued, self.targeted_set(message));
+        sets
+    }
+
+    /// Which devices are in which step now: each in the highest it reached.
+    fn now(&self, message: &Message) -> BTreeMap<Step, DeviceSet> {
+        let mut sets = self.reached(message);
+        let mut higher = DeviceSet::new();
+        for set in sets.values_mut().rev() {
+            *set -= &higher;
+            higher |= &*set;
+        }
+        sets
+    }
+}
+
+fn view_of(message: &Message, report: &Report) -> MessageView {
+    let count = |sets: &BTreeMap<Step, DeviceSet>| {
+        let mut counts = [0; Step::ALL.len()];
+        sets.iter().for_each(|(step, set)| counts[*step as usize] = set.len());
+        counts
+    };
+    let mut reasons: BTreeMap<(Step, u8), (Reason, u64)> = BTreeMap::new();
+    let rows = report.rows.iter().map(|r| (r.step, r.reason, 1));
+    let bulks = report.bulk.iter().map(|b| (b.step, b.reason, b.devices.len()));
+    for (step, reason, n) in rows.chain(bulks).filter(|(_, reason, _)| *reason != Reason::None) {
+        reasons.entry((step, reason as u8)).or_insert((reason, 0)).1 += n;
+    }
+    let extra = message.extra.as_deref();
+    MessageView {
+        id: report.id,
+        accepted_at: message.accepted_at,
+        expires_at: message.expires_at,
+        priority: message.priority(),
+        collapse_key: extra.and_then(|e| e.collapse_key.clone()),
+        targeted: report.targeted_set(message).len(),
+        now: count(&report.now(message)),
+        reached: count(&report.reached(message)),
+        reasons: reasons.into_iter().map(|((step, _), (reason, n))| (step, reason, n)).collect(),
+        cancelled_at: report.cancelled_at,
+        blob: (message.blob.len > 0).then_some(message.blob),
+    }
+}
+
+fn delivery_of(message: &Message, report: &Report, device: DeviceNo) -> DeliveryView {
+    let start = message.accepted_at;
+    let mut timeline = vec![(Step::Accepted, Reason::None, start), (Step::Queued, Reason::None, start)];
+    timeline.extend(report.steps_of(device).map(|r| (r.step, r.reason, start + u64::from(r.after_ms))));
+    let bulks = report.bulk.iter().filter(|b| b.devices.contains(device.0));
+    timeline.extend(bulks.map(|b| (b.step, b.reason, b.at)));
+    timeline.sort_by_key(|(step, _, at)| (*at, *step));
+    let (step, reason, _) = timeline.iter().copied().max_by_key(|(step, _, _)| *step).unwrap_or((
+        Step::Queued,
+        Reason::None,
+        start,
+    ));
+    DeliveryView { device, step, reason, timeline }
+}

@@ -1,0 +1,366 @@
+//! The rules of the state machine, by example and by chance.
+
+use super::*;
+use crate::port::Position;
+use proptest::prelude::*;
+use std::sync::Arc;
+
+const APP: AppNo = AppNo(0);
+const HOUR: u64 = 3_600_000;
+
+/// A state with one app and some devices, driven by hand.
+struct World {
+    state: State,
+    effects: Effects,
+    now: UnixMillis,
+    ids: u128,
+}
+
+impl World {
+    fn new(devices: u32) -> World {
+        let mut world =
+            World { state: State::default(), effects: Effects::default(), now: 1_000_000, ids: 0 };
+        world.run(Command::CreateApp { id: "a".into(), name: "A".into(), at: 1 });
+        (0..devices).for_each(|n| _ = world.register(&format!("d{n}")));
+        world
+    }
+
+    fn run(&mut self, command: Command) -> Outcome {
+        let len = command.content().map_or(0, |c| c.payload.len() as u32);
+        let blob = BlobRef { file: 1, offset: self.state.seq() as u32, len };
+        self.state.execute(&command, blob, &mut self.effects)
+    }
+
+    fn register(&mut self, id: &str) -> Outcome {
+        self.run(Command::Register(Box::new(Registration {
+            app: APP,
+            id: id.into(),
+            secret_hash: Some([1; 32]),
+            profile: Profile { tags: vec!["t".into()], ..Profile::default() },
+            now: self.now,
+            idempotency: None,
+        })))
+    }
+
+    fn message(&mut self, targets: Targets) -> NewMessage {
+        self.ids += 1;
+        NewMessage {
+            app: APP,
+            id: MessageId::new(self.now, self.ids),
+            targets,
+            accepted_at: self.now,
+            expires_at: self.now + HOUR,
+            priority: Priority::Normal,
+            collapse_key: None,
+            backlog: Backlog::All,
+            idempotency: None,
+            tracked: true,
+            push: true,
+            reject_when_full: false,
+            inbox_max: 3,
+            inbox_bytes_max: 1_000,
+            content: Some(Arc::new(Content { payload: vec![0; 10].into(), ..Content::default() })),
+        }
+    }
+
+    fn send(&mut self, change: impl FnOnce(&mut NewMessage)) -> Acceptance {
+        let mut message = self.message(direct(&[0]));
+        change(&mut message);
+        match self.run(Command::Accept(Box::new(message))) {
+            Outcome::Accepted(accepted) => accepted,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn step(&mut self, device: u32, which: Which, step: Step) -> usize {
+        let progress =
+            Progress { device: DeviceNo(device), which, step, reason: Reason::None, sent_at: None };
+        match self.run(Command::Progress { app: APP, steps: vec![progress], now: self.now }) {
+            Outcome::Progressed { taken } => taken,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn pending(&self, device: u32) -> Vec<Seq> {
+        let at = DeviceRef { app: APP, device: DeviceNo(device) };
+        let found = self.state.pending(at, Position::default(), 100, self.now, Seq::MAX);
+        found.into_iter().map(|p| p.seq).collect()
+    }
+
+    fn step_of(&self, id: MessageId, device: u32) -> (Step, Reason) {
+        let view = self.state.delivery(APP, id, DeviceNo(device)).expect("targeted");
+        (view.step, view.reason)
+    }
+
+    fn gap(&self) -> i64 {
+        self.state.audit().apps.iter().map(|(_, a)| a.gap()).sum()
+    }
+}
+
+fn direct(devices: &[u32]) -> Targets {
+    let target =
+        |no: &u32| Target { device: DeviceNo(*no), qos: 1, retain: false, subscription_ids: Vec::new() };
+    Targets::Direct(devices.iter().map(target).collect())
+}
+
+fn broadcast(devices: &[u32]) -> Targets {
+    Targets::Broadcast(devices.iter().copied().collect())
+}
+
+#[test]
+fn an_entry_stays_until_it_is_acknowledged_and_then_never_comes_back() {
+    let mut w = World::new(1);
+    let a = w.send(|_| {});
+    let b = w.send(|_| {});
+    assert_eq!(w.pending(0), [a.seq, b.seq]);
+    assert_eq!(w.step(0, Which::Seq(a.seq), Step::Delivered), 1);
+    assert_eq!(w.step(0, Which::Seq(a.seq), Step::Delivered), 0);
+    assert_eq!(w.pending(0), [b.seq]);
+    assert_eq!(w.step_of(a.id, 0), (Step::Delivered, Reason::None));
+    assert_eq!(w.effects.released.len(), 1);
+    assert_eq!(w.gap(), 0);
+}
+
+#[test]
+fn nothing_is_seen_before_it_is_durable() {
+    let mut w = World::new(1);
+    let a = w.send(|_| {});
+    let at = DeviceRef { app: APP, device: DeviceNo(0) };
+    assert!(w.state.pending(at, Position::default(), 9, w.now, a.seq - 1).is_empty());
+    assert_eq!(w.state.pending(at, Position::default(), 9, w.now, a.seq).len(), 1);
+}
+
+#[test]
+fn a_device_cannot_acknowledge_what_is_anothers() {
+    let mut w = World::new(2);
+    let a = w.send(|_| {});
+    assert_eq!(w.step(1, Which::Seq(a.seq), Step::Delivered), 0);
+    assert_eq!(w.step(1, Which::Id(a.id), Step::Displayed), 0);
+    assert_eq!(w.pending(0), [a.seq]);
+}
+
+#[test]
+fn what_was_displayed_was_delivered_and_a_late_receipt_undoes_no_end() {
+    let mut w = World::new(1);
+    let a = w.send(|_| {});
+    assert_eq!(w.step(0, Which::Id(a.id), Step::Clicked), 1);
+    assert_eq!(w.step_of(a.id, 0).0, Step::Clicked);
+    let view = w.state.message(APP, a.id).unwrap();
+    assert_eq!((view.reached[Step::Delivered as usize], view.now[Step::Clicked as usize]), (1, 1));
+    let b = w.send(|_| {});
+    w.run(Command::Cancel { app: APP, message: b.id, now: w.now });
+    assert_eq!(w.step(0, Which::Id(b.id), Step::Displayed), 0);
+    assert_eq!(w.step_of(b.id, 0), (Step::Cancelled, Reason::Recalled));
+    assert_eq!(w.gap(), 0);
+}
+
+#[test]
+fn a_full_inbox_evicts_the_oldest_of_the_least_urgent_with_a_receipt() {
+    let mut w = World::new(1);
+    let high = w.send(|m| m.priority = Priority::High);
+    let normal = w.send(|_| {});
+    let low = w.send(|m| m.priority = Priority::Low);
+    let next = w.send(|_| {});
+    assert_eq!(w.step_of(low.id, 0), (Step::Evicted, Reason::QueueFull));
+    assert_eq!(w.pending(0), [high.seq, normal.seq, next.seq]);
+    let mut refused = w.message(direct(&[0]));
+    refused.reject_when_full = true;
+    assert_eq!(w.run(Command::Accept(Box::new(refused))), Outcome::Refused(Refusal::InboxFull));
+    assert_eq!(w.gap(), 0);
+}
+
+#[test]
+fn the_newest_of_a_collapse_key_supersedes_the_older_ones() {
+    let mut w = World::new(3);
+    let key = |m: &mut NewMessage| {
+        m.collapse_key = Some("score".into());
+        m.backlog = Backlog::Latest;
+    };
+    let first = w.send(key);
+    let cast = w.send(|m| {
+        key(m);
+        m.targets = broadcast(&[0, 1, 2]);
+    });
+    assert_eq!(w.step_of(first.id, 0), (Step::Superseded, Reason::Collapsed));
+    let last = w.send(|m| {
+        key(m);
+        m.targets = direct(&[1]);
+    });
+    assert_eq!(w.step_of(cast.id, 1), (Step::Superseded, Reason::Collapsed));
+    assert_eq!((w.pending(0), w.pending(1), w.pending(2)), (vec![cast.seq], vec![last.seq], vec![cast.seq]));
+    assert_eq!(w.gap(), 0);
+}
+
+#[test]
+fn a_backlog_of_two_keeps_the_newest_two() {
+    let mut w = World::new(1);
+    let sent: Vec<_> = (0..3).map(|_| w.send(|m| m.backlog = Backlog::Last(2)).seq).collect();
+    assert_eq!(w.pending(0), sent[1..]);
+}
+
+#[test]
+fn urgent_messages_overtake_and_each_lane_keeps_its_order() {
+    let mut w = World::new(1);
+    let a = w.send(|_| {});
+    let b = w.send(|m| m.targets = broadcast(&[0]));
+    let c = w.send(|m| m.priority = Priority::High);
+    assert_eq!(w.pending(0), [c.seq, a.seq, b.seq]);
+}
+
+#[test]
+fn a_message_ends_at_its_expiry_and_not_a_second_before() {
+    let mut w = World::new(2);
+    let a = w.send(|m| m.targets = direct(&[0, 1]));
+    let cast = w.send(|m| m.targets = broadcast(&[0, 1]));
+    let expire = |now| Command::Expire { now, limit: 100, history_before: 0, history_max: 100 };
+    let end = w.now + HOUR;
+    w.run(expire(end - 1));
+    assert_eq!(w.step_of(a.id, 0).0, Step::Queued);
+    w.run(expire(end));
+    for id in [a.id, cast.id] {
+        assert_eq!(w.step_of(id, 1), (Step::Expired, Reason::Ttl));
+        assert_eq!(w.state.message(APP, id).unwrap().now[Step::Expired as usize], 2);
+    }
+    assert_eq!((w.gap(), w.state.next_expiry()), (0, None));
+}
+
+#[test]
+fn a_repeated_request_gets_the_first_answer_and_another_one_is_refused() {
+    let mut w = World::new(1);
+    let request = |request| Some(Idempotency { key: 7, request, keep_until: u64::MAX });
+    let first = w.send(|m| m.idempotency = request(1));
+    let again = w.send(|m| m.idempotency = request(1));
+    assert_eq!((again.id, again.repeated), (first.id, true));
+    let mut other = w.message(direct(&[0]));
+    other.idempotency = request(2);
+    assert_eq!(w.run(Command::Accept(Box::new(other))), Outcome::Refused(Refusal::IdempotencyMismatch));
+    assert_eq!(w.pending(0), [first.seq]);
+}
+
+#[test]
+fn deleting_a_device_erases_what_is_open_and_nothing_else() {
+    let mut w = World::new(2);
+    let a = w.send(|m| m.targets = direct(&[0, 1]));
+    let cast = w.send(|m| m.targets = broadcast(&[0, 1]));
+    w.run(Command::DeleteDevice { at: DeviceRef { app: APP, device: DeviceNo(0) }, now: w.now });
+    assert_eq!(w.step_of(a.id, 0), (Step::Erased, Reason::Unregistered));
+    assert_eq!(w.pending(1), [a.seq, cast.seq]);
+    assert!(w.state.device_by_id(APP, "d0").is_none() && w.state.devices_with_tag(APP, "t").len() == 1);
+    assert_eq!(w.gap(), 0);
+}
+
+#[test]
+fn an_anonymous_client_goes_with_its_session_and_a_registered_one_stays() {
+    let mut w = World::new(1);
+    let registration = Registration {
+        app: APP,
+        id: "anon".into(),
+        secret_hash: None,
+        profile: Profile::default(),
+        now: w.now,
+        idempotency: None,
+    };
+    w.run(Command::Register(Box::new(registration)));
+    for device in [0, 1] {
+        let at = DeviceRef { app: APP, device: DeviceNo(device) };
+        w.run(Command::OpenSession { at, expiry_secs: 10, fresh: false, now: w.now });
+        w.run(Command::LeaveSession { at, expiry_secs: 10, now: w.now });
+    }
+    let publish = |m: &mut NewMessage| (m.push, m.tracked, m.targets) = (false, false, direct(&[0, 1]));
+    w.send(publish);
+    let push = w.send(|_| {});
+    let now = w.now + 10_000;
+    w.run(Command::Expire { now, limit: 100, history_before: 0, history_max: 100 });
+    assert!(w.state.device_by_id(APP, "anon").is_none());
+    // What came for the session ended with it; the push stays for the device.
+    assert_eq!(w.pending(0), [push.seq]);
+    assert_eq!(w.gap(), 0);
+}
+
+#[derive(Clone, Debug)]
+enum Act {
+    Send { devices: Vec<u32>, cast: bool, key: Option<u8>, priority: u8, tracked: bool },
+    Step { device: u32, message: usize, step: usize },
+    Cancel(usize),
+    Delete(u32),
+    Pass(u64),
+    Reload,
+}
+
+fn act() -> impl Strategy<Value = Act> {
+    let devices = proptest::collection::vec(0..6u32, 1..5);
+    let send = (devices, any::<bool>(), proptest::option::of(0..2u8), 0..3u8, any::<bool>());
+    prop_oneof![
+        6 => send.prop_map(|(devices, cast, key, priority, tracked)| Act::Send { devices, cast, key, priority, tracked }),
+        8 => (0..6u32, 0..40usize, 0..Step::ALL.len()).prop_map(|(device, message, step)| Act::Step { device, message, step }),
+        1 => (0..40usize).prop_map(Act::Cancel),
+        1 => (0..6u32).prop_map(Act::Delete),
+        2 => (1..HOUR).prop_map(Act::Pass),
+        1 => Just(Act::Reload),
+    ]
+}
+
+fn perform(w: &mut World, sent: &mut Vec<Acceptance>, act: Act) {
+    match act {
+        Act::Send { mut devices, cast, key, priority, tracked } => {
+            devices.sort_unstable();
+            devices.dedup();
+            let accepted = w.send(|m| {
+                m.targets = if cast { broadcast(&devices) } else { direct(&devices) };
+                m.collapse_key = key.map(|k| format!("k{k}"));
+                m.priority = [Priority::Low, Priority::Normal, Priority::High][usize::from(priority)];
+                m.tracked = tracked || cast;
+            });
+            sent.push(accepted);
+        }
+        Act::Step { device, message, step } => {
+            if let Some(accepted) = sent.get(message) {
+                w.step(device, Which::Seq(accepted.seq), Step::ALL[step]);
+            }
+        }
+        Act::Cancel(message) => {
+            if let Some(id) = sent.get(message).map(|a| a.id) {
+                w.run(Command::Cancel { app: APP, message: id, now: w.now });
+            }
+        }
+        Act::Delete(device) => {
+            w.run(Command::DeleteDevice { at: DeviceRef { app: APP, device: DeviceNo(device) }, now: w.now });
+        }
+        Act::Pass(ms) => {
+            w.now += ms;
+            w.run(Command::Expire { now: w.now, limit: 100, history_before: 0, history_max: 1_000 });
+        }
+        Act::Reload => {
+            let bytes = postcard::to_stdvec(&w.state).unwrap();
+            w.state = postcard::from_bytes(&bytes).unwrap();
+            w.state.rebuild();
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+
+    /// Conservation (P1), and: a report counts every targeted device exactly once.
+    #[test]
+    fn whatever_happens_every_delivery_is_open_or_ended_in_one_way(acts in proptest::collection::vec(act(), 1..60)) {
+        let mut w = World::new(6);
+        let mut sent = Vec::new();
+        for act in acts {
+            perform(&mut w, &mut sent, act);
+            prop_assert_eq!(w.gap(), 0);
+            for accepted in &sent {
+                if let Some(view) = w.state.message(APP, accepted.id) {
+                    prop_assert_eq!(view.now.iter().sum::<u64>(), view.targeted);
+                    prop_assert_eq!(view.targeted, accepted.targeted);
+                }
+            }
+        }
+        let (_, open) = w.state.open_counts();
+        let in_inboxes: usize = (0..6).map(|d| w.state.device(DeviceRef { app: APP, device: DeviceNo(d) }).map_or(0, |v| v.inbox_len)).sum();
+        prop_assert_eq!(open as usize, in_inboxes);
+        for (i, event) in w.effects.events.iter().enumerate() {
+            prop_assert_eq!(event.position, i as u64 + 1);
+        }
+    }
+}

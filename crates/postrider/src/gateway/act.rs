@@ -1,0 +1,316 @@
+//! What a peer says becomes calls of the engine; what the engine answers becomes replies.
+
+use super::conn::Budget;
+use super::driver::Driver;
+use super::mailbox::Mail;
+use super::mqtt::{self, Wanted};
+use super::{Reply, TRANSIENT};
+use postrider_core::access::{INBOX_TOPIC, RECEIPTS_TOPIC};
+use postrider_core::delivery::receipt::Ack;
+use postrider_core::id::AppNo;
+use postrider_core::model::{Reason, Step};
+use postrider_core::session::{Attach, Client, SignInError};
+use postrider_proto as proto;
+use postrider_proto::{Connect, ConnectRefusal, Event, PublishOutcome, SubscribeOutcome};
+
+/// MQTT 5 §3.9.3: a filter that is not one.
+const FILTER_INVALID: u8 = 0x8f;
+
+impl Driver {
+    pub(super) fn act(&mut self, slot: u32, event: Event) {
+        if self.conn(slot).is_none() {
+            return;
+        }
+        match event {
+            Event::Connect(connect) => self.connect(slot, *connect),
+            Event::Publish { token, publish } => self.publish(slot, token, publish),
+            Event::Subscribe { token, filters, id } => self.subscribe(slot, token, filters, id),
+            Event::Unsubscribe { token, filters } => self.unsubscribe(slot, token, filters),
+            Event::Acked { delivery } => self.ended(slot, delivery, Step::Delivered, Reason::None),
+            Event::Refused { delivery, .. } => self.ended(slot, delivery, Step::Rejected, Reason::Refused),
+            Event::Disconnect { with_will, session_expiry_secs } => {
+                if let Some(conn) = self.conn(slot) {
+                    conn.orderly = !with_will;
+                    conn.busy().goodbye_expiry_secs = session_expiry_secs;
+                }
+            }
+        }
+    }
+
+    fn connect(&mut self, slot: u32, connect: Connect) {
+        let reply = match self.attach(slot, &connect) {
+            Ok(accepted) => {
+                if let Some(conn) = self.conn(slot) {
+                    conn.signed_in = true;
+                    let peer = conn.peer;
+                    self.shared.admission.signed_in(peer);
+                }
+                Ok(Box::new(accepted))
+            }
+            Err(refusal) => {
+                let peer = self.conn(slot).map(|c| c.peer);
+                tracing::info!(?peer, client = &*connect.client_id, ?refusal, "a sign-in was refused");
+                Err(refusal)
+            }
+        };
+        self.answer(slot, proto::Reply::Connect(reply));
+        self.rearm(slot);
+        self.want_drain(slot);
+    }
+
+    fn attach(&mut self, slot: u32, connect: &Connect) -> Result<proto::Accepted, ConnectRefusal> {
+        let (client, assigned) = self.client_of(connect)?;
+        let will = connect.will.as_deref().map(mqtt::will_of);
+        if let Some(will) = &will {
+            let left = self.shared.engine.may_leave_will(&client.id, will);
+            left.map_err(|_| ConnectRefusal::NotAuthorized)?;
+        }
+        let attach = Attach {
+            client,
+            connection: self.reference(slot),
+            clean: connect.clean_start,
+            expiry_secs: connect.session_expiry_secs,
+            will,
+        };
+        let first_token = if connect.clean_start { 0 } else { self.shared.engine.chance.bits128() as u32 };
+        let attached = self.shared.engine.connect(attach).map_err(mqtt::refusal_of)?;
+        if let Some(conn) = self.conn(slot) {
+            conn.session = Some(attached.session);
+            // Tokens of an earlier connection may still be in flight: begin elsewhere.
+            conn.next_live = first_token;
+        }
+        let inflight = attached.saved.and_then(|saved| saved.downcast::<proto::mqtt::Inflight>().ok());
+        let differs = connect.level == 5 && attached.expiry_secs != connect.session_expiry_secs;
+        Ok(proto::Accepted {
+            session_present: attached.present,
+            assigned_client_id: assigned.map(Into::into),
+            session_expiry_secs: differs.then_some(attached.expiry_secs),
+            inflight,
+        })
+    }
+
+    /// Who this is: a registered device by user name and password, else an anonymous client by its identifier.
+    fn client_of(&self, connect: &Connect) -> Result<(Client, Option<String>), ConnectRefusal> {
+        let engine = &self.shared.engine;
+        let (app, name) = match &connect.user {
+            Some(user) => self.app_and_name(user),
+            None => (self.shared.config.app, connect.client_id.as_str()),
+        };
+        if connect.user.is_some() {
+            let known = engine.store.device_by_id(app, name).is_some();
+            if known || !engine.access.anonymous {
+                let secret = connect.password.as_deref().unwrap_or_default();
+                let client = engine.sign_in(app, name, secret).map_err(mqtt::refusal_of)?;
+                return self.own_name(client, connect);
+            }
+        }
+        if connect.client_id.is_empty() {
+            let name = format!("auto-{:032x}", engine.chance.bits128());
+            let client = engine.sign_in_anonymous(app, &name).map_err(mqtt::refusal_of)?;
+            return Ok((client, Some(name)));
+        }
+        let client = engine.sign_in_anonymous(app, &connect.client_id).map_err(|error| match error {
+            SignInError::BadCredentials => ConnectRefusal::ClientIdInvalid,
+            other => mqtt::refusal_of(other),
+        })?;
+        Ok((client, None))
+    }
+
+    /// A device's session is named by the device. Its client identifier may be anything but another device's (A8).
+    fn own_name(&self, client: Client, connect: &Connect) -> Result<(Client, Option<String>), ConnectRefusal> {
+        let given = connect.client_id.as_str();
+        if given.is_empty() {
+            let assigned = client.id.clone();
+            return Ok((client, Some(assigned)));
+        }
+        if given != client.id && self.shared.engine.store.device_by_id(client.app, given).is_some() {
+            return Err(ConnectRefusal::NotAuthorized);
+        }
+        Ok((client, None))
+    }
+
+    /// `app/device`, or a device of the listener's own app.
+    fn app_and_name<'a>(&self, user: &'a str) -> (AppNo, &'a str) {
+        let named = user.split_once('/');
+        let app = named.and_then(|(app, name)| Some((self.shared.engine.store.app_by_id(app)?, name)));
+        app.unwrap_or((self.shared.config.app, user))
+    }
+
+    fn publish(&mut self, slot: u32, token: u32, publish: proto::Publish) {
+        self.shared.metrics.messages_in.inc();
+        self.charge(slot);
+        let at = self.reference(slot);
+        let Some(session) = self.conn(slot).and_then(|c| c.session) else { return };
+        if &*publish.topic == RECEIPTS_TOPIC {
+            return self.device_receipts(slot, token, &publish);
+        }
+        let request = mqtt::publish_request(&publish);
+        let mut collected = std::mem::take(&mut self.collected);
+        let routed = self.shared.engine.publish(session, &request, &mut collected);
+        let live = std::mem::take(&mut collected.live);
+        self.collected = collected;
+        let outcome = match routed {
+            Ok(routed) => {
+                let outcome =
+                    if routed.matched == 0 { PublishOutcome::NoSubscribers } else { PublishOutcome::Accepted };
+                if token != 0 && routed.durable {
+                    self.replies.push((at, Reply::Protocol(proto::Reply::Publish { token, outcome })));
+                }
+                self.fan_out(publish, &request, live);
+                if routed.durable {
+                    return;
+                }
+                outcome
+            }
+            Err(error) => {
+                tracing::debug!(session, topic = &*publish.topic, %error, "a publish was refused");
+                mqtt::outcome_of(error)
+            }
+        };
+        if token != 0 {
+            self.answer(slot, proto::Reply::Publish { token, outcome });
+        }
+    }
+
+    /// One publish off the connection's budget; an empty one pauses reading until it has refilled.
+    fn charge(&mut self, slot: u32) {
+        let (rate, burst, now) = (self.shared.config.publishes_per_sec, self.shared.config.publishes_burst, self.now);
+        if rate == 0 {
+            return;
+        }
+        if let Some(conn) = self.conn(slot) {
+            let budget = conn.busy().budget.get_or_insert_with(|| Budget::new(burst, now));
+            if !budget.take(rate, burst, now) {
+                conn.paused = true;
+                self.rearm(slot);
+            }
+        }
+    }
+
+    fn device_receipts(&mut self, slot: u32, token: u32, publish: &proto::Publish) {
+        let at = self.reference(slot);
+        let session = self.conn(slot).and_then(|c| c.session);
+        let device = session.and_then(|s| self.shared.engine.session_device(s));
+        let (Some(device), Some(receipts)) = (device, mqtt::receipts_of(&publish.payload)) else {
+            if token != 0 {
+                self.answer(slot, proto::Reply::Publish { token, outcome: PublishOutcome::PayloadInvalid });
+            }
+            return;
+        };
+        let mailbox = self.mailbox.clone();
+        self.shared.engine.device_receipts(device, &receipts, Box::new(move |taken| {
+            let outcome = if taken.is_ok() { PublishOutcome::Accepted } else { PublishOutcome::Unavailable };
+            if token != 0 {
+                mailbox.post(Mail::Reply(at, Reply::Protocol(proto::Reply::Publish { token, outcome })));
+            }
+        }));
+    }
+
+    /// One commit for everything that this turn's publishes need.
+    pub(super) fn commit_publishes(&mut self) {
+        if self.collected.commands.is_empty() {
+            return;
+        }
+        let commands = std::mem::take(&mut self.collected.commands);
+        let replies = std::mem::take(&mut self.replies);
+        let mailbox = self.mailbox.clone();
+        self.shared.engine.commit(commands, Box::new(move |outcome| {
+            let failed = outcome.is_err();
+            let told = |(at, reply)| match reply {
+                Reply::Protocol(proto::Reply::Publish { token, .. }) if failed => {
+                    let outcome = PublishOutcome::Unavailable;
+                    (at, Reply::Protocol(proto::Reply::Publish { token, outcome }))
+                }
+                other => (at, other),
+            };
+            if !replies.is_empty() {
+                mailbox.post(Mail::Replies(replies.into_iter().map(told).collect()));
+            }
+        }));
+    }
+
+    fn subscribe(&mut self, slot: u32, token: u32, filters: Vec<proto::Subscription>, id: Option<u32>) {
+        let at = self.reference(slot);
+        let Some(session) = self.conn(slot).and_then(|c| c.session) else { return };
+        let valid: Vec<usize> = (0..filters.len()).filter(|i| filters[*i].valid).collect();
+        let wanted = valid.iter().map(|i| mqtt::subscription_of(&filters[*i], id)).collect();
+        let mailbox = self.mailbox.clone();
+        let count = filters.len();
+        let places = valid.clone();
+        let done = Box::new(move |results: Vec<Result<u8, u8>>| {
+            let mut outcomes = vec![SubscribeOutcome::Refused(FILTER_INVALID); count];
+            for (place, result) in places.iter().zip(&results) {
+                outcomes[*place] = match result {
+                    Ok(qos) => SubscribeOutcome::Granted(mqtt::qos_of(*qos)),
+                    Err(code) => SubscribeOutcome::Refused(*code),
+                };
+            }
+            mailbox.post(Mail::Reply(at, Reply::Subscribed { token, outcomes }));
+        });
+        let new = self.shared.engine.subscribe(session, wanted, done);
+        let picked = valid.iter().zip(new).filter(|(i, is_new)| mqtt::wants_retained(&filters[**i], *is_new));
+        let wanted = picked.map(|(place, _)| {
+            let filter = &filters[*place];
+            Wanted { place: *place, filter: filter.filter.to_string(), qos: filter.qos as u8, id }
+        });
+        // The answer comes by this worker's own mail, so it is read after this.
+        self.wanted.insert((at, token), wanted.collect());
+    }
+
+    fn unsubscribe(&mut self, slot: u32, token: u32, filters: Vec<proto::Text>) {
+        let at = self.reference(slot);
+        let Some(session) = self.conn(slot).and_then(|c| c.session) else { return };
+        let filters = filters.iter().map(|f| split_share(f)).collect();
+        let mailbox = self.mailbox.clone();
+        self.shared.engine.unsubscribe(session, filters, Box::new(move |existed| {
+            mailbox.post(Mail::Reply(at, Reply::Protocol(proto::Reply::Unsubscribe { token, existed })));
+        }));
+    }
+
+    pub(super) fn take_reply(&mut self, slot: u32, reply: Reply) {
+        match reply {
+            Reply::Protocol(reply) => self.answer(slot, reply),
+            Reply::Subscribed { token, outcomes } => {
+                let wanted = self.wanted.remove(&(self.reference(slot), token)).unwrap_or_default();
+                let granted = |w: &Wanted| matches!(outcomes.get(w.place), Some(SubscribeOutcome::Granted(_)));
+                let retained: Vec<Wanted> = wanted.into_iter().filter(granted).collect();
+                self.answer(slot, proto::Reply::Subscribe { token, outcomes });
+                for wanted in retained {
+                    if wanted.filter == INBOX_TOPIC {
+                        // Pushes that lay there while nobody asked for them are behind the position already.
+                        self.drain_anew(slot);
+                    } else {
+                        self.send_retained(slot, &wanted);
+                    }
+                }
+            }
+        }
+    }
+
+    /// A delivery ended: by the peer's acknowledgement or refusal.
+    fn ended(&mut self, slot: u32, delivery: u64, step: Step, reason: Reason) {
+        let Some(conn) = self.conn(slot) else { return };
+        if delivery & TRANSIENT == 0 {
+            let sent_at = conn.take_sent(delivery);
+            if let Some(session) = conn.session {
+                self.acks.push(Ack { session, seq: delivery, step, reason, sent_at });
+            }
+        }
+        self.continue_waiting(slot);
+    }
+
+    pub(super) fn record_acks(&mut self) {
+        if !self.acks.is_empty() {
+            self.shared.engine.ack(&self.acks);
+            self.acks.clear();
+        }
+    }
+}
+
+/// `$share/{group}/{filter}` (MQTT 5 §4.8.2).
+fn split_share(filter: &str) -> (Option<String>, String) {
+    match filter.strip_prefix("$share/").and_then(|rest| rest.split_once('/')) {
+        Some((group, filter)) => (Some(group.to_owned()), filter.to_owned()),
+        None => (None, filter.to_owned()),
+    }
+}

@@ -1,0 +1,150 @@
+//! Who may connect at all: counts of connections in all, before sign-in, and by address (limits L4–L6).
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+/// Zero means no limit.
+#[derive(Clone, Debug)]
+pub struct AdmissionLimits {
+    pub connections_max: usize,
+    /// Connections that have not signed in, in all and by address.
+    pub unauthenticated_max: usize,
+    pub unauthenticated_per_address_max: usize,
+    pub per_address_max: usize,
+}
+
+impl Default for AdmissionLimits {
+    fn default() -> AdmissionLimits {
+        AdmissionLimits {
+            connections_max: 0,
+            unauthenticated_max: 2_000,
+            unauthenticated_per_address_max: 50,
+            per_address_max: 2_000,
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+pub struct Admission {
+    limits: AdmissionLimits,
+    total: AtomicUsize,
+    waiting: AtomicUsize,
+    by_address: Mutex<HashMap<IpAddr, Counts>>,
+}
+
+#[derive(Debug, Default, Clone, Copy)]
+struct Counts {
+    all: usize,
+    waiting: usize,
+}
+
+fn above(count: usize, max: usize) -> bool {
+    max > 0 && count > max
+}
+
+/// An IPv6 customer has a /64, so that is what counts as one address.
+fn network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(v6) => IpAddr::V6((u128::from(v6) & !u128::from(u64::MAX)).into()),
+        v4 => v4,
+    }
+}
+
+impl Admission {
+    pub fn new(limits: AdmissionLimits) -> Admission {
+        Admission { limits, ..Admission::default() }
+    }
+
+    /// Takes a place for a new connection, or says which limit is reached.
+    pub fn enter(&self, address: IpAddr) -> Result<(), &'static str> {
+        let limits = &self.limits;
+        let mut all = self.by_address.lock().unwrap_or_else(PoisonError::into_inner);
+        let counts = all.entry(network(address)).or_default();
+        let refusal = if above(self.total.load(Ordering::Relaxed) + 1, limits.connections_max) {
+            Some("connections")
+        } else if above(self.waiting.load(Ordering::Relaxed) + 1, limits.unauthenticated_max) {
+            Some("unauthenticated")
+        } else if above(counts.waiting + 1, limits.unauthenticated_per_address_max) {
+            Some("unauthenticated_per_address")
+        } else if above(counts.all + 1, limits.per_address_max) {
+            Some("per_address")
+        } else {
+            None
+        };
+        if let Some(limit) = refusal {
+            if counts.all == 0 {
+                all.remove(&network(address));
+            }
+            return Err(limit);
+        }
+        counts.all += 1;
+        counts.waiting += 1;
+        self.total.fetch_add(1, Ordering::Relaxed);
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// The connection signed in.
+    pub fn signed_in(&self, address: IpAddr) {
+        let mut all = self.by_address.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(counts) = all.get_mut(&network(address)) {
+            counts.waiting = counts.waiting.saturating_sub(1);
+        }
+        self.waiting.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// The connection ended, signed in or not.
+    pub fn leave(&self, address: IpAddr, signed_in: bool) {
+        let mut all = self.by_address.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(counts) = all.get_mut(&network(address)) {
+            counts.all = counts.all.saturating_sub(1);
+            counts.waiting = counts.waiting.saturating_sub(usize::from(!signed_in));
+            if counts.all == 0 {
+                all.remove(&network(address));
+            }
+        }
+        self.total.fetch_sub(1, Ordering::Relaxed);
+        if !signed_in {
+            self.waiting.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    pub fn unauthenticated(&self) -> usize {
+        self.waiting.load(Ordering::Relaxed)
+    }
+
+    pub fn total(&self) -> usize {
+        self.total.load(Ordering::Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_that_does_not_sign_in_cannot_take_every_place() {
+        let limits = AdmissionLimits { unauthenticated_per_address_max: 2, ..AdmissionLimits::default() };
+        let admission = Admission::new(limits);
+        let (evil, good) = ("127.0.0.9".parse().unwrap(), "127.0.0.1".parse().unwrap());
+        assert!(admission.enter(evil).is_ok() && admission.enter(evil).is_ok());
+        assert_eq!(admission.enter(evil), Err("unauthenticated_per_address"));
+        assert!(admission.enter(good).is_ok());
+        admission.signed_in(evil);
+        assert!(admission.enter(evil).is_ok());
+        for signed_in in [true, false, false] {
+            admission.leave(evil, signed_in);
+        }
+        admission.leave(good, false);
+        assert_eq!((admission.total(), admission.unauthenticated()), (0, 0));
+        assert!(admission.by_address.lock().unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_whole_ipv6_network_counts_as_one_address() {
+        assert_eq!(network("2001:db8::1".parse().unwrap()), network("2001:db8::ffff:2".parse().unwrap()));
+        assert_ne!(network("2001:db8::1".parse().unwrap()), network("2001:db8:0:1::1".parse().unwrap()));
+    }
+}

@@ -1,0 +1,186 @@
+//! One connection: a transport, a protocol, and the little that lies between them.
+
+use super::transport::Transport;
+use super::{Protocol, TRANSIENT};
+use postrider_core::id::{Seq, UnixMillis};
+use postrider_core::model::Content;
+use postrider_core::port::{LiveTarget, Position};
+use postrider_core::topics::SessionNo;
+use postrider_proto::Millis;
+use std::collections::VecDeque;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+pub struct Conn {
+    pub transport: Transport,
+    pub protocol: Protocol,
+    pub peer: IpAddr,
+    pub generation: u32,
+    pub session: Option<SessionNo>,
+    /// To be written; empty (and without memory) nearly always.
+    pub out: Vec<u8>,
+    pub written: u32,
+    /// The wheel's tick that counts; entries of other ticks are leftovers.
+    pub armed: u32,
+    /// How far the inbox is drained.
+    pub position: Position,
+    pub busy: Option<Box<Busy>>,
+    pub next_live: u32,
+    pub phase: Phase,
+    pub signed_in: bool,
+    pub is_dirty: bool,
+    pub is_draining: bool,
+    /// The last drain filled the window: more may lie there.
+    pub more: bool,
+    pub paused: bool,
+    pub orderly: bool,
+}
+
+/// What a connection has only while something is going on.
+#[derive(Default)]
+pub struct Busy {
+    /// When each unacknowledged delivery was written.
+    pub sent: VecDeque<(Seq, UnixMillis)>,
+    /// Live messages above QoS 0 that wait for the window.
+    pub waiting: VecDeque<Waiting>,
+    /// When a closing connection is cut off.
+    pub deadline: Option<Millis>,
+    /// The peer takes nothing since.
+    pub blocked_since: Option<Millis>,
+    pub budget: Option<Budget>,
+    pub goodbye_expiry_secs: Option<u32>,
+}
+
+/// A live message that waits for the window.
+pub struct Waiting {
+    pub content: Arc<Content>,
+    pub target: LiveTarget,
+    pub expires_at: Option<UnixMillis>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    Open,
+    /// Write what is left, then close at once.
+    Closing,
+    /// Write what is left, close our side, read until the peer closes its own.
+    ClosingGently,
+    Lingering,
+}
+
+/// Publishes a connection may send (limit L16): a bucket that refills with time.
+pub struct Budget {
+    tokens: f64,
+    at: Millis,
+}
+
+impl Budget {
+    pub fn new(burst: u32, now: Millis) -> Budget {
+        Budget { tokens: f64::from(burst), at: now }
+    }
+
+    /// Takes one; false when the bucket was empty, which then goes into debt.
+    pub fn take(&mut self, per_sec: u32, burst: u32, now: Millis) -> bool {
+        self.refill(per_sec, burst, now);
+        self.tokens -= 1.0;
+        self.tokens >= 0.0
+    }
+
+    pub fn refill(&mut self, per_sec: u32, burst: u32, now: Millis) -> bool {
+        let secs = now.saturating_sub(self.at) as f64 / 1000.0;
+        self.at = now;
+        self.tokens = (self.tokens + secs * f64::from(per_sec)).min(f64::from(burst));
+        self.tokens >= 1.0
+    }
+}
+
+impl Conn {
+    /// Bytes not yet taken by the socket.
+    pub fn backlog(&self) -> usize {
+        self.out.len() - self.written as usize
+    }
+
+    pub fn is_open(&self) -> bool {
+        self.phase == Phase::Open
+    }
+
+    /// A token for a live delivery, which no inbox entry can have.
+    pub fn live_token(&mut self) -> u64 {
+        self.next_live = self.next_live.wrapping_add(1);
+        TRANSIENT | u64::from(self.next_live)
+    }
+
+    pub fn busy(&mut self) -> &mut Busy {
+        self.busy.get_or_insert_default()
+    }
+
+    /// Gives back what a quiet connection does not need.
+    pub fn rest(&mut self) {
+        let is_quiet = |b: &mut Box<Busy>| {
+            b.sent.is_empty()
+                && b.waiting.is_empty()
+                && b.deadline.is_none()
+                && b.blocked_since.is_none()
+                && b.budget.is_none()
+                && b.goodbye_expiry_secs.is_none()
+        };
+        self.busy.take_if(is_quiet);
+    }
+
+    pub fn is_waiting(&self) -> bool {
+        self.busy.as_ref().is_some_and(|b| !b.waiting.is_empty())
+    }
+
+    pub fn blocked_since(&self) -> Option<Millis> {
+        self.busy.as_ref()?.blocked_since
+    }
+
+    pub fn deadline(&self) -> Option<Millis> {
+        self.busy.as_ref()?.deadline
+    }
+
+    /// Whether the delivery was written and is not acknowledged.
+    pub fn is_sent(&self, seq: Seq) -> bool {
+        self.busy.as_ref().is_some_and(|b| b.sent.iter().any(|(s, _)| *s == seq))
+    }
+
+    /// When the delivery was written; forgets it.
+    pub fn take_sent(&mut self, seq: Seq) -> Option<UnixMillis> {
+        let sent = &mut self.busy.as_mut()?.sent;
+        let place = sent.iter().position(|(s, _)| *s == seq)?;
+        let at = sent.remove(place).map(|(_, at)| at);
+        self.rest();
+        at
+    }
+
+    /// Writes as much as the socket takes, in one call when it takes all. `spare` gets the buffer back when it is empty.
+    pub fn flush(&mut self, spare: &mut Vec<Vec<u8>>) -> std::io::Result<()> {
+        while self.backlog() > 0 {
+            match self.transport.write(&self.out[self.written as usize..])? {
+                0 => return Ok(()),
+                n => self.written += n as u32,
+            }
+        }
+        self.transport.flush()?;
+        self.written = 0;
+        let mut empty = std::mem::take(&mut self.out);
+        if empty.capacity() > 0 && empty.capacity() <= 256 * 1024 && spare.len() < 256 {
+            empty.clear();
+            spare.push(empty);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_budget_allows_its_burst_then_its_rate() {
+        let mut budget = Budget::new(5, 0);
+        assert!((0..5).all(|_| budget.take(2, 5, 0)));
+        assert!(!budget.take(2, 5, 0) && !budget.refill(2, 5, 500));
+        assert!(budget.refill(2, 5, 1_500) && budget.take(2, 5, 1_500));
+    }
+}

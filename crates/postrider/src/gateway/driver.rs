@@ -1,0 +1,539 @@
+//! The only connection loop. One turn of a worker:
+//!
+//! ```text
+//!   wait ─► sockets: read, let the protocol speak, act on its events
+//!        ─► mail: answers of the store, wakes, live messages of other workers
+//!        ─► commit what this turn's publishes need; drain inboxes of woken connections
+//!        ─► write to each dirty connection, once
+//!        ─► record this turn's acknowledgements
+//!        ─► look at the connections whose deadline came
+//! ```
+
+use super::conn::{Conn, Phase};
+use super::listener::{Incoming, Speaks};
+use super::mailbox::{Mail, Mailbox};
+use super::mqtt::Wanted;
+use super::transport::{Received, Transport};
+use super::wheel::Wheel;
+use super::{Protocol, Reply, Shared, label};
+use mio::net::TcpListener;
+use mio::{Events, Interest, Poll, Token};
+use postrider_core::delivery::publish::Collected;
+use postrider_core::delivery::receipt::Ack;
+use postrider_core::port::{ConnectionRef, Farewell, Position};
+use postrider_core::session::Detach;
+use postrider_proto::ws::MqttOverWs;
+use postrider_proto::{Close, Fanned, Goodbye, Millis, Output, mqtt as mqtt_proto};
+use std::collections::HashMap;
+use std::io;
+use std::net::SocketAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::Duration;
+
+const WAKER: Token = Token(usize::MAX);
+/// Tokens from here on are listeners.
+const LISTENERS: usize = usize::MAX - 64;
+const SCRATCH_BYTES: usize = 64 * 1024;
+/// Reads of one connection in one turn, so that a flood does not starve the others.
+const READS_PER_TURN: usize = 4;
+/// How long a peer may take to close after our farewell.
+pub(super) const LINGER_MS: Millis = 2_000;
+
+pub(crate) struct Driver {
+    shard: u16,
+    poll: Poll,
+    pub mailbox: Arc<Mailbox>,
+    pub workers: Vec<Arc<Mailbox>>,
+    pub(super) shared: Arc<Shared>,
+    listeners: Vec<(TcpListener, Speaks)>,
+    pub(super) conns: Vec<Option<Box<Conn>>>,
+    free: Vec<u32>,
+    generations: Vec<u32>,
+    pub(super) wheel: Wheel,
+    pub(super) now: Millis,
+
+    // Scratch, reused by every turn.
+    scratch: Vec<u8>,
+    pub(super) output: Output,
+    pub(super) spare: Vec<Vec<u8>>,
+    letters: Vec<Mail>,
+    pub(super) dirty: Vec<u32>,
+    pub(super) draining: Vec<u32>,
+    again: Vec<u32>,
+    pub(super) collected: Collected,
+    pub(super) replies: Vec<(ConnectionRef, Reply)>,
+    pub(super) acks: Vec<Ack>,
+    /// Retained messages to send behind a SUBSCRIBE's answer, which is still on its way from the store.
+    pub(super) wanted: HashMap<(ConnectionRef, u32), Vec<Wanted>>,
+    /// The latest messages that were drained, encoded: a broadcast is encoded once, not once a device.
+    pub(super) fanned: std::collections::VecDeque<(u64, Fanned)>,
+    stopping_until: Option<Millis>,
+}
+
+impl Driver {
+    pub fn new(shard: u16, shared: Arc<Shared>, listeners: Vec<(TcpListener, Speaks)>) -> io::Result<Driver> {
+        let poll = Poll::new()?;
+        let mailbox = Arc::new(Mailbox::new(mio::Waker::new(poll.registry(), WAKER)?));
+        let mut listeners = listeners;
+        for (i, (listener, _)) in listeners.iter_mut().enumerate() {
+            poll.registry().register(listener, Token(LISTENERS + i), Interest::READABLE)?;
+        }
+        Ok(Driver {
+            shard,
+            poll,
+            mailbox,
+            workers: Vec::new(),
+            shared,
+            listeners,
+            conns: Vec::new(),
+            free: Vec::new(),
+            generations: Vec::new(),
+            wheel: Wheel::new(0),
+            now: 0,
+            scratch: vec![0; SCRATCH_BYTES],
+            output: Output::default(),
+            spare: Vec::new(),
+            letters: Vec::new(),
+            dirty: Vec::new(),
+            draining: Vec::new(),
+            again: Vec::new(),
+            collected: Collected::default(),
+            replies: Vec::new(),
+            acks: Vec::new(),
+            wanted: HashMap::new(),
+            fanned: std::collections::VecDeque::new(),
+            stopping_until: None,
+        })
+    }
+
+    pub fn shard(&self) -> u16 {
+        self.shard
+    }
+
+    pub fn run(mut self) {
+        let mut events = Events::with_capacity(1024);
+        loop {
+            let wait = if self.again.is_empty() { self.wheel.next().saturating_sub(self.now) } else { 0 };
+            if let Err(error) = self.poll.poll(&mut events, Some(Duration::from_millis(wait)))
+                && error.kind() != io::ErrorKind::Interrupted
+            {
+                tracing::error!(%error, "waiting for sockets failed");
+                return;
+            }
+            self.now = self.shared.start.elapsed().as_millis() as Millis;
+            self.turn(&events);
+            if self.stopping_until.is_some_and(|until| until <= self.now || self.is_empty()) {
+                return self.drop_all();
+            }
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.conns.len() == self.free.len()
+    }
+
+    fn turn(&mut self, events: &Events) {
+        for slot in std::mem::take(&mut self.again) {
+            self.guarded(slot, |d| d.readable(slot));
+        }
+        for event in events.iter() {
+            match event.token() {
+                WAKER => {}
+                Token(t) if t >= LISTENERS => self.accept(t - LISTENERS),
+                Token(slot) => {
+                    let slot = slot as u32;
+                    if event.is_writable() && self.conn(slot).is_some_and(|c| c.backlog() > 0 || c.transport.has_pending()) {
+                        self.mark_dirty(slot);
+                    }
+                    if event.is_readable() || event.is_read_closed() || event.is_error() {
+                        self.guarded(slot, |d| d.readable(slot));
+                    }
+                }
+            }
+        }
+        self.read_mail();
+        self.commit_publishes();
+        self.drain_woken();
+        self.write_dirty();
+        self.record_acks();
+        self.look_at_deadlines();
+        self.write_dirty();
+    }
+
+    /// A panic ends the connection in whose name it happened, and nothing else (P15).
+    pub(super) fn guarded(&mut self, slot: u32, f: impl FnOnce(&mut Driver)) {
+        if catch_unwind(AssertUnwindSafe(|| f(self))).is_err() {
+            self.shared.metrics.panics.inc();
+            tracing::error!(slot, "a connection was ended by a panic in its handling");
+            self.output = Output::default();
+            self.close_now(slot, "panic");
+        }
+    }
+
+    pub(super) fn conn(&mut self, slot: u32) -> Option<&mut Conn> {
+        self.conns.get_mut(slot as usize)?.as_deref_mut()
+    }
+
+    pub(super) fn reference(&self, slot: u32) -> ConnectionRef {
+        let generation = self.generations.get(slot as usize).copied().unwrap_or_default();
+        ConnectionRef { shard: self.shard, slot, generation }
+    }
+
+    /// The connection that a reference means, if it is still the same.
+    pub(super) fn find(&mut self, at: ConnectionRef) -> Option<&mut Conn> {
+        self.conn(at.slot).filter(|c| c.generation == at.generation)
+    }
+
+    fn accept(&mut self, listener: usize) {
+        // Some at a time: a crowd that arrives must not starve those who are there.
+        for _ in 0..64 {
+            let (accepted, speaks) = {
+                let (socket, speaks) = &self.listeners[listener];
+                (socket.accept(), speaks.clone())
+            };
+            match accepted {
+                Ok((stream, peer)) => self.admit(Incoming { stream, peer, speaks, first: bytes::Bytes::new() }),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
+                Err(e) if matches!(e.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted) => {}
+                Err(error) => {
+                    tracing::warn!(%error, "accepting a connection failed");
+                    return self.retry_accept(listener);
+                }
+            }
+        }
+        self.retry_accept(listener);
+    }
+
+    /// The edge is used up while more may wait: asking anew raises it again.
+    fn retry_accept(&mut self, listener: usize) {
+        let (socket, _) = &mut self.listeners[listener];
+        let again = self.poll.registry().reregister(socket, Token(LISTENERS + listener), Interest::READABLE);
+        if let Err(error) = again {
+            tracing::error!(%error, "a listener is lost");
+        }
+    }
+
+    fn admit(&mut self, incoming: Incoming) {
+        self.shared.metrics.connections_accepted.inc();
+        if let Err(limit) = self.shared.admission.enter(incoming.peer.ip()) {
+            self.shared.metrics.connections_refused.get_or_create(&label("limit", limit)).inc();
+            tracing::debug!(peer = %incoming.peer, limit, "a connection was not let in");
+            return;
+        }
+        let peer = incoming.peer;
+        if let Err(error) = self.add(incoming) {
+            tracing::debug!(%peer, %error, "a connection could not begin");
+            self.shared.admission.leave(peer.ip(), false);
+        }
+    }
+
+    fn add(&mut self, incoming: Incoming) -> io::Result<()> {
+        let Incoming { mut stream, peer, speaks, first } = incoming;
+        let slot = self.free.pop().unwrap_or_else(|| {
+            self.conns.push(None);
+            self.generations.push(0);
+            (self.conns.len() - 1) as u32
+        });
+        // Both at once and for good: an edge-triggered socket tells each change once, and is never asked again.
+        let interest = Interest::READABLE | Interest::WRITABLE;
+        if let Err(error) = self.poll.registry().register(&mut stream, Token(slot as usize), interest) {
+            self.free.push(slot);
+            return Err(error);
+        }
+        let mqtt = mqtt_proto::ServerConnection::new(self.shared.config.mqtt.clone(), self.now);
+        let (transport, protocol) = match speaks {
+            Speaks::Mqtt => (Transport::Plain(stream), Protocol::Mqtt(mqtt)),
+            Speaks::MqttTls(config) => {
+                (Transport::tls(stream, config).map_err(io::Error::other)?, Protocol::Mqtt(mqtt))
+            }
+            Speaks::MqttOverWebSocket => {
+                let tunnel = MqttOverWs::new(self.shared.config.websocket.clone(), mqtt);
+                (Transport::Plain(stream), Protocol::MqttOverWebSocket(Box::new(tunnel)))
+            }
+        };
+        let generation = self.generations[slot as usize];
+        self.conns[slot as usize] = Some(Box::new(new_conn(transport, protocol, generation, peer)));
+        self.rearm(slot);
+        if !first.is_empty() {
+            self.guarded(slot, |d| d.speak(slot, &first));
+        }
+        // What came before the socket was registered is told by the first wait.
+        Ok(())
+    }
+
+    pub(super) fn readable(&mut self, slot: u32) {
+        let mut scratch = std::mem::take(&mut self.scratch);
+        let mut reads = 0;
+        let end = loop {
+            let Some(conn) = self.conn(slot).filter(|c| !c.paused) else { break None };
+            if reads == READS_PER_TURN {
+                self.again.push(slot);
+                break None;
+            }
+            reads += 1;
+            match conn.transport.read(&mut scratch) {
+                Ok(Received::Bytes { n, more }) => {
+                    if conn.is_open() && n > 0 {
+                        self.shared.metrics.bytes_in.inc_by(n as u64);
+                        self.speak(slot, &scratch[..n]);
+                    }
+                    if !more {
+                        break None;
+                    }
+                }
+                Ok(Received::Nothing) => break None,
+                Ok(Received::Closed) => break Some("peer_closed"),
+                Err(error) => {
+                    tracing::debug!(peer = %conn.peer, %error, "a connection broke");
+                    break Some("broken");
+                }
+            }
+        };
+        self.scratch = scratch;
+        if let Some(kind) = end {
+            self.close_now(slot, kind);
+        }
+    }
+
+    /// Lets the protocol read, and acts on what comes of it.
+    fn speak(&mut self, slot: u32, bytes: &[u8]) {
+        let (mut output, now) = (std::mem::take(&mut self.output), self.now);
+        if let Some(conn) = self.conn(slot) {
+            conn.protocol.as_mut().handle_bytes(bytes, now, &mut output);
+        }
+        self.act_on(slot, output);
+    }
+
+    /// Takes in the answer to an event.
+    pub(super) fn answer(&mut self, slot: u32, reply: postrider_proto::Reply) {
+        let (mut output, now) = (std::mem::take(&mut self.output), self.now);
+        if let Some(conn) = self.conn(slot).filter(|c| c.is_open()) {
+            conn.protocol.as_mut().handle_reply(reply, now, &mut output);
+        }
+        self.act_on(slot, output);
+    }
+
+    pub(super) fn say_goodbye(&mut self, slot: u32, why: Goodbye) {
+        let (mut output, now) = (std::mem::take(&mut self.output), self.now);
+        if let Some(conn) = self.conn(slot).filter(|c| c.is_open()) {
+            conn.protocol.as_mut().handle_goodbye(why, now, &mut output);
+        }
+        self.act_on(slot, output);
+    }
+
+    /// Takes everything out of an output: bytes to the connection's buffer, events to their handlers, then the end.
+    pub(super) fn act_on(&mut self, slot: u32, mut output: Output) {
+        if !output.bytes.is_empty() {
+            self.queue(slot, &output.bytes);
+            output.bytes.clear();
+        }
+        let close = output.close.take();
+        let mut events = std::mem::take(&mut output.events);
+        // The scratch goes back first: acting on an event may let the protocol speak again.
+        self.output = output;
+        for event in events.drain(..) {
+            self.act(slot, event);
+        }
+        if self.output.events.capacity() == 0 {
+            self.output.events = events;
+        }
+        if let Some(close) = close {
+            self.close(slot, close);
+        }
+    }
+
+    pub(super) fn queue(&mut self, slot: u32, bytes: &[u8]) {
+        let mut spare = std::mem::take(&mut self.spare);
+        if let Some(conn) = self.conn(slot) {
+            if conn.out.capacity() == 0 {
+                conn.out = spare.pop().unwrap_or_default();
+            }
+            conn.out.extend_from_slice(bytes);
+        }
+        self.spare = spare;
+        self.mark_dirty(slot);
+    }
+
+    pub(super) fn mark_dirty(&mut self, slot: u32) {
+        if let Some(conn) = self.conn(slot).filter(|c| !c.is_dirty) {
+            conn.is_dirty = true;
+            self.dirty.push(slot);
+        }
+    }
+
+    fn write_dirty(&mut self) {
+        let mut dirty = std::mem::take(&mut self.dirty);
+        for slot in dirty.drain(..) {
+            self.write(slot);
+        }
+        // Closing a connection may have made others dirty.
+        let made = std::mem::replace(&mut self.dirty, dirty);
+        self.dirty.extend(made);
+    }
+
+    fn write(&mut self, slot: u32) {
+        let mut spare = std::mem::take(&mut self.spare);
+        let now = self.now;
+        let Some(conn) = self.conns.get_mut(slot as usize).and_then(|c| c.as_deref_mut()) else {
+            self.spare = spare;
+            return;
+        };
+        conn.is_dirty = false;
+        let before = conn.backlog();
+        let result = conn.flush(&mut spare);
+        let (left, phase) = (conn.backlog(), conn.phase);
+        let pending = left > 0 || conn.transport.has_pending();
+        if pending {
+            let since = conn.blocked_since().filter(|_| left == before);
+            conn.busy().blocked_since = Some(since.unwrap_or(now));
+        } else if let Some(busy) = &mut conn.busy {
+            busy.blocked_since = None;
+            conn.rest();
+        }
+        self.spare = spare;
+        self.shared.metrics.writes.inc();
+        self.shared.metrics.bytes_out.inc_by((before - left) as u64);
+        match (result, phase) {
+            (Err(_), _) => self.close_now(slot, "broken"),
+            (Ok(()), Phase::Closing) if !pending => self.close_now(slot, "done"),
+            (Ok(()), Phase::ClosingGently) if !pending => self.linger(slot),
+            (Ok(()), _) if pending => self.rearm(slot),
+            // Room again: what waited may go on.
+            (Ok(()), Phase::Open) => self.continue_waiting(slot),
+            _ => {}
+        }
+    }
+
+    /// Our side is closed; whatever the peer still sends is read and dropped until it has read our reason and closes too.
+    fn linger(&mut self, slot: u32) {
+        if let Some(conn) = self.conn(slot) {
+            conn.phase = Phase::Lingering;
+            conn.transport.close_sending();
+        }
+        self.rearm(slot);
+    }
+
+    /// The protocol wants an end.
+    pub(super) fn close(&mut self, slot: u32, close: Close) {
+        let linger_until = self.now + LINGER_MS;
+        let Some(conn) = self.conn(slot).filter(|c| c.is_open()) else { return };
+        conn.phase = if close.gentle { Phase::ClosingGently } else { Phase::Closing };
+        let busy = conn.busy();
+        busy.deadline = Some(linger_until);
+        busy.waiting.clear();
+        self.shared.metrics.connections_closed.get_or_create(&label("kind", close.kind)).inc();
+        if close.kind == "keepalive" {
+            self.shared.metrics.keepalive_timeouts.inc();
+        }
+        self.leave_session(slot);
+        self.mark_dirty(slot);
+        self.rearm(slot);
+    }
+
+    /// The session is told at once; the socket may still have bytes to write.
+    fn leave_session(&mut self, slot: u32) {
+        let at = self.reference(slot);
+        let Some(conn) = self.conn(slot) else { return };
+        let Some(session) = conn.session.take() else { return };
+        let (orderly, expiry_secs) = (conn.orderly, conn.busy.as_ref().and_then(|b| b.goodbye_expiry_secs));
+        let is_old = conn.protocol.mqtt().level() == Some(mqtt_proto::Level::V31);
+        let saved = conn.protocol.take_inflight().map(|i| i as postrider_core::hub::Saved);
+        let detach = Detach { orderly, expiry_secs, saved, only_with_subscriptions: is_old };
+        let peer = conn.peer;
+        self.shared.engine.disconnect(session, at, detach);
+        // It counts as signed in until its socket is gone.
+        tracing::debug!(%peer, session, "a session was left");
+    }
+
+    /// Ends a connection here and now.
+    pub(super) fn close_now(&mut self, slot: u32, kind: &'static str) {
+        let was_open = self.conn(slot).is_some_and(|c| c.is_open());
+        let signed_in = self.conn(slot).is_some_and(|c| c.signed_in);
+        if was_open {
+            self.shared.metrics.connections_closed.get_or_create(&label("kind", kind)).inc();
+        }
+        self.leave_session(slot);
+        // The socket leaves the poll by being closed: nobody else holds it.
+        let Some(conn) = self.conns.get_mut(slot as usize).and_then(Option::take) else { return };
+        self.shared.admission.leave(conn.peer, signed_in);
+        self.generations[slot as usize] = self.generations[slot as usize].wrapping_add(1);
+        self.free.push(slot);
+    }
+
+    fn read_mail(&mut self) {
+        let mut letters = std::mem::take(&mut self.letters);
+        self.mailbox.take(&mut letters);
+        for letter in letters.drain(..) {
+            match letter {
+                Mail::Wake(at) => self.wake(at),
+                Mail::Live(live, targets) => self.deliver_live_mail(&live, targets),
+                Mail::Close(at, why) => self.farewell(at, why),
+                Mail::Reply(at, reply) => self.late_reply(at, reply),
+                Mail::Replies(replies) => replies.into_iter().for_each(|(at, reply)| self.late_reply(at, reply)),
+                Mail::Adopt(incoming) => self.admit(*incoming),
+                Mail::Shutdown => self.begin_stop(),
+            }
+        }
+        self.letters = letters;
+    }
+
+    fn late_reply(&mut self, at: ConnectionRef, reply: Reply) {
+        if self.find(at).is_some() {
+            self.guarded(at.slot, |d| d.take_reply(at.slot, reply));
+        } else if let Reply::Subscribed { token, .. } = reply {
+            self.wanted.remove(&(at, token));
+        }
+    }
+
+    fn farewell(&mut self, at: ConnectionRef, why: Farewell) {
+        if self.find(at).is_some() {
+            let goodbye = match why {
+                Farewell::TakenOver => Goodbye::TakenOver,
+                Farewell::Revoked => Goodbye::Revoked,
+                Farewell::SessionEnded => Goodbye::SessionExpired,
+            };
+            self.say_goodbye(at.slot, goodbye);
+        }
+    }
+
+    fn begin_stop(&mut self) {
+        self.stopping_until = Some(self.now + LINGER_MS + 1_000);
+        for (mut listener, _) in std::mem::take(&mut self.listeners) {
+            _ = self.poll.registry().deregister(&mut listener);
+        }
+        for slot in 0..self.conns.len() as u32 {
+            self.say_goodbye(slot, Goodbye::ServerShuttingDown);
+        }
+    }
+
+    fn drop_all(mut self) {
+        for slot in 0..self.conns.len() as u32 {
+            self.close_now(slot, "shutdown");
+        }
+        self.record_acks();
+    }
+}
+
+fn new_conn(transport: Transport, protocol: Protocol, generation: u32, peer: SocketAddr) -> Conn {
+    Conn {
+        transport,
+        protocol,
+        generation,
+        peer: peer.ip(),
+        session: None,
+        out: Vec::new(),
+        written: 0,
+        armed: 0,
+        position: Position::default(),
+        busy: None,
+        next_live: 0,
+        phase: Phase::Open,
+        signed_in: false,
+        is_dirty: false,
+        is_draining: false,
+        more: false,
+        paused: false,
+        orderly: false,
+    }
+}

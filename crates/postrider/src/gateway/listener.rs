@@ -1,0 +1,51 @@
+//! Listening sockets, and what comes in by them.
+
+use bytes::Bytes;
+use mio::net::{TcpListener, TcpStream};
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+/// What a listener speaks.
+#[derive(Clone)]
+pub enum Speaks {
+    Mqtt,
+    MqttTls(Arc<rustls::ServerConfig>),
+    /// MQTT in WebSocket messages; the HTTP part is done.
+    MqttOverWebSocket,
+}
+
+/// A connection on its way to a worker.
+pub struct Incoming {
+    pub stream: TcpStream,
+    pub peer: SocketAddr,
+    pub speaks: Speaks,
+    /// Bytes that were read with what came before.
+    pub first: Bytes,
+}
+
+/// Binds one address once for each worker, so that the kernel spreads the connections (`SO_REUSEPORT`).
+/// Port 0 is resolved by the first.
+pub fn bind(address: SocketAddr, workers: usize) -> io::Result<(SocketAddr, Vec<TcpListener>)> {
+    if workers > 1 && address.port() != 0 {
+        // Shared ports would let a second server slip in beside the first without an error: try alone before.
+        drop(std::net::TcpListener::bind(address)?);
+    }
+    let mut at = address;
+    let mut listeners = Vec::with_capacity(workers);
+    for _ in 0..workers {
+        let socket = socket2::Socket::new(socket2::Domain::for_address(at), socket2::Type::STREAM, None)?;
+        socket.set_reuse_address(true)?;
+        socket.set_reuse_port(workers > 1)?;
+        socket.set_nonblocking(true)?;
+        // Accepted sockets inherit it, which saves a system call for each.
+        socket.set_tcp_nodelay(true)?;
+        socket.bind(&at.into())?;
+        // A crowd that comes back at once would overflow the usual 128.
+        socket.listen(4096)?;
+        let listener = TcpListener::from_std(socket.into());
+        at = listener.local_addr()?;
+        listeners.push(listener);
+    }
+    Ok((at, listeners))
+}

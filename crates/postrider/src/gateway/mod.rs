@@ -1,0 +1,194 @@
+//! Where devices connect.
+//!
+//! A few workers, one for each core, each with an event loop of its own ([`driver`]) over as many connections as the kernel
+//! gives it. All that a connection says is read, all that it causes is queued, and **each connection is written to once a
+//! turn**, whatever number of messages that carries: under load, that is what makes the server faster as it gets busier.
+//! A connection at rest owns no buffer, no task and no timer.
+//!
+//! To add a gateway: implement `postrider_proto::ServerProtocol`, add it to [`Protocol`] and to `listener::Speaks`, and
+//! translate what is special about it in a file beside `mqtt.rs`.
+
+pub mod admission;
+mod act;
+mod conn;
+mod driver;
+pub mod listener;
+mod mailbox;
+mod mqtt;
+mod outgoing;
+mod timers;
+mod transport;
+mod wheel;
+
+use admission::{Admission, AdmissionLimits};
+use listener::{Incoming, Speaks};
+use mailbox::{Mail, Workers};
+use postrider_core::Engine;
+use postrider_core::id::AppNo;
+use postrider_proto::ws::{MqttOverWs, WsConfig};
+use postrider_proto::{Reply as ProtoReply, ServerProtocol, mqtt as mqtt_proto};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Instant;
+
+/// Marks the token of a delivery that has no inbox entry.
+pub(crate) const TRANSIENT: u64 = 1 << 63;
+
+/// Settings of all workers.
+#[derive(Clone, Debug)]
+pub struct GatewayConfig {
+    pub workers: usize,
+    pub admission: AdmissionLimits,
+    pub mqtt: Arc<mqtt_proto::ServerConfig>,
+    pub websocket: Arc<WsConfig>,
+    /// The app of clients that name none.
+    pub app: AppNo,
+    /// Bytes queued to one connection before live messages are dropped (P14).
+    pub out_bytes_max: usize,
+    /// Live messages above QoS 0 that wait for one connection's window.
+    pub waiting_max: usize,
+    /// How long a peer may take nothing before it is cut off (P14).
+    pub slow_reader_ms: u64,
+    /// Publishes of one connection (L16); 0: no limit.
+    pub publishes_per_sec: u32,
+    pub publishes_burst: u32,
+}
+
+/// The protocols, each a state machine without IO.
+pub(crate) enum Protocol {
+    Mqtt(mqtt_proto::ServerConnection),
+    MqttOverWebSocket(Box<MqttOverWs<mqtt_proto::ServerConnection>>),
+}
+
+impl Protocol {
+    pub fn as_mut(&mut self) -> &mut dyn ServerProtocol {
+        match self {
+            Protocol::Mqtt(mqtt) => mqtt,
+            Protocol::MqttOverWebSocket(tunnel) => &mut **tunnel,
+        }
+    }
+
+    pub fn mqtt(&self) -> &mqtt_proto::ServerConnection {
+        match self {
+            Protocol::Mqtt(mqtt) => mqtt,
+            Protocol::MqttOverWebSocket(tunnel) => tunnel.inner(),
+        }
+    }
+
+    pub fn take_inflight(&mut self) -> Option<Box<mqtt_proto::Inflight>> {
+        match self {
+            Protocol::Mqtt(mqtt) => mqtt.take_inflight(),
+            Protocol::MqttOverWebSocket(tunnel) => tunnel.inner_mut().take_inflight(),
+        }
+    }
+}
+
+/// An answer that comes to a worker by mail.
+pub(crate) enum Reply {
+    Protocol(ProtoReply),
+    /// A SUBSCRIBE: the answer, then the retained messages of what was granted.
+    Subscribed { token: u32, outcomes: Vec<postrider_proto::SubscribeOutcome> },
+}
+
+type Label = [(&'static str, String); 1];
+
+/// What operators see of the gateways.
+#[derive(Clone, Default)]
+pub struct GatewayMetrics {
+    pub connections_accepted: Counter,
+    /// By `kind`: why a connection ended.
+    pub connections_closed: Family<Label, Counter>,
+    /// By `limit`: why a connection was not let in.
+    pub connections_refused: Family<Label, Counter>,
+    pub messages_in: Counter,
+    pub messages_out: Counter,
+    /// By `reason`: live messages that a connection could not take.
+    pub messages_dropped: Family<Label, Counter>,
+    pub bytes_in: Counter,
+    pub bytes_out: Counter,
+    pub writes: Counter,
+    pub panics: Counter,
+    pub slow_readers_closed: Counter,
+    pub keepalive_timeouts: Counter,
+}
+
+pub(crate) fn label(name: &'static str, value: &str) -> Label {
+    [(name, value.to_owned())]
+}
+
+/// What the workers share.
+pub(crate) struct Shared {
+    pub config: GatewayConfig,
+    pub engine: Engine,
+    pub admission: Admission,
+    pub metrics: GatewayMetrics,
+    pub start: Instant,
+}
+
+/// The running gateways.
+pub struct Gateway {
+    workers: Arc<Workers>,
+    shared: Arc<Shared>,
+    threads: Vec<std::thread::JoinHandle<()>>,
+    next: AtomicUsize,
+    accepted_elsewhere: AtomicU64,
+}
+
+impl Gateway {
+    /// Starts the workers on listeners that are bound already, one of each kind for each worker.
+    pub fn start(
+        engine: Engine,
+        config: GatewayConfig,
+        metrics: GatewayMetrics,
+        listeners: Vec<Vec<(mio::net::TcpListener, Speaks)>>,
+    ) -> io::Result<Gateway> {
+        let admission = Admission::new(config.admission.clone());
+        let shared = Arc::new(Shared { config, engine, admission, metrics, start: Instant::now() });
+        let drivers = listeners
+            .into_iter()
+            .enumerate()
+            .map(|(shard, mine)| driver::Driver::new(shard as u16, shared.clone(), mine))
+            .collect::<io::Result<Vec<_>>>()?;
+        let workers = Arc::new(Workers(drivers.iter().map(|d| d.mailbox.clone()).collect()));
+        shared.engine.attach_connections(workers.clone());
+        let spawn = |mut driver: driver::Driver| {
+            driver.workers = workers.0.clone();
+            let name = format!("gateway-{}", driver.shard());
+            std::thread::Builder::new().name(name).spawn(move || driver.run())
+        };
+        let threads = drivers.into_iter().map(spawn).collect::<io::Result<Vec<_>>>()?;
+        let (next, accepted_elsewhere) = (AtomicUsize::new(0), AtomicU64::new(0));
+        Ok(Gateway { workers, shared, threads, next, accepted_elsewhere })
+    }
+
+    /// Takes over a socket that began as HTTP, with the bytes already read from it.
+    pub fn adopt(&self, stream: std::net::TcpStream, peer: SocketAddr, first: bytes::Bytes) -> io::Result<()> {
+        stream.set_nonblocking(true)?;
+        stream.set_nodelay(true)?;
+        self.accepted_elsewhere.fetch_add(1, Ordering::Relaxed);
+        let stream = mio::net::TcpStream::from_std(stream);
+        let incoming = Incoming { stream, peer, speaks: Speaks::MqttOverWebSocket, first };
+        let worker = self.next.fetch_add(1, Ordering::Relaxed) % self.workers.0.len();
+        self.workers.0[worker].post(Mail::Adopt(Box::new(incoming)));
+        Ok(())
+    }
+
+    /// Connections that are open, and those of them that have not signed in.
+    pub fn counts(&self) -> (usize, usize) {
+        (self.shared.admission.total(), self.shared.admission.unauthenticated())
+    }
+
+    /// Says goodbye to everybody and waits until the workers are done.
+    pub fn stop(self) {
+        self.workers.0.iter().for_each(|w| w.post(Mail::Shutdown));
+        for thread in self.threads {
+            if thread.join().is_err() {
+                tracing::error!("a gateway worker panicked while stopping");
+            }
+        }
+    }
+}

@@ -1,0 +1,253 @@
+//! Messages on their way to peers: live ones, retained ones, and what lies in the inbox.
+
+use super::conn::{Conn, Waiting};
+use super::driver::Driver;
+use super::mailbox::Mail;
+use super::mqtt::{self, Wanted};
+use super::label;
+use postrider_core::delivery::drain::Outgoing;
+use postrider_core::delivery::publish::Publish as CorePublish;
+use postrider_core::delivery::receipt::Ack;
+use postrider_core::id::UnixMillis;
+use postrider_core::model::{Content, Reason, Step};
+use postrider_core::port::{ConnectionRef, Live, LiveTarget, Position};
+use postrider_proto::{Deliver, Delivered, Fanned, Publish, Qos};
+use std::sync::Arc;
+
+/// Encoded messages kept for the next connections of a broadcast.
+const FANNED_KEPT: usize = 64;
+
+impl Driver {
+    /// A publish to its live subscribers: those of this worker at once, the others by mail to theirs.
+    pub(super) fn fan_out(&mut self, publish: Publish, request: &CorePublish, targets: Vec<LiveTarget>) {
+        if targets.is_empty() {
+            return;
+        }
+        let now = self.shared.engine.clock.now();
+        let expires_at = request.expiry_secs.map(|secs| now + u64::from(secs) * 1000);
+        let shard = self.shard();
+        let mut others: Vec<Vec<LiveTarget>> = self.workers.iter().map(|_| Vec::new()).collect();
+        let mut fanned = Fanned::new(publish);
+        for target in targets {
+            if target.connection.shard == shard {
+                self.deliver_live(&mut fanned, &request.content, target, expires_at);
+            } else if let Some(theirs) = others.get_mut(usize::from(target.connection.shard)) {
+                theirs.push(target);
+            }
+        }
+        for (worker, theirs) in self.workers.iter().zip(others).filter(|(_, t)| !t.is_empty()) {
+            let live = Live { content: request.content.clone(), expires_at };
+            worker.post(Mail::Live(live, theirs));
+        }
+    }
+
+    pub(super) fn deliver_live_mail(&mut self, live: &Live, targets: Vec<LiveTarget>) {
+        let mut fanned = Fanned::new(mqtt::publish_of(&live.content));
+        for target in targets {
+            self.deliver_live(&mut fanned, &live.content, target, live.expires_at);
+        }
+    }
+
+    fn deliver_live(
+        &mut self,
+        fanned: &mut Fanned,
+        content: &Arc<Content>,
+        target: LiveTarget,
+        expires_at: Option<UnixMillis>,
+    ) {
+        let (out_max, waiting_max) = (self.shared.config.out_bytes_max, self.shared.config.waiting_max);
+        let at = target.connection;
+        let Some(conn) = self.find(at).filter(|c| c.is_open()) else { return };
+        let waits = target.qos > 0 && (conn.is_waiting() || conn.protocol.as_mut().window() == 0);
+        if waits {
+            let waiting = &mut conn.busy().waiting;
+            if waiting.len() >= waiting_max {
+                return self.dropped("queue_full");
+            }
+            waiting.push_back(Waiting { content: content.clone(), target, expires_at });
+            return;
+        }
+        if target.qos == 0 && conn.backlog() > out_max {
+            return self.dropped("slow_reader");
+        }
+        let delivery = if target.qos > 0 { conn.live_token() } else { 0 };
+        let how = Deliver {
+            delivery,
+            qos: mqtt::qos_of(target.qos),
+            retain: target.retain,
+            dup: false,
+            subscription_ids: &target.subscription_ids,
+            expiry_left_secs: None,
+        };
+        self.put(at.slot, fanned, how, expires_at);
+    }
+
+    /// Encodes a message into the connection's buffer.
+    fn put(&mut self, slot: u32, fanned: &mut Fanned, how: Deliver<'_>, expires_at: Option<UnixMillis>) -> Delivered {
+        let now = self.now;
+        let expiry_left_secs = expires_at.map(|at| mqtt::expiry_left(at, self.shared.engine.clock.now()));
+        let how = Deliver { expiry_left_secs, ..how };
+        let mut spare = self.conns[slot as usize].as_ref().filter(|c| c.out.capacity() == 0).and(self.spare.pop());
+        let Some(conn) = self.conn(slot) else { return Delivered::NotReady };
+        if let Some(buffer) = spare.take() {
+            conn.out = buffer;
+        }
+        let Conn { protocol, out, .. } = conn;
+        let delivered = protocol.as_mut().handle_deliver(fanned, how, now, out);
+        match delivered {
+            Delivered::Written => self.shared.metrics.messages_out.inc(),
+            Delivered::TooLarge => {
+                self.dropped("too_large");
+                0
+            }
+            _ => 0,
+        };
+        self.mark_dirty(slot);
+        delivered
+    }
+
+    fn dropped(&self, reason: &str) {
+        self.shared.metrics.messages_dropped.get_or_create(&label("reason", reason)).inc();
+    }
+
+    pub(super) fn send_retained(&mut self, slot: u32, wanted: &Wanted) {
+        let Some(session) = self.conn(slot).and_then(|c| c.session) else { return };
+        let connection = self.reference(slot);
+        let ids: Vec<u32> = wanted.id.into_iter().collect();
+        for (retained, content) in self.shared.engine.retained(session, &wanted.filter) {
+            let qos = retained.qos.min(wanted.qos);
+            let target = LiveTarget { connection, qos, retain: true, subscription_ids: ids.clone() };
+            let expires_at = (retained.expires_at != UnixMillis::MAX).then_some(retained.expires_at);
+            let mut fanned = Fanned::new(mqtt::publish_of(&content));
+            self.deliver_live(&mut fanned, &content, target, expires_at);
+        }
+    }
+
+    pub(super) fn wake(&mut self, at: ConnectionRef) {
+        if self.find(at).is_some() {
+            self.want_drain(at.slot);
+        }
+    }
+
+    pub(super) fn want_drain(&mut self, slot: u32) {
+        if let Some(conn) = self.conn(slot).filter(|c| !c.is_draining && c.is_open() && c.session.is_some()) {
+            conn.is_draining = true;
+            self.draining.push(slot);
+        }
+    }
+
+    /// From the oldest open delivery; what is in flight already is not sent twice.
+    pub(super) fn drain_anew(&mut self, slot: u32) {
+        if let Some(conn) = self.conn(slot) {
+            conn.position = Position::default();
+        }
+        self.want_drain(slot);
+    }
+
+    pub(super) fn drain_woken(&mut self) {
+        for slot in std::mem::take(&mut self.draining) {
+            if let Some(conn) = self.conn(slot) {
+                conn.is_draining = false;
+            }
+            self.guarded(slot, |d| d.drain(slot));
+        }
+    }
+
+    fn drain(&mut self, slot: u32) {
+        let out_max = self.shared.config.out_bytes_max;
+        let Some(conn) = self.conn(slot).filter(|c| c.is_open()) else { return };
+        let window = conn.protocol.as_mut().window();
+        if window == 0 || conn.backlog() > out_max {
+            conn.more = true;
+            return;
+        }
+        let Some(session) = conn.session else { return };
+        let mut position = conn.position;
+        let deliveries = self.shared.engine.drain(session, &mut position, window);
+        let filled = deliveries.len() == window;
+        let Some(conn) = self.conn(slot) else { return };
+        conn.position = position;
+        conn.more = filled;
+        let mut sent = Vec::with_capacity(deliveries.len());
+        for delivery in deliveries {
+            if self.conn(slot).is_some_and(|c| c.is_sent(delivery.seq)) {
+                continue;
+            }
+            self.send(slot, delivery, &mut sent);
+        }
+        if !sent.is_empty() {
+            let at = self.shared.engine.sent(session, &sent);
+            if let Some(conn) = self.conn(slot) {
+                conn.busy().sent.extend(sent.iter().map(|seq| (*seq, at)));
+            }
+        }
+    }
+
+    fn send(&mut self, slot: u32, delivery: Outgoing, sent: &mut Vec<u64>) {
+        let place = self.fanned.iter().position(|(seq, _)| *seq == delivery.seq);
+        let mut entry = match place.and_then(|p| self.fanned.remove(p)) {
+            Some(entry) => entry,
+            None => (delivery.seq, Fanned::new(mqtt::publish_of(&delivery.content))),
+        };
+        let how = Deliver {
+            delivery: delivery.seq,
+            qos: mqtt::qos_of(delivery.qos),
+            retain: delivery.retain,
+            dup: delivery.sent_before,
+            subscription_ids: &delivery.subscription_ids,
+            expiry_left_secs: None,
+        };
+        let tells_expiry = delivery.content.properties.as_ref().is_some_and(|p| p.expires);
+        let expires_at = tells_expiry.then_some(delivery.expires_at);
+        let delivered = self.put(slot, &mut entry.1, how, expires_at);
+        if self.fanned.len() == FANNED_KEPT {
+            self.fanned.pop_front();
+        }
+        self.fanned.push_back(entry);
+        let end = match delivered {
+            Delivered::Written if how.qos != Qos::AtMostOnce => return sent.push(delivery.seq),
+            // Nothing will come back for it, so this is all that can be known.
+            Delivered::Written => (Step::HandedOver, Reason::NoAcknowledgement),
+            Delivered::TooLarge => (Step::Rejected, Reason::TooLarge),
+            Delivered::WindowFull | Delivered::NotReady => return self.offer_again(slot, delivery.seq),
+        };
+        if let Some(session) = self.conn(slot).and_then(|c| c.session) {
+            self.acks.push(Ack { session, seq: delivery.seq, step: end.0, reason: end.1, sent_at: None });
+        }
+    }
+
+    /// The window closed under our hands: the position goes back before this one.
+    fn offer_again(&mut self, slot: u32, seq: u64) {
+        if let Some(conn) = self.conn(slot) {
+            conn.position.urgent = conn.position.urgent.min(seq - 1);
+            conn.position.normal = conn.position.normal.min(seq - 1);
+            conn.more = true;
+        }
+    }
+
+    /// Room in the window or in the buffer: live messages that waited go first, then the inbox.
+    pub(super) fn continue_waiting(&mut self, slot: u32) {
+        while let Some(conn) = self.conn(slot).filter(|c| c.is_open() && c.is_waiting()) {
+            if conn.protocol.as_mut().window() == 0 {
+                return;
+            }
+            let Some(Waiting { content, target, expires_at }) = conn.busy().waiting.pop_front() else { break };
+            conn.rest();
+            if expires_at.is_some_and(|at| at <= self.shared.engine.clock.now()) {
+                continue;
+            }
+            let how = Deliver {
+                delivery: self.conn(slot).map_or(0, Conn::live_token),
+                qos: mqtt::qos_of(target.qos),
+                retain: target.retain,
+                dup: false,
+                subscription_ids: &target.subscription_ids,
+                expiry_left_secs: None,
+            };
+            self.put(slot, &mut Fanned::new(mqtt::publish_of(&content)), how, expires_at);
+        }
+        if self.conn(slot).is_some_and(|c| c.more) {
+            self.want_drain(slot);
+        }
+    }
+}

@@ -1,0 +1,134 @@
+//! What `cargo xtask test` does, step by step.
+
+use crate::tidy;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+type Done = Result<(), String>;
+
+/// Debian packages, with a program that tells whether they are there.
+const PACKAGES: [(&str, &str); 4] =
+    [("python3", "python3"), ("mosquitto_pub", "mosquitto-clients"), ("node", "nodejs"), ("npm", "npm")];
+
+pub fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().map(Path::to_path_buf).unwrap_or_default()
+}
+
+pub fn test(only: Option<&str>) -> Done {
+    let steps: [(&str, fn() -> Done); 8] = [
+        ("tools", tools),
+        ("fmt", || cargo(&["fmt", "--all", "--check"])),
+        ("clippy", || cargo(&["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"])),
+        ("tidy", || tidy::check().map(|said| eprintln!("{said}"))),
+        ("unit", || cargo(&["test", "--workspace", "--locked"])),
+        ("build", || cargo(&["build", "--package", "postrider", "--locked"])),
+        ("conformance", conformance),
+        ("kill9", || kill9("20")),
+    ];
+    let wanted: Option<Vec<&str>> = only.map(|list| list.split(',').collect());
+    let mut times = Vec::new();
+    for (name, step) in steps {
+        if wanted.as_ref().is_some_and(|w| !w.contains(&name)) {
+            continue;
+        }
+        eprintln!("── {name}");
+        let start = Instant::now();
+        step().map_err(|why| format!("step {name}: {why}"))?;
+        times.push(format!("{name} {} s", start.elapsed().as_secs()));
+    }
+    eprintln!("── all steps passed: {}", times.join(", "));
+    Ok(())
+}
+
+/// Writes the generated docs anew: the tests that compare them write instead.
+pub fn docs() -> Done {
+    let mut command = Command::new(env!("CARGO"));
+    command.args(["test", "--package", "postrider", "--locked", "generated"]).env("UPDATE", "1");
+    run(command)
+}
+
+pub fn soak(cycles: &str) -> Done {
+    cargo(&["build", "--release", "--package", "postrider", "--locked"])?;
+    python(&["conformance/kill9.py", "--server", "target/release/postrider", "--cycles", cycles])
+}
+
+fn run(mut command: Command) -> Done {
+    command.current_dir(root()).stdin(Stdio::null());
+    match command.status() {
+        Ok(status) if status.success() => Ok(()),
+        Ok(status) => Err(format!("{command:?} ended with {status}")),
+        Err(error) => Err(format!("{command:?} could not start: {error}")),
+    }
+}
+
+fn cargo(args: &[&str]) -> Done {
+    let mut command = Command::new(env!("CARGO"));
+    command.args(args);
+    run(command)
+}
+
+fn is_there(program: &str) -> bool {
+    let found = |dir: PathBuf| dir.join(program).is_file();
+    std::env::var_os("PATH").is_some_and(|paths| std::env::split_paths(&paths).any(found))
+}
+
+/// Installs what is missing: as root by apt, else it says what to install.
+fn tools() -> Done {
+    let missing: Vec<&str> =
+        PACKAGES.iter().filter(|(p, _)| !is_there(p)).map(|(_, package)| *package).collect();
+    if !missing.is_empty() {
+        install(&missing)?;
+    }
+    let venv = root().join(".tools/python");
+    if !venv.join("bin/python").is_file() && make_venv(&venv).is_err() {
+        // Debian's python3 comes without the part that makes environments.
+        install(&["python3-venv"])?;
+        make_venv(&venv)?;
+    }
+    let mut pip = Command::new(venv.join("bin/pip"));
+    pip.args(["install", "--quiet", "--disable-pip-version-check", "-r", "conformance/requirements.txt"]);
+    run(pip)?;
+    let mut npm = Command::new("npm");
+    npm.args(["ci", "--no-audit", "--no-fund", "--silent", "--prefix", "conformance/node"]);
+    run(npm)
+}
+
+fn make_venv(at: &Path) -> Done {
+    let mut command = Command::new("python3");
+    command.args(["-m", "venv"]).arg(at);
+    run(command)
+}
+
+fn install(packages: &[&str]) -> Done {
+    let list = packages.join(" ");
+    if !is_there("apt-get") {
+        return Err(format!("the tests need these programs, which could not be found: {list}"));
+    }
+    let apt = |args: &[&str]| {
+        let mut command = Command::new("apt-get");
+        command.args(args).env("DEBIAN_FRONTEND", "noninteractive");
+        run(command)
+    };
+    let why = |e| {
+        format!(
+            "the tests need the Debian packages {list}, and installing them failed ({e}); try: sudo apt-get install {list}"
+        )
+    };
+    apt(&["update", "-qq"]).map_err(why)?;
+    apt(&[&["install", "-y", "-qq", "--no-install-recommends"], packages].concat()).map_err(why)
+}
+
+fn python(args: &[&str]) -> Done {
+    let mut command = Command::new(root().join(".tools/python/bin/python"));
+    command.args(args);
+    run(command)
+}
+
+fn conformance() -> Done {
+    python(&["conformance/run.py", "--server", "target/debug/postrider"])
+}
+
+fn kill9(cycles: &str) -> Done {
+    python(&["conformance/kill9.py", "--server", "target/debug/postrider", "--cycles", cycles])
+}
