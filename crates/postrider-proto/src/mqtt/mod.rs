@@ -34,7 +34,9 @@ pub mod property;
 mod server;
 pub mod topic;
 
-pub use client::{ClientConfig, ClientConnection, ClientError, ClientEvent, ClientOutput, ClientSession, Receipt};
+pub use client::{
+    ClientConfig, ClientConnection, ClientError, ClientEvent, ClientOutput, ClientSession, Receipt,
+};
 pub use codec::{Limits, ProtocolError};
 pub use config::ServerConfig;
 pub use fanned::Fanned;
