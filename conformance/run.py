@@ -29,6 +29,7 @@ def arguments():
     parser.add_argument("--suite", action="append", choices=SUITES, help="only this suite; may be repeated")
     parser.add_argument("--case", default="", help="only cases whose name contains this")
     parser.add_argument("--jobs", type=int, default=8, help="cases at a time (8)")
+    parser.add_argument("--strict", action="store_true", help="a case that is left out counts as failed")
     parser.add_argument("--trace", action="store_true", help="print the stack of each failure")
     parser.add_argument("--list", action="store_true")
     return parser.parse_args()
@@ -45,25 +46,25 @@ def load(options):
     return [(suite, [case for case in suite.cases if options.case in case.name]) for suite in suites]
 
 
-def run_case(case, target, trace):
+def run_case(case, target, options):
     """(verdict, words, seconds)"""
     begun = time.monotonic()
     try:
         case.run(target)
         verdict, words = "pass", ""
     except NotHere as reason:
-        verdict, words = "skip", str(reason)
+        verdict, words = "FAIL" if options.strict else "skip", str(reason)
     except Exception as error:  # Whatever a case raises is the server's failure or the case's: both fail.
         words = f"{type(error).__name__}: {error}"
         verdict = "FAIL"
-        if trace:
+        if options.trace:
             words += "\n" + traceback.format_exc()
     return verdict, words, time.monotonic() - begun
 
 
 def run_suite(suite, cases, target, options, tally):
     with ThreadPoolExecutor(options.jobs) as pool:
-        results = pool.map(lambda case: run_case(case, target, options.trace), cases)
+        results = pool.map(lambda case: run_case(case, target, options), cases)
         for case, (verdict, words, seconds) in zip(cases, results):
             tally[verdict] = tally.get(verdict, 0) + 1
             tail = f"  {words}" if words else ""
