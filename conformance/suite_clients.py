@@ -22,7 +22,7 @@ except ImportError:
 
 SUITE = Suite("clients")
 NODE_FOLDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "node")
-PATIENCE_SECS = 30
+PATIENCE_SECS = 15
 
 
 # --- mosquitto's command line clients -----------------------------------------------------------------
@@ -52,7 +52,8 @@ class MosquittoSub:
     """A running mosquitto_sub. With -d it says when its subscription is granted, so nobody has to guess."""
 
     def __init__(self, target, version, *options):
-        command = [tool("mosquitto_sub"), *place_options(target, version), "-d", "-F", "GOT %t %q %r %p", *options]
+        # Into a pipe it would keep its words back until its buffer is full.
+        command = [tool("stdbuf"), "-oL", tool("mosquitto_sub"), *place_options(target, version), "-d", "-F", "GOT %t %q %r %p", *options]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         self.lines = queue.Queue()
         threading.Thread(target=self.pump, daemon=True).start()
