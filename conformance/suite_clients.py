@@ -55,7 +55,7 @@ class MosquittoSub:
         # Into a pipe it would keep its words back until its buffer is full.
         command = [tool("stdbuf"), "-oL", tool("mosquitto_sub"), *place_options(target, version), "-d", "-F", "GOT %t %q %r %p", *options]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        self.lines = queue.Queue()
+        self.lines, self.early = queue.Queue(), []
         threading.Thread(target=self.pump, daemon=True).start()
 
     def pump(self):
@@ -67,13 +67,21 @@ class MosquittoSub:
         seen = []
         while True:
             try:
-                line = self.lines.get(timeout=PATIENCE_SECS)
+                line = self.next_line(part)
             except queue.Empty:
                 raise AssertionError(f"mosquitto_sub never said {part!r}; said {seen}") from None
             check(line is not None, f"mosquitto_sub ended before {part!r}; said {seen}")
             seen.append(line)
             if part in line:
                 return line
+            if line.startswith("GOT "):
+                # What was queued comes before the answer to SUBSCRIBE.
+                self.early.append(line)
+
+    def next_line(self, part):
+        if part == "GOT " and self.early:
+            return self.early.pop(0)
+        return self.lines.get(timeout=PATIENCE_SECS)
 
     def __enter__(self):
         self.wait_line("Subscribed (mid:")

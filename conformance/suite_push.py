@@ -9,6 +9,8 @@ import time
 from harness import DEFAULT, Suite, Unmet, check, equal, eventually
 from mqtt_wire import PUBACK, V5, V311, ack_packet, unique
 
+ESTIMATE = "/v1/audiences/estimate"
+
 SUITE = Suite("push")
 case = SUITE.case(DEFAULT, needs_http=True)
 
@@ -265,7 +267,7 @@ def an_estimate_counts_without_sending(target):
     devices = [target.register([tag]) for _ in range(3)]
     with target.sign_in(devices[0]) as connection:
         body = {"audience": {"tag": tag}}
-        found = target.call("POST", "/v1/audiences/estimate", body, expect=200)[1]
+        found = target.call("POST", ESTIMATE, body, expect=200)[1]
         equal(found["targeted"], 3, "targeted")
         equal(fence(target, connection, devices[0]), [], "messages")
 
