@@ -22,7 +22,7 @@ import time
 from harness import CONFORMANCE, Device, NotHere
 from ledger import Ledger, Sight, balanced, words
 from mqtt_wire import PUBACK, PUBLISH, V311, Client, Silence, WireError, ack_packet, publish_packet
-from server import Server
+from server import Server, StartFailed
 
 
 class Run:
@@ -295,7 +295,7 @@ def play(options, folder):
     profile = None if http_mode else CONFORMANCE
     ledger = Ledger()
     server = Server(options.server, os.path.join(folder, "data"), profile, os.path.join(folder, "server.log"))
-    run = Run(server.start(), ledger)
+    run = Run(server.with_fixed_ports().start(), ledger)
     try:
         run.up.set()
         receivers = (registered_devices if http_mode else anonymous_subscribers)(run, options.devices)
@@ -314,6 +314,8 @@ def play(options, folder):
         wait_all_received(run, options.patience)
         ledger.open_at_end = count_open(run) if http_mode else 0
         return run, slowest
+    except StartFailed as error:
+        sys.exit(f"the server did not come back (life {run.epoch}): {error}\n{server.last_words()}")
     finally:
         run.over.set()
         server.stop()

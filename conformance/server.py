@@ -6,6 +6,8 @@ for a while and hopes.
 
 import os
 import queue
+import random
+import socket
 import subprocess
 import threading
 
@@ -30,6 +32,22 @@ def parse_ready_line(line):
     return found
 
 
+def quiet_port():
+    """A free port below those the system gives to outgoing connections.
+
+    A client that tries the port of a killed server could otherwise be given that very port as its own and
+    keep the server from coming back.
+    """
+    while True:
+        port = random.SystemRandom().randrange(10_000, 32_000)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+                return port
+            except OSError:
+                continue
+
+
 class Server:
     def __init__(self, binary, data_dir, profile=None, log_path=None, ready_timeout=60):
         self.binary, self.data_dir, self.profile = binary, data_dir, profile
@@ -37,6 +55,15 @@ class Server:
         self.ready_timeout = ready_timeout
         self.process = None
         self.places = {}
+
+    def with_fixed_ports(self):
+        """For a server that is to come back where it was."""
+        self.places = {name: ("127.0.0.1", quiet_port()) for name in ("http", "ops", "mqtt")}
+        return self
+
+    def last_words(self, size=3000):
+        with open(self.log_path, "rb") as log:
+            return log.read()[-size:].decode(errors="replace")
 
     def command(self):
         words = [self.binary, "serve", "--data", self.data_dir]

@@ -84,7 +84,11 @@ class MosquittoSub:
         return self.lines.get(timeout=PATIENCE_SECS)
 
     def __enter__(self):
-        self.wait_line("Subscribed (mid:")
+        try:
+            self.wait_line("Subscribed (mid:")
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_):
