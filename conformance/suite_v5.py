@@ -660,7 +660,7 @@ def shared_subscription_gets_no_retained_messages(target):
 
 
 @case
-def shared_subscription_passes_on_what_a_leaving_member_held(target):
+def shared_subscription_goes_on_when_a_member_leaves(target):
     tree, group = topic(), unique("g")
     first = target.client(V5)
     first.auto_ack = False
