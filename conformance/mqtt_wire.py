@@ -497,7 +497,10 @@ class Client:
         if came.kind == PUBLISH and came.qos:
             self.send(ack_packet(PUBACK if came.qos == 1 else PUBREC, came.packet_id))
         elif came.kind in replies and came.reason < 0x80:
-            self.send(ack_packet(replies[came.kind], came.packet_id))
+            try:
+                self.send(ack_packet(replies[came.kind], came.packet_id))
+            except (BrokenPipeError, ConnectionResetError):
+                pass  # The server has closed, as it should after our DISCONNECT; what it sent before is still to be read.
 
 
 def split_frame(data):

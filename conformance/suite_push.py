@@ -9,7 +9,7 @@ import time
 from harness import DEFAULT, Suite, Unmet, check, equal, eventually
 from mqtt_wire import PUBACK, V5, V311, ack_packet, unique
 
-ESTIMATE = "/v1/audiences/estimate"
+ESTIMATE = "/v1/messages/estimate"
 
 SUITE = Suite("push")
 case = SUITE.case(DEFAULT, needs_http=True)
