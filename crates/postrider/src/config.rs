@@ -20,4 +20,4 @@ mod values;
 
 pub use load::{ConfigError, Sources};
 pub use sections::*;
-pub use values::{ListenAddress, LogFormat, Sync};
+pub use values::{LogFormat, Sync};

@@ -86,7 +86,13 @@ fn push_section(text: &mut String, section: &SectionDoc) {
     let defaults = defaults();
     for key in section.keys {
         let value = defaults.get(section.name).and_then(|keys| keys.get(key.name));
-        _ = writeln!(text, "| {} | `{}` | {} |", code(key), value.map(written).unwrap_or_default(), joined(key.doc));
+        _ = writeln!(
+            text,
+            "| {} | `{}` | {} |",
+            code(key),
+            value.map(written).unwrap_or_default(),
+            joined(key.doc)
+        );
     }
 }
 

@@ -1,9 +1,12 @@
 //! From settings to what the parts of the server want: units and names change here, values do not.
 
-use super::Config;
 use super::values::Sync;
+use super::{Config, Tls};
+use crate::api::ApiLimits;
+use crate::bootstrap::PresetKeys;
 use crate::gateway::GatewayConfig;
 use crate::gateway::admission::AdmissionLimits;
+use crate::http::HttpConfig;
 use postrider_core::access::Access;
 use postrider_core::id::AppNo;
 use postrider_core::limits::Limits;
@@ -97,19 +100,11 @@ impl Config {
         ws::WsConfig { frame_bytes_max: bytes, message_bytes_max: bytes, ..ws::WsConfig::default() }
     }
 
-    /// The number of threads that serve connections.
-    pub fn workers(&self) -> usize {
-        match self.gateway.workers {
-            0 => std::thread::available_parallelism().map_or(1, usize::from),
-            workers => workers,
-        }
-    }
-
     /// `app`: the number of the app that `mqtt.app` names.
-    pub fn gateway(&self, app: AppNo) -> GatewayConfig {
+    pub fn gateway_settings(&self, app: AppNo) -> GatewayConfig {
         let g = &self.gateway;
         GatewayConfig {
-            workers: self.workers(),
+            workers: threads(g.workers),
             admission: AdmissionLimits {
                 connections_max: g.connections_max,
                 unauthenticated_max: g.unauthenticated_max,
@@ -128,7 +123,7 @@ impl Config {
     }
 
     /// The embedded store. `on_fatal` is the caller's to set.
-    pub fn embedded_store(&self) -> EmbeddedConfig {
+    pub fn store_settings(&self) -> EmbeddedConfig {
         let s = &self.store;
         EmbeddedConfig {
             sync: match s.sync {
@@ -156,9 +151,68 @@ impl Config {
         PathBuf::from(&self.store.dir)
     }
 
-    /// Certificate and key of the TLS listeners, where they are set.
-    pub fn tls_files(&self) -> Option<(&Path, &Path)> {
-        let (certificate, key) = (Path::new(&self.tls.certificate), Path::new(&self.tls.key));
-        (!self.tls.certificate.is_empty()).then_some((certificate, key))
+    pub fn api_limits(&self) -> ApiLimits {
+        let h = &self.http;
+        ApiLimits {
+            body_bytes_max: h.body_bytes_max,
+            batch_bytes_max: h.batch_bytes_max,
+            batch_max: h.batch_max,
+            body_time_max: Duration::from_secs(h.body_timeout_secs),
+            body_bytes_per_sec_min: h.body_bytes_per_sec_min,
+            auth_failures_burst: h.auth_failures_burst,
+            auth_failure_secs: h.auth_failure_secs,
+            pushes_per_sec: h.pushes_per_sec,
+            pushes_burst: h.pushes_burst,
+            page_max: h.page_max,
+            polls_max: h.polls_max,
+            poll_max: Duration::from_secs(h.poll_wait_max_secs),
+            origins: h.origins.clone(),
+            ..ApiLimits::default()
+        }
+    }
+
+    pub fn http_settings(&self) -> HttpConfig {
+        let h = &self.http;
+        HttpConfig {
+            head_time_max: Duration::from_secs(h.head_timeout_secs),
+            idle_max: Duration::from_secs(h.idle_secs),
+            write_stall_max: Duration::from_secs(h.slow_reader_secs),
+            head_bytes_max: h.head_bytes_max,
+            head_fields_max: h.head_fields_max,
+            uri_bytes_max: h.uri_bytes_max,
+            streams_max: h.streams_max,
+            connections_max: h.connections_max,
+            connections_per_address_max: h.connections_per_address_max,
+            drain_max: Duration::from_secs(h.stop_secs),
+            ..HttpConfig::default()
+        }
+    }
+
+    /// Threads that serve HTTP requests.
+    pub fn http_workers(&self) -> usize {
+        threads(self.http.workers)
+    }
+
+    /// Keys given by the environment.
+    pub fn preset_keys(&self) -> PresetKeys {
+        self.keys.clone()
+    }
+}
+
+impl Tls {
+    /// Certificate and key.
+    pub fn files(&self) -> Result<(&Path, &Path), String> {
+        if self.certificate.is_empty() || self.key.is_empty() {
+            return Err("`tls.certificate` and `tls.key` are not set".into());
+        }
+        Ok((Path::new(&self.certificate), Path::new(&self.key)))
+    }
+}
+
+/// 0 means one for each core.
+fn threads(set: usize) -> usize {
+    match set {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        set => set,
     }
 }

@@ -208,7 +208,8 @@ impl Loading {
                     None => {
                         let near = nearest(name, known.iter().map(|(variable, ..)| variable.as_str()));
                         let near = near.filter(|near| strsim::jaro_winkler(name, near) > 0.93);
-                        warnings.extend(near.map(|near| format!("{name} is no setting; did you mean {near}?")));
+                        warnings
+                            .extend(near.map(|near| format!("{name} is no setting; did you mean {near}?")));
                     }
                 },
             }

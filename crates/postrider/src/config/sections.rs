@@ -1,12 +1,15 @@
 //! Every setting, once: its type, its default, and the sentence that explains it. The structs, the example file and
 //! `docs/config.md` all come from here, so a setting without an explanation does not compile.
 
-use super::values::{ListenAddress, LogFormat, Sync};
+use super::values::{LogFormat, Sync, address, address_or_off};
+use crate::api::ApiLimits;
 use crate::bootstrap::PresetKeys;
 use crate::gateway::admission::AdmissionLimits;
+use crate::http::HttpConfig;
 use postrider_core::access::Access as CoreAccess;
 use postrider_core::limits::Limits as CoreLimits;
 use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
 
 /// One key, for the docs. A line of its comment each.
 pub struct KeyDoc {
@@ -26,7 +29,7 @@ macro_rules! settings {
     ($(
         $(#[doc = $story:literal])+
         [$section:ident] $Type:ident {
-            $( $(#[doc = $doc:literal])+ $key:ident: $type:ty = $default:expr, )+
+            $( $(#[doc = $doc:literal])+ $(#[serde($how:meta)])? $key:ident: $type:ty = $default:expr, )+
         }
     )+) => {
         $(
@@ -34,7 +37,7 @@ macro_rules! settings {
             #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
             #[serde(default, deny_unknown_fields)]
             pub struct $Type {
-                $( $(#[doc = $doc])+ pub $key: $type, )+
+                $( $(#[doc = $doc])+ $(#[serde($how)])? pub $key: $type, )+
             }
 
             impl Default for $Type {
@@ -79,18 +82,34 @@ fn admission() -> AdmissionLimits {
     AdmissionLimits::default()
 }
 
+fn api() -> ApiLimits {
+    ApiLimits::default()
+}
+
+fn http() -> HttpConfig {
+    HttpConfig::default()
+}
+
+fn local(port: u16) -> SocketAddr {
+    ([127, 0, 0, 1], port).into()
+}
+
 settings! {
-    /// Where the server listens. An address is IP:PORT; port 0 takes a free one; `off` does not listen. Everything is
-    /// bound to this machine alone until you say otherwise: `0.0.0.0:8080` is open to the network.
+    /// Where the server listens. An address is IP:PORT; port 0 takes a free one. Everything is bound to this machine alone
+    /// until you say otherwise: `0.0.0.0:8080` is open to the network.
     [listen] Listen {
         /// HTTP: the API under `/v1`, and MQTT over WebSocket at `/mqtt`.
-        http: ListenAddress = ListenAddress(Some(([127, 0, 0, 1], 8080).into())),
+        #[serde(with = "address")]
+        http: SocketAddr = local(8080),
         /// Operations: `/healthz`, `/readyz`, `/metrics`. Not for the public.
-        ops: ListenAddress = ListenAddress(Some(([127, 0, 0, 1], 9090).into())),
+        #[serde(with = "address")]
+        ops: SocketAddr = local(9090),
         /// MQTT without TLS.
-        mqtt: ListenAddress = ListenAddress(Some(([127, 0, 0, 1], 1883).into())),
-        /// MQTT with TLS; usually port 8883. Needs the section `[tls]`.
-        mqtt_tls: ListenAddress = ListenAddress(None),
+        #[serde(with = "address")]
+        mqtt: SocketAddr = local(1883),
+        /// MQTT with TLS, usually at port 8883; needs the section `[tls]`. `off`: not at all.
+        #[serde(with = "address_or_off")]
+        mqtt_tls: Option<SocketAddr> = None,
     }
 
     /// The certificate of the TLS listeners.
@@ -286,38 +305,54 @@ settings! {
 
     /// The HTTP API.
     [http] Http {
+        /// Threads that serve requests; 0: one for each processor core.
+        workers: usize = 0,
+        /// Connections open at once (L5).
+        connections_max: usize = http().connections_max,
+        /// Connections open at once of one address or IPv6 /64 network (L5).
+        connections_per_address_max: usize = http().connections_per_address_max,
         /// Bytes of a request's head (L24).
-        head_bytes_max: usize = 16 * KIB,
+        head_bytes_max: usize = http().head_bytes_max,
         /// Fields of a request's head (L24).
-        head_fields_max: usize = 64,
+        head_fields_max: usize = http().head_fields_max,
         /// Bytes of a request's path and query (L24).
-        uri_bytes_max: usize = 8 * KIB,
+        uri_bytes_max: usize = http().uri_bytes_max,
         /// Seconds in which the head has to be there (L25).
-        head_timeout_secs: u64 = 10,
+        head_timeout_secs: u64 = http().head_time_max.as_secs(),
         /// Seconds in which the body has to be there (L25).
-        body_timeout_secs: u64 = 30,
+        body_timeout_secs: u64 = api().body_time_max.as_secs(),
+        /// Bytes of a body that have to come in a second, after the first few seconds (L25).
+        body_bytes_per_sec_min: usize = api().body_bytes_per_sec_min,
         /// Seconds that an idle connection is kept (L25).
-        idle_secs: u64 = 60,
-        /// Bytes of a request's body (L26).
-        body_bytes_max: usize = 256 * KIB,
-        /// Bytes of the body of a batch (L26).
-        batch_bytes_max: usize = 4 * MIB,
-        /// Messages of a batch (L26).
-        batch_max: usize = 500,
-        /// How deep JSON may be nested (L27).
-        json_depth_max: usize = 32,
-        /// Keys of one JSON object (L27).
-        json_keys_max: usize = 256,
+        idle_secs: u64 = http().idle_max.as_secs(),
+        /// Seconds that a client may take nothing of an answer before it is cut (P14).
+        slow_reader_secs: u64 = http().write_stall_max.as_secs(),
         /// Streams of one HTTP/2 connection at once (L28).
-        streams_max: u32 = 100,
-        /// Connections open at once; 0: no limit.
-        connections_max: usize = 10_000,
-        /// Seconds that a long poll may wait (L29).
-        poll_wait_max_secs: u64 = 60,
-        /// Wrong keys of one address that are answered at once; after them one a minute (L31).
-        failed_auth_burst: u32 = 30,
+        streams_max: u32 = http().streams_max,
+        /// Bytes of a request's body (L26).
+        body_bytes_max: usize = api().body_bytes_max,
+        /// Bytes of the body of a batch (L26).
+        batch_bytes_max: usize = api().batch_bytes_max,
+        /// Messages of a batch (L26).
+        batch_max: usize = api().batch_max,
+        /// Messages that an app may send in a second; 0: no limit (L35).
+        pushes_per_sec: u64 = api().pushes_per_sec,
+        /// Messages that an app may send at once all the same (L35).
+        pushes_burst: u64 = api().pushes_burst,
+        /// Wrong credentials of one address that are answered at once (L31).
+        auth_failures_burst: u64 = api().auth_failures_burst,
+        /// After them, one in so many seconds (L31).
+        auth_failure_secs: u64 = api().auth_failure_secs,
+        /// Entries of a page, at most.
+        page_max: usize = api().page_max,
+        /// Requests of one app that wait for events at once (L29).
+        polls_max: usize = api().polls_max,
+        /// Seconds that a request may wait for events (L29).
+        poll_wait_max_secs: u64 = api().poll_max.as_secs(),
+        /// Origins of web pages that may connect to `/mqtt`, such as `https://app.example`; `*` allows all.
+        origins: Vec<String> = api().origins,
         /// Seconds that requests under way may still take when the server stops.
-        stop_secs: u64 = 10,
+        stop_secs: u64 = http().drain_max.as_secs(),
     }
 
     /// What the server tells of itself, on its standard error.

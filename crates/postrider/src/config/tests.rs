@@ -67,7 +67,8 @@ fn the_environment_overrides_the_file_and_flags_override_both() {
             ("POSTRIDER_MQTT_INFLIGHT_MAX", "20"),
             ("POSTRIDER_ACCESS_PUBLISH", "a/#, b"),
             ("POSTRIDER_HTTP_LISTEN", "127.0.0.1:0"),
-            ("POSTRIDER_LISTEN_OPS", "off"),
+            ("POSTRIDER_LISTEN_OPS", "localhost:1"),
+            ("POSTRIDER_LISTEN_MQTT_TLS", "off"),
             ("POSTRIDER_DATA", "/env"),
             ("POSTRIDER_APP_KEY", "k"),
         ]),
@@ -78,7 +79,7 @@ fn the_environment_overrides_the_file_and_flags_override_both() {
     let mqtt = &config.mqtt;
     assert_eq!((mqtt.keepalive_max_secs, mqtt.inflight_max, mqtt.receive_max), (100, 20, 3));
     assert_eq!(config.access.publish, ["a/#", "b"]);
-    assert_eq!((config.listen.http.to_string().as_str(), config.listen.ops.0), ("127.0.0.1:0", None));
+    assert_eq!((config.listen.http.port(), config.listen.ops.port(), config.listen.mqtt_tls), (0, 1, None));
     assert_eq!((config.store.dir.as_str(), config.keys.app.as_deref()), ("/flag", Some("k")));
 }
 
@@ -104,7 +105,11 @@ fn a_wrong_variable_or_flag_is_named() {
 #[test]
 fn a_variable_that_is_nearly_one_is_warned_of_and_others_are_left_alone() {
     let sources = Sources {
-        env: env(&[("POSTRIDER_LIMITS_INBOX_MX", "5"), ("POSTRIDER_SERVICE_HOST", "x"), ("POSTRIDER_XMPP_LISTEN", "y")]),
+        env: env(&[
+            ("POSTRIDER_LIMITS_INBOX_MX", "5"),
+            ("POSTRIDER_SERVICE_HOST", "x"),
+            ("POSTRIDER_XMPP_LISTEN", "y"),
+        ]),
         ..Sources::default()
     };
     let config = Config::load(&sources).unwrap_or_else(|error| panic!("{error}"));
@@ -118,7 +123,15 @@ fn contradictions_are_all_told() {
                 [access]\nsubscribe = [\"a#\"]\nrefusal_code = 1\n[mqtt]\ninflight_max = 0\n[log]\nlevel = \"loud=\"\n";
     let config = Config::from_text("a.toml", text).unwrap_or_else(|error| panic!("{error}"));
     let found = config.problems().join("\n");
-    for part in ["listen.mqtt: ", "listen.mqtt_tls: ", "limits.ttl_default_secs: ", "access.subscribe: ", "access.refusal_code: ", "mqtt.inflight_max: ", "log.level: "] {
+    for part in [
+        "listen.mqtt: ",
+        "listen.mqtt_tls: ",
+        "limits.ttl_default_secs: ",
+        "access.subscribe: ",
+        "access.refusal_code: ",
+        "mqtt.inflight_max: ",
+        "log.level: ",
+    ] {
         assert!(found.contains(part), "{part}\n--\n{found}");
     }
     assert!(Config::default().problems().is_empty(), "{:?}", Config::default().problems());
@@ -164,7 +177,9 @@ fn the_profiles_are_good() {
         assert!(config.access.anonymous, "{name}");
         let told = config.mqtt_server();
         if name == "conformance" {
-            assert!(told.packet_bytes_max < 65_535 && told.receive_maximum == 20 && told.topic_alias_maximum >= 1);
+            assert!(
+                told.packet_bytes_max < 65_535 && told.receive_maximum == 20 && told.topic_alias_maximum >= 1
+            );
             assert_eq!((told.server_keepalive_secs, config.core_access().refusal_code), (Some(60), 0x80));
         }
     }
@@ -173,8 +188,14 @@ fn the_profiles_are_good() {
 #[test]
 fn the_defaults_are_those_of_the_parts_they_configure() {
     let config = Config::default();
-    assert_eq!(format!("{:?}", config.core_limits()), format!("{:?}", postrider_core::limits::Limits::default()));
-    assert_eq!(format!("{:?}", config.core_access()), format!("{:?}", postrider_core::access::Access::default()));
+    assert_eq!(
+        format!("{:?}", config.core_limits()),
+        format!("{:?}", postrider_core::limits::Limits::default())
+    );
+    assert_eq!(
+        format!("{:?}", config.core_access()),
+        format!("{:?}", postrider_core::access::Access::default())
+    );
     let ours = postrider_proto::mqtt::ServerConfig {
         // The core's limit, which is one for all protocols.
         session_expiry_secs_max: config.limits.session_expiry_max_secs,

@@ -9,8 +9,11 @@ impl Config {
         self.check_listeners(&mut problems);
         self.check_access(&mut problems);
         self.check_numbers(&mut problems);
-        if let Err(error) = tracing_subscriber::EnvFilter::try_new(&self.log.level) {
-            problems.push(format!("log.level: `{}`: {error}", self.log.level));
+        if !self.log.level.split(',').all(is_log_directive) {
+            problems.push(format!(
+                "log.level: `{}`: write error, warn, info, debug, trace or off, or `part=level`, separated by commas",
+                self.log.level
+            ));
         }
         if self.store.dir.is_empty() {
             problems.push("store.dir: must not be empty".into());
@@ -21,19 +24,14 @@ impl Config {
     fn check_listeners(&self, problems: &mut Vec<String>) {
         let listen = &self.listen;
         let all = [
-            ("listen.http", listen.http),
-            ("listen.ops", listen.ops),
-            ("listen.mqtt", listen.mqtt),
+            ("listen.http", Some(listen.http)),
+            ("listen.ops", Some(listen.ops)),
+            ("listen.mqtt", Some(listen.mqtt)),
             ("listen.mqtt_tls", listen.mqtt_tls),
         ];
-        if listen.http.0.is_none() {
-            problems.push("listen.http: without it nobody can send anything".into());
-        }
         for (at, (name, address)) in all.iter().enumerate() {
-            let taken = all[..at].iter().find(|(_, other)| {
-                address.0.is_some_and(|a| a.port() != 0) && other.0 == address.0
-            });
-            if let Some((other, _)) = taken {
+            let Some(address) = address.filter(|a| a.port() != 0) else { continue };
+            if let Some((other, _)) = all[..at].iter().find(|(_, other)| *other == Some(address)) {
                 problems.push(format!("{name}: {address} is taken by {other}"));
             }
         }
@@ -41,7 +39,7 @@ impl Config {
         if tls.certificate.is_empty() != tls.key.is_empty() {
             problems.push("tls: `certificate` and `key` are set together or not at all".into());
         }
-        if listen.mqtt_tls.0.is_some() && tls.certificate.is_empty() {
+        if listen.mqtt_tls.is_some() && tls.certificate.is_empty() {
             problems.push("listen.mqtt_tls: needs `tls.certificate` and `tls.key`".into());
         }
     }
@@ -61,7 +59,10 @@ impl Config {
             }
         }
         if access.refusal_code < 0x80 {
-            problems.push("access.refusal_code: refusals are 128 and above; below it the filter would be granted".into());
+            problems.push(
+                "access.refusal_code: refusals are 128 and above; below it the filter would be granted"
+                    .into(),
+            );
         }
     }
 
@@ -85,15 +86,42 @@ impl Config {
             ("store.group_bytes_max", store.group_bytes_max),
             ("store.segment_bytes", store.segment_bytes as usize),
         ];
-        problems.extend(positive.iter().filter(|(_, n)| *n == 0).map(|(name, _)| format!("{name}: must be above 0")));
+        problems.extend(
+            positive.iter().filter(|(_, n)| *n == 0).map(|(name, _)| format!("{name}: must be above 0")),
+        );
         // Each pair: the first must not be above the second.
         let ordered = [
             ("limits.ttl_default_secs", limits.ttl_default_secs, "limits.ttl_max_secs", limits.ttl_max_secs),
-            ("store.group_commands_max", store.group_commands_max as u64, "store.queue_commands_max", store.queue_commands_max as u64),
-            ("store.group_bytes_max", store.group_bytes_max as u64, "store.queue_bytes_max", store.queue_bytes_max as u64),
-            ("http.body_bytes_max", http.body_bytes_max as u64, "http.batch_bytes_max", http.batch_bytes_max as u64),
-            ("limits.payload_bytes_max", limits.payload_bytes_max as u64, "http.body_bytes_max", http.body_bytes_max as u64),
-            ("mqtt.packet_bytes_max_before_auth", mqtt.packet_bytes_max_before_auth as u64, "mqtt.packet_bytes_max", mqtt.packet_bytes_max as u64),
+            (
+                "store.group_commands_max",
+                store.group_commands_max as u64,
+                "store.queue_commands_max",
+                store.queue_commands_max as u64,
+            ),
+            (
+                "store.group_bytes_max",
+                store.group_bytes_max as u64,
+                "store.queue_bytes_max",
+                store.queue_bytes_max as u64,
+            ),
+            (
+                "http.body_bytes_max",
+                http.body_bytes_max as u64,
+                "http.batch_bytes_max",
+                http.batch_bytes_max as u64,
+            ),
+            (
+                "limits.payload_bytes_max",
+                limits.payload_bytes_max as u64,
+                "http.body_bytes_max",
+                http.body_bytes_max as u64,
+            ),
+            (
+                "mqtt.packet_bytes_max_before_auth",
+                mqtt.packet_bytes_max_before_auth as u64,
+                "mqtt.packet_bytes_max",
+                mqtt.packet_bytes_max as u64,
+            ),
         ];
         for (low, value, high, bound) in ordered {
             if value > bound {
@@ -104,12 +132,23 @@ impl Config {
             problems.push(format!("mqtt.qos_max: {} is none of 0, 1, 2", mqtt.qos_max));
         }
         if self.gateway.workers > 1_024 {
-            problems.push(format!("gateway.workers: {} threads are more than any machine has use for", self.gateway.workers));
+            problems.push(format!(
+                "gateway.workers: {} threads are more than any machine has use for",
+                self.gateway.workers
+            ));
         }
         if store.min_free_percent > 90 {
             problems.push("store.min_free_percent: above 90 a disk is hardly ever free enough".into());
         }
     }
+}
+
+/// `info`, or `postrider::gateway=debug`. A filter would take `verbose` for the name of a part, and log nothing.
+fn is_log_directive(directive: &str) -> bool {
+    let level = directive.rsplit('=').next().unwrap_or_default().trim();
+    let known = ["error", "warn", "info", "debug", "trace", "off"];
+    known.iter().any(|name| name.eq_ignore_ascii_case(level))
+        && tracing_subscriber::EnvFilter::try_new(directive).is_ok()
 }
 
 /// MQTT 5 §4.7.1.

@@ -1,49 +1,43 @@
 //! Values of settings that are more than a number or a text: how they are written in the file, and what they mean.
 
-use serde::{Deserialize, Serialize};
-use std::fmt;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::net::SocketAddr;
-use std::str::FromStr;
 
-/// Where a listener is bound, if at all. Written `"127.0.0.1:8080"`, or `"off"`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct ListenAddress(pub Option<SocketAddr>);
+fn parse(text: &str) -> Result<SocketAddr, String> {
+    text.replace("localhost:", "127.0.0.1:").parse().map_err(|_| {
+        format!("`{text}` is not an address: write IP:PORT, such as 127.0.0.1:8080 or [::1]:8080")
+    })
+}
 
-impl FromStr for ListenAddress {
-    type Err = String;
+/// An address, written `"127.0.0.1:8080"`. Errors say how to write one.
+pub mod address {
+    use super::*;
 
-    fn from_str(text: &str) -> Result<ListenAddress, String> {
-        if matches!(text, "" | "off") {
-            return Ok(ListenAddress(None));
+    pub fn serialize<S: Serializer>(address: &SocketAddr, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(address)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<SocketAddr, D::Error> {
+        parse(&String::deserialize(from)?).map_err(D::Error::custom)
+    }
+}
+
+/// An address, or `"off"`.
+pub mod address_or_off {
+    use super::*;
+
+    pub fn serialize<S: Serializer>(address: &Option<SocketAddr>, to: S) -> Result<S::Ok, S::Error> {
+        match address {
+            Some(address) => to.collect_str(address),
+            None => to.serialize_str("off"),
         }
-        let numeric = text.replace("localhost:", "127.0.0.1:");
-        let address = numeric.parse().map_err(|_| {
-            format!("`{text}` is not an address: write IP:PORT, such as 127.0.0.1:8080 or [::1]:8080, or off")
-        })?;
-        Ok(ListenAddress(Some(address)))
     }
-}
 
-impl TryFrom<String> for ListenAddress {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<ListenAddress, String> {
-        text.parse()
-    }
-}
-
-impl From<ListenAddress> for String {
-    fn from(address: ListenAddress) -> String {
-        address.to_string()
-    }
-}
-
-impl fmt::Display for ListenAddress {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            Some(address) => address.fmt(f),
-            None => f.write_str("off"),
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<SocketAddr>, D::Error> {
+        match String::deserialize(from)?.as_str() {
+            "off" => Ok(None),
+            text => parse(text).map(Some).map_err(|why| D::Error::custom(format!("{why}, or off"))),
         }
     }
 }
