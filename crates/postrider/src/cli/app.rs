@@ -1,0 +1,143 @@
+//! `app`: tenants and their keys.
+
+use super::Failure;
+use super::remote::{AdminRemote, Api, query, segment};
+use super::screen::{Screen, Style, clean, count};
+use clap::{Subcommand, ValueEnum};
+use serde_json::{Value, json};
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  postrider app create shop --name 'The shop'\n  postrider app key add shop --scope send")]
+pub struct Args {
+    #[command(flatten)]
+    remote: AdminRemote,
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// List all apps.
+    List,
+    /// Make an app.
+    Create {
+        /// Lower-case letters, digits, - and _; for good.
+        id: String,
+        /// For people; the id where it is left out.
+        #[arg(long)]
+        name: Option<String>,
+    },
+    /// Keys of an app.
+    Key {
+        #[command(subcommand)]
+        what: KeyWhat,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum KeyWhat {
+    /// Make a key; it is shown this once.
+    Add {
+        app: String,
+        /// What it may do.
+        #[arg(long, value_enum, default_value = "app")]
+        scope: Scope,
+        /// What it is for.
+        #[arg(long, default_value = "")]
+        name: String,
+    },
+    /// List the keys of an app, without the keys themselves.
+    List { app: String },
+    /// Take a key out of use, at once.
+    Revoke {
+        app: String,
+        /// Its id, as `list` shows it.
+        key_id: String,
+    },
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Scope {
+    /// Everything within the app.
+    App,
+    /// Send, and read reports.
+    Send,
+    /// Read.
+    Read,
+}
+
+pub fn run(args: Args, screen: &Screen) -> Result<(), Failure> {
+    let api = args.remote.api()?;
+    match args.what {
+        What::List => list(&api, screen),
+        What::Create { id, name } => {
+            let app = api.post("/v1/apps", &json!({ "id": id, "name": name }))?;
+            done(screen, &app, &format!("The app {id} is there. A key for it: postrider app key add {id}"));
+            Ok(())
+        }
+        What::Key { what } => key(&api, what, screen),
+    }
+}
+
+fn done(screen: &Screen, answer: &Value, sentence: &str) {
+    if screen.json { screen.value(answer) } else { screen.line(sentence) }
+}
+
+fn list(api: &Api, screen: &Screen) -> Result<(), Failure> {
+    let mut apps = Vec::new();
+    let mut cursor = None;
+    loop {
+        let page = api.get(&format!("/v1/apps{}", query(&[("cursor", cursor)])))?;
+        apps.extend(page["apps"].as_array().cloned().unwrap_or_default());
+        cursor = page["next_cursor"].as_str().map(str::to_owned);
+        if cursor.is_none() {
+            break;
+        }
+    }
+    if screen.json {
+        screen.value(&json!({ "apps": apps }));
+        return Ok(());
+    }
+    let number = |value: &Value| count(value.as_u64().unwrap_or(0));
+    let row = |app: &Value| {
+        let text = |name: &str| app[name].as_str().unwrap_or("").to_owned();
+        vec![text("id"), text("name"), number(&app["devices"]), number(&app["messages"]), number(&app["deliveries"]["open"])]
+    };
+    screen.table(&["id", "name", "devices", "messages", "open deliveries"], &apps.iter().map(row).collect::<Vec<_>>());
+    Ok(())
+}
+
+fn key(api: &Api, what: KeyWhat, screen: &Screen) -> Result<(), Failure> {
+    match what {
+        KeyWhat::Add { app, scope, name } => {
+            let scope = scope.to_possible_value().map(|v| v.get_name().to_owned());
+            let path = format!("/v1/apps/{}/keys", segment(&app));
+            let key = api.post(&path, &json!({ "scope": scope, "name": name }))?;
+            if screen.json {
+                screen.value(&key);
+                return Ok(());
+            }
+            let text = |name: &str| clean(key[name].as_str().unwrap_or("")).into_owned();
+            screen.line(format!("{}   {}", screen.style(Style::Bold, text("key")), screen.style(Style::Dim, text("id"))));
+            screen.note("This is the only time that it is shown.");
+        }
+        KeyWhat::List { app } => {
+            let answer = api.get(&format!("/v1/apps/{}/keys", segment(&app)))?;
+            if screen.json {
+                screen.value(&answer);
+                return Ok(());
+            }
+            let row = |key: &Value| {
+                let text = |name: &str| key[name].as_str().unwrap_or("").to_owned();
+                vec![text("id"), text("scope"), text("name"), text("created_at"), text("revoked_at")]
+            };
+            let rows: Vec<_> = answer["keys"].as_array().into_iter().flatten().map(row).collect();
+            screen.table(&["id", "scope", "name", "created", "revoked"], &rows);
+        }
+        KeyWhat::Revoke { app, key_id } => {
+            api.delete(&format!("/v1/apps/{}/keys/{}", segment(&app), segment(&key_id)))?;
+            done(screen, &json!({ "revoked": key_id }), &format!("{key_id} is out of use."));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,66 @@
+//! `config check`, `config example`, `config docs`.
+
+use super::Failure;
+use super::screen::{Screen, Style};
+use crate::config::{Config, Sources, docs};
+use clap::Subcommand;
+use serde_json::json;
+use std::path::PathBuf;
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// Tell everything that is wrong with a configuration, or that it is good.
+    #[command(after_help = "Example: postrider config check --config postrider.toml")]
+    Check {
+        /// The file.
+        #[arg(long, value_name = "FILE", env = "POSTRIDER_CONFIG")]
+        config: Option<PathBuf>,
+        /// A setting over the file's, as for `serve`.
+        #[arg(long, value_name = "KEY=VALUE")]
+        set: Vec<String>,
+    },
+    /// Print a file with every setting at its default.
+    Example,
+    /// Print the reference of all settings (Markdown).
+    Docs,
+}
+
+pub fn run(args: Args, screen: &Screen) -> Result<(), Failure> {
+    match args.what {
+        What::Check { config, set } => check(Sources { file: config, set, ..Sources::of_process() }, screen),
+        What::Example => {
+            screen.text(&docs::example());
+            Ok(())
+        }
+        What::Docs => {
+            screen.text(&docs::reference());
+            Ok(())
+        }
+    }
+}
+
+fn check(sources: Sources, screen: &Screen) -> Result<(), Failure> {
+    match Config::load(&sources) {
+        Ok(config) if screen.json => {
+            screen.value(&json!({ "good": true, "problems": [], "warnings": config.warnings, "settings": config }));
+        }
+        Ok(config) => {
+            config.warnings.iter().for_each(|warning| screen.note(format!("{} {warning}", screen.style(Style::Warn, "warning:"))));
+            let listen = &config.listen;
+            let listeners = format!("http {}, ops {}, mqtt {}", listen.http, listen.ops, listen.mqtt);
+            screen.line(format!("{} It would listen at {listeners}.", screen.style(Style::Good, "The configuration is good.")));
+        }
+        Err(error) if screen.json => {
+            screen.value(&json!({ "good": false, "problems": error.0 }));
+            return Err(Failure::Usage(format!("{} problems", error.0.len())));
+        }
+        Err(error) => return Err(Failure::Usage(error.to_string())),
+    }
+    Ok(())
+}

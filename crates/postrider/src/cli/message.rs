@@ -1,0 +1,210 @@
+//! `message`: what became of what was sent.
+
+use super::Failure;
+use super::remote::{Api, Remote, query, segment};
+use super::screen::{Screen, Style, clean, count, span};
+use clap::Subcommand;
+use serde_json::{Value, json};
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  postrider message list\n  postrider message trace MESSAGE --device DEVICE")]
+pub struct Args {
+    #[command(flatten)]
+    remote: Remote,
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// The latest messages with their counts.
+    List {
+        /// How many at most.
+        #[arg(long, default_value_t = 20)]
+        limit: usize,
+    },
+    /// The report of a message: how many deliveries are in which state, and why.
+    Show { message: String },
+    /// The way of a message to its devices, step by step, with times.
+    Trace {
+        message: String,
+        /// Only to this device.
+        #[arg(long)]
+        device: Option<String>,
+        /// Only deliveries in this state: queued, sent, delivered, expired …
+        #[arg(long)]
+        state: Option<String>,
+        /// How many deliveries at most.
+        #[arg(long, default_value_t = 20)]
+        limit: usize,
+    },
+    /// Take a message back, as far as it is not delivered.
+    Cancel { message: String },
+}
+
+pub fn run(args: Args, screen: &Screen) -> Result<(), Failure> {
+    let api = args.remote.api()?;
+    match args.what {
+        What::List { limit } => list(&api, limit, screen),
+        What::Show { message } => {
+            let report = api.get(&path(&message))?;
+            if screen.json { screen.value(&report) } else { show(&report, screen) }
+            Ok(())
+        }
+        What::Trace { message, device: Some(device), .. } => {
+            let delivery = api.get(&format!("{}/deliveries/{}", path(&message), segment(&device)))?;
+            if screen.json { screen.value(&delivery) } else { trace(&delivery, screen) }
+            Ok(())
+        }
+        What::Trace { message, device: None, state, limit } => {
+            let pairs = [("state", state), ("limit", Some(limit.to_string()))];
+            let page = api.get(&format!("{}/deliveries{}", path(&message), query(&pairs)))?;
+            if screen.json {
+                screen.value(&page);
+                return Ok(());
+            }
+            let deliveries = page["deliveries"].as_array().into_iter().flatten();
+            deliveries.for_each(|delivery| trace(delivery, screen));
+            if page["next_cursor"].is_string() {
+                screen.note(format!("There are more; --limit is {limit}."));
+            }
+            Ok(())
+        }
+        What::Cancel { message } => {
+            let answer = api.delete(&path(&message))?;
+            if screen.json {
+                screen.value(&answer);
+            } else {
+                let stopped = count(answer["cancelled"].as_u64().unwrap_or(0));
+                screen.line(format!("Taken back; {stopped} deliveries that were open will not be made."));
+            }
+            Ok(())
+        }
+    }
+}
+
+pub fn path(message: &str) -> String {
+    format!("/v1/messages/{}", segment(message))
+}
+
+fn text(value: &Value) -> String {
+    clean(value.as_str().unwrap_or("")).into_owned()
+}
+
+/// `12 delivered, 1 expired`, in the order of the ladder where the server gives one.
+fn states(report: &Value) -> Vec<(String, u64)> {
+    let counts = report["states"].as_object().into_iter().flatten();
+    let mut states: Vec<_> = counts.map(|(state, n)| (state.clone(), n.as_u64().unwrap_or(0))).collect();
+    states.sort_by_key(|(state, _)| ladder(state));
+    states
+}
+
+fn ladder(state: &str) -> usize {
+    use postrider_core::model::Step;
+    Step::ALL.iter().position(|step| step.name() == state).unwrap_or(usize::MAX)
+}
+
+fn list(api: &Api, limit: usize, screen: &Screen) -> Result<(), Failure> {
+    let page = api.get(&format!("/v1/messages{}", query(&[("limit", Some(limit.to_string()))])))?;
+    if screen.json {
+        screen.value(&page);
+        return Ok(());
+    }
+    let row = |report: &Value| {
+        let said: Vec<_> = states(report).iter().map(|(state, n)| format!("{} {state}", count(*n))).collect();
+        let targeted = count(report["targeted"].as_u64().unwrap_or(0));
+        vec![text(&report["message_id"]), text(&report["accepted_at"]), targeted, said.join(", ")]
+    };
+    let rows: Vec<_> = page["messages"].as_array().into_iter().flatten().map(row).collect();
+    screen.table(&["message", "accepted", "targeted", "states"], &rows);
+    Ok(())
+}
+
+/// A report for people.
+pub fn show(report: &Value, screen: &Screen) {
+    let targeted = report["targeted"].as_u64().unwrap_or(0);
+    let devices = if targeted == 1 { "device" } else { "devices" };
+    screen.line(format!("{}  for {} {devices}", screen.style(Style::Bold, text(&report["message_id"])), count(targeted)));
+    let (from, until) = (text(&report["accepted_at"]), text(&report["expires_at"]));
+    screen.line(screen.style(Style::Dim, format!("accepted {from}, expires {until}")));
+    for (state, n) in states(report) {
+        screen.line(format!("  {:>9}  {}", count(n), screen.state(&state)));
+    }
+    for reason in report["reasons"].as_array().into_iter().flatten() {
+        let why = text(&reason["reason"]);
+        if !why.is_empty() {
+            let n = count(reason["count"].as_u64().unwrap_or(0));
+            screen.line(format!("  {n:>9}  {} because: {why}", text(&reason["state"])));
+        }
+    }
+}
+
+/// The timeline of a delivery for people.
+pub fn trace(delivery: &Value, screen: &Screen) {
+    let device = delivery["device_id"].as_str().map_or("(a deleted device)".into(), |id| clean(id).into_owned());
+    screen.line(format!("{}  {}", screen.style(Style::Bold, device), screen.state(&text(&delivery["state"]))));
+    timeline(delivery).into_iter().for_each(|line| screen.line(format!("  {line}")));
+}
+
+/// A line a step: when, how long after the first, what, why.
+fn timeline(delivery: &Value) -> Vec<String> {
+    let moments: Vec<&Value> = delivery["timeline"].as_array().into_iter().flatten().collect();
+    let at = |moment: &Value| moment["at_unix_ms"].as_u64().unwrap_or(0);
+    let start = moments.first().map_or(0, |first| at(first));
+    let line = |moment: &&Value| {
+        let after = format!("+{}", span(at(moment).saturating_sub(start)));
+        let why = moment["reason"].as_str().map_or(String::new(), |why| format!(" ({})", clean(why)));
+        format!("{}  {after:>12}  {}{why}", text(&moment["at"]), text(&moment["step"]))
+    };
+    moments.iter().map(line).collect()
+}
+
+/// Waits until every delivery of a message has come to an end, or to `wanted`; the last report either way.
+pub fn wait(api: &Api, message: &str, timeout: std::time::Duration) -> Result<Value, Failure> {
+    let start = std::time::Instant::now();
+    let mut pause = std::time::Duration::from_millis(20);
+    loop {
+        let report = api.get(&path(message))?;
+        if is_settled(&report) || start.elapsed() >= timeout {
+            return Ok(report);
+        }
+        std::thread::sleep(pause);
+        pause = (pause * 3 / 2).min(std::time::Duration::from_millis(500));
+    }
+}
+
+/// Nothing of it is on its way any more.
+pub fn is_settled(report: &Value) -> bool {
+    !["accepted", "queued", "sent"].iter().any(|state| report["states"][state].as_u64().unwrap_or(0) > 0)
+}
+
+/// Report and, for one device, the timeline as one value.
+pub fn as_json(accepted: &Value, report: &Value, delivery: Option<&Value>) -> Value {
+    json!({ "accepted": accepted, "report": report, "delivery": delivery })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_timeline_tells_how_long_each_step_took() {
+        let delivery = json!({ "timeline": [
+            { "step": "accepted", "at": "2026-01-01T00:00:00.000Z", "at_unix_ms": 1_000 },
+            { "step": "delivered", "at": "2026-01-01T00:00:00.012Z", "at_unix_ms": 1_012, "reason": "ttl" },
+        ]});
+        assert_eq!(timeline(&delivery), [
+            "2026-01-01T00:00:00.000Z         +0 ms  accepted",
+            "2026-01-01T00:00:00.012Z        +12 ms  delivered (ttl)",
+        ]);
+        assert!(timeline(&Value::Null).is_empty());
+    }
+
+    #[test]
+    fn a_report_is_settled_when_nothing_is_under_way() {
+        assert!(!is_settled(&json!({ "states": { "queued": 1, "delivered": 3 } })));
+        assert!(is_settled(&json!({ "states": { "displayed": 1, "expired": 3 } })));
+        let order: Vec<_> = states(&json!({ "states": { "sent": 1, "expired": 2, "delivered": 3, "queued": 4 } }));
+        assert_eq!(order.iter().map(|(s, _)| s.as_str()).collect::<Vec<_>>(), ["queued", "sent", "delivered", "expired"]);
+    }
+}

@@ -1,0 +1,162 @@
+//! `push`: send a message, and with `--wait` tell what became of it.
+
+use super::Failure;
+use super::message;
+use super::remote::{Remote, segment};
+use super::screen::{Screen, Style, count};
+use clap::ArgGroup;
+use serde_json::{Map, Value, json};
+use std::time::Duration;
+
+#[derive(Debug, clap::Args)]
+#[command(
+    group = ArgGroup::new("audience_given").required(true).multiple(true)
+        .args(["device", "alias", "tag", "topic", "all", "audience"]),
+    after_help = "Examples:\n  postrider push --device DEVICE --title Hello --body 'First push' --wait\n  \
+        postrider push --tag news --title 'Match over' --body '3 : 1' --ttl 3600 --collapse-key score\n  \
+        postrider push --audience '{\"and\":[{\"platform\":\"ios\"},{\"not\":{\"tag\":\"beta\"}}]}' --data '{\"sync\":true}'"
+)]
+pub struct Args {
+    #[command(flatten)]
+    remote: Remote,
+    #[command(flatten)]
+    to: To,
+    /// The notification's title.
+    #[arg(long)]
+    title: Option<String>,
+    /// The notification's text.
+    #[arg(long)]
+    body: Option<String>,
+    /// For the app on the device: JSON, or else a text.
+    #[arg(long, value_name = "JSON")]
+    data: Option<String>,
+    /// Seconds until it is no longer worth delivering.
+    #[arg(long, value_name = "SECS")]
+    ttl: Option<u64>,
+    /// Of messages with the same key, a device that was away gets only the newest.
+    #[arg(long, value_name = "KEY")]
+    collapse_key: Option<String>,
+    /// low, normal or high.
+    #[arg(long)]
+    priority: Option<String>,
+    /// Repeating the command with the same key sends nothing twice.
+    #[arg(long, value_name = "KEY")]
+    idempotency_key: Option<String>,
+    /// Wait until every device has it (or it has ended otherwise), at most so many seconds.
+    #[arg(long, value_name = "SECS", num_args = 0..=1, default_missing_value = "30")]
+    wait: Option<u64>,
+}
+
+/// Whom it is for. Several are combined: whoever is named by any of them.
+#[derive(Debug, Default, clap::Args)]
+#[command(next_help_heading = "Whom it is for (several: any of them)")]
+struct To {
+    /// A device.
+    #[arg(long)]
+    device: Vec<String>,
+    /// Devices with this alias.
+    #[arg(long)]
+    alias: Vec<String>,
+    /// Devices with this tag.
+    #[arg(long)]
+    tag: Vec<String>,
+    /// Devices that subscribe to this MQTT topic.
+    #[arg(long)]
+    topic: Vec<String>,
+    /// Every device of the app.
+    #[arg(long, conflicts_with_all = ["device", "alias", "tag", "topic", "audience"])]
+    all: bool,
+    /// An audience expression, as in the API.
+    #[arg(long, value_name = "JSON", conflicts_with_all = ["device", "alias", "tag", "topic"])]
+    audience: Option<String>,
+}
+
+impl To {
+    fn audience(&self) -> Result<Value, Failure> {
+        if self.all {
+            return Ok(json!("all"));
+        }
+        if let Some(text) = &self.audience {
+            return serde_json::from_str(text).map_err(|e| Failure::Usage(format!("--audience is not JSON: {e}")));
+        }
+        let kinds = [("device", &self.device), ("alias", &self.alias), ("tag", &self.tag), ("topic", &self.topic)];
+        let mut clauses: Vec<Value> =
+            kinds.iter().flat_map(|(kind, names)| names.iter().map(move |name| json!({ *kind: name }))).collect();
+        Ok(if clauses.len() == 1 { clauses.remove(0) } else { json!({ "or": clauses }) })
+    }
+}
+
+impl Args {
+    fn request(&self) -> Result<Value, Failure> {
+        let mut request = Map::from_iter([("audience".to_owned(), self.to.audience()?)]);
+        let mut set = |name: &str, value: Option<Value>| request.extend(value.map(|value| (name.to_owned(), value)));
+        let shown = [("title", &self.title), ("body", &self.body)];
+        let notification: Map<_, _> =
+            shown.iter().filter_map(|(name, text)| Some(((*name).to_owned(), json!(text.as_ref()?)))).collect();
+        if notification.is_empty() && self.data.is_none() {
+            return Err(Failure::Usage("there is nothing to send: --title and --body, or --data".into()));
+        }
+        set("notification", (!notification.is_empty()).then_some(Value::Object(notification)));
+        set("data", self.data.as_ref().map(|text| serde_json::from_str(text).unwrap_or_else(|_| json!(text))));
+        set("ttl_secs", self.ttl.map(Value::from));
+        set("collapse_key", self.collapse_key.as_ref().map(|key| json!(key)));
+        set("priority", self.priority.as_ref().map(|priority| json!(priority)));
+        set("idempotency_key", self.idempotency_key.as_ref().map(|key| json!(key)));
+        Ok(Value::Object(request))
+    }
+}
+
+pub fn run(args: Args, screen: &Screen) -> Result<(), Failure> {
+    let api = args.remote.api()?;
+    let accepted = api.post("/v1/messages", &args.request()?)?;
+    let id = accepted["message_id"].as_str().unwrap_or_default().to_owned();
+    let targeted = accepted["targeted"].as_u64().unwrap_or(0);
+    if !screen.json {
+        let devices = if targeted == 1 { "device" } else { "devices" };
+        let repeated = if accepted["repeated"].as_bool() == Some(true) { " (it had been sent before)" } else { "" };
+        let accepted = screen.style(Style::Good, "Accepted");
+        screen.line(format!("{accepted} as {id} for {} {devices}{repeated}.", count(targeted)));
+    }
+    let (Some(secs), false) = (args.wait, accepted["durability"] == "transient") else {
+        if screen.json {
+            screen.value(&accepted);
+        } else {
+            screen.note(format!("What becomes of it: postrider message show {id}"));
+        }
+        return Ok(());
+    };
+    let report = message::wait(&api, &id, Duration::from_secs(secs))?;
+    let delivery = match args.to.device.as_slice() {
+        [device] if targeted == 1 => {
+            Some(api.get(&format!("{}/deliveries/{}", message::path(&id), segment(device)))?)
+        }
+        _ => None,
+    };
+    if screen.json {
+        screen.value(&message::as_json(&accepted, &report, delivery.as_ref()));
+    } else if let Some(delivery) = &delivery {
+        message::trace(delivery, screen);
+    } else {
+        message::show(&report, screen);
+    }
+    if message::is_settled(&report) {
+        return Ok(());
+    }
+    Err(Failure::Failed(format!("after {secs} s it is still under way; it goes on without this command")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_name_is_a_clause_and_several_are_any_of_them() {
+        let one = To { device: vec!["d".into()], ..To::default() };
+        assert_eq!(one.audience().unwrap(), json!({ "device": "d" }));
+        let more = To { tag: vec!["a".into(), "b".into()], topic: vec!["t".into()], ..To::default() };
+        assert_eq!(more.audience().unwrap(), json!({ "or": [{ "tag": "a" }, { "tag": "b" }, { "topic": "t" }] }));
+        let own = To { audience: Some(r#"{"not":{"tag":"x"}}"#.into()), ..To::default() };
+        assert_eq!(own.audience().unwrap(), json!({ "not": { "tag": "x" } }));
+        assert_eq!(To { all: true, ..To::default() }.audience().unwrap(), json!("all"));
+    }
+}

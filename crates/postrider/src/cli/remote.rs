@@ -1,0 +1,262 @@
+//! How commands ask a running server: blocking HTTP with JSON, and refusals with all that the server says of them.
+
+use super::Failure;
+use super::screen::{Screen, Style, clean};
+use serde_json::{Value, json};
+use std::time::Duration;
+
+/// Which server, and who asks.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Remote {
+    /// The server's HTTP address.
+    #[arg(
+        long,
+        global = true,
+        env = "POSTRIDER_SERVER",
+        value_name = "URL",
+        default_value = "http://127.0.0.1:8080",
+        help_heading = "Server"
+    )]
+    pub server: String,
+    /// The app's key, as printed at the server's first start.
+    #[arg(long, global = true, env = "POSTRIDER_APP_KEY", hide_env_values = true, help_heading = "Server")]
+    pub key: Option<String>,
+}
+
+/// The same for what concerns the whole server.
+#[derive(Clone, Debug, clap::Args)]
+pub struct AdminRemote {
+    /// The server's HTTP address.
+    #[arg(
+        long,
+        global = true,
+        env = "POSTRIDER_SERVER",
+        value_name = "URL",
+        default_value = "http://127.0.0.1:8080",
+        help_heading = "Server"
+    )]
+    pub server: String,
+    /// The administrator's key, as printed at the server's first start.
+    #[arg(long, global = true, env = "POSTRIDER_ADMIN_KEY", hide_env_values = true, help_heading = "Server")]
+    pub admin_key: Option<String>,
+}
+
+impl Remote {
+    pub fn api(&self) -> Result<Api, Failure> {
+        let missing = "an app's key is needed: --key KEY or POSTRIDER_APP_KEY; the server printed one at its first start";
+        let key = self.key.as_deref().ok_or_else(|| Failure::Usage(missing.into()))?;
+        Api::new(&self.server, key)
+    }
+}
+
+impl AdminRemote {
+    pub fn api(&self) -> Result<Api, Failure> {
+        let missing = "the administrator's key is needed: --admin-key KEY or POSTRIDER_ADMIN_KEY";
+        let key = self.admin_key.as_deref().ok_or_else(|| Failure::Usage(missing.into()))?;
+        Api::new(&self.server, key)
+    }
+}
+
+/// A server's HTTP API with a key. Cheap to clone; clones share their connections.
+#[derive(Clone)]
+pub struct Api {
+    agent: ureq::Agent,
+    base: String,
+    authorization: String,
+}
+
+/// What the server said when it said no.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Refusal {
+    pub status: u16,
+    pub code: String,
+    pub message: String,
+    pub docs: Option<String>,
+    pub field: Option<String>,
+    pub retry_after_secs: Option<u64>,
+}
+
+impl Refusal {
+    /// Reads `{"error": {…}}`; anything else is told by its status.
+    pub fn read(status: u16, body: &str) -> Refusal {
+        let body: Value = serde_json::from_str(body).unwrap_or_default();
+        let text = |name: &str| body["error"][name].as_str().map(|text| clean(text).into_owned());
+        Refusal {
+            status,
+            code: text("code").unwrap_or_else(|| format!("http_{status}")),
+            message: text("message").unwrap_or_else(|| format!("the server answered with status {status}")),
+            docs: text("docs"),
+            field: text("field"),
+            retry_after_secs: body["error"]["retry_after_secs"].as_u64(),
+        }
+    }
+
+    fn hint(&self) -> Option<String> {
+        match (self.status, self.retry_after_secs) {
+            (401, _) => Some("Check --key or POSTRIDER_APP_KEY; a new key: `postrider app key add APP`.".into()),
+            (403, _) => Some("This key may not do that; `postrider app key list APP` shows what keys may.".into()),
+            (429 | 503, Some(secs)) => Some(format!("Try again in {secs} s.")),
+            (404, _) if self.code.starts_with("http_") => {
+                Some("Is this a postrider server? --server wants its HTTP address.".into())
+            }
+            _ => None,
+        }
+    }
+
+    pub fn show(&self, screen: &Screen) {
+        if screen.json {
+            let error = json!({
+                "status": self.status, "code": self.code, "message": self.message, "docs": self.docs,
+                "field": self.field, "retry_after_secs": self.retry_after_secs, "hint": self.hint(),
+            });
+            return screen.note(json!({ "error": error }).to_string());
+        }
+        let code = screen.style(Style::Bad, format!("{} ({})", self.code, self.status));
+        screen.note(format!("{code} {}", self.message));
+        if let Some(field) = &self.field {
+            screen.note(format!("{} {field}", screen.style(Style::Dim, "at:")));
+        }
+        if let Some(hint) = self.hint() {
+            screen.note(format!("{} {hint}", screen.style(Style::Dim, "hint:")));
+        }
+        if let Some(docs) = &self.docs {
+            screen.note(format!("{} {docs}", screen.style(Style::Dim, "more:")));
+        }
+    }
+}
+
+impl Api {
+    pub fn new(server: &str, key: &str) -> Result<Api, Failure> {
+        if server.starts_with("https://") {
+            // The command line is built without TLS: it is for the machine that the server runs on.
+            return Err(Failure::Usage("--server: https is not spoken here; go through a tunnel, or use curl".into()));
+        }
+        let base = if server.contains("://") { server.to_owned() } else { format!("http://{server}") };
+        let config = ureq::Agent::config_builder()
+            .http_status_as_error(false)
+            .timeout_connect(Some(Duration::from_secs(5)))
+            .timeout_global(Some(Duration::from_secs(60)))
+            .user_agent(concat!("postrider/", env!("CARGO_PKG_VERSION")))
+            // The server is named outright; a proxy of the environment is for other things.
+            .proxy(None)
+            .build();
+        let base = base.trim_end_matches('/').to_owned();
+        Ok(Api { agent: config.into(), base, authorization: format!("Bearer {key}") })
+    }
+
+    pub fn base(&self) -> &str {
+        &self.base
+    }
+
+    pub fn get(&self, path: &str) -> Result<Value, Failure> {
+        let request = self.agent.get(self.url(path)).header("authorization", &self.authorization);
+        self.answer(request.call())
+    }
+
+    pub fn delete(&self, path: &str) -> Result<Value, Failure> {
+        let request = self.agent.delete(self.url(path)).header("authorization", &self.authorization);
+        self.answer(request.call())
+    }
+
+    /// A PUT without a body.
+    pub fn put(&self, path: &str) -> Result<Value, Failure> {
+        let request = self.agent.put(self.url(path)).header("authorization", &self.authorization);
+        self.answer(request.send_empty())
+    }
+
+    pub fn post(&self, path: &str, body: &Value) -> Result<Value, Failure> {
+        let (status, text) = self.post_text(path, &body.to_string(), &[])?;
+        read(status, &text)
+    }
+
+    /// A POST of JSON as text; the status and the answer as text.
+    pub fn post_text(&self, path: &str, body: &str, headers: &[(&str, &str)]) -> Result<(u16, String), Failure> {
+        let mut request = self
+            .agent
+            .post(self.url(path))
+            .header("authorization", &self.authorization)
+            .header("content-type", "application/json");
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        self.text(request.send(body))
+    }
+
+    fn url(&self, path: &str) -> String {
+        format!("{}{path}", self.base)
+    }
+
+    fn answer(&self, response: Result<ureq::http::Response<ureq::Body>, ureq::Error>) -> Result<Value, Failure> {
+        let (status, text) = self.text(response)?;
+        read(status, &text)
+    }
+
+    fn text(
+        &self,
+        response: Result<ureq::http::Response<ureq::Body>, ureq::Error>,
+    ) -> Result<(u16, String), Failure> {
+        let unreachable = |error: ureq::Error| Failure::Unreachable { server: self.base.clone(), why: error.to_string() };
+        let mut response = response.map_err(unreachable)?;
+        let text = response.body_mut().read_to_string().map_err(unreachable)?;
+        Ok((response.status().as_u16(), text))
+    }
+}
+
+fn read(status: u16, text: &str) -> Result<Value, Failure> {
+    if !(200..300).contains(&status) {
+        return Err(Failure::Refused(Box::new(Refusal::read(status, text))));
+    }
+    if text.is_empty() {
+        return Ok(Value::Null);
+    }
+    serde_json::from_str(text)
+        .map_err(|_| Failure::Failed("the server answered with something that is not JSON".into()))
+}
+
+/// A name as one segment of a path.
+pub fn segment(name: &str) -> String {
+    let mut out = String::new();
+    for byte in name.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte) {
+            out.push(char::from(byte));
+        } else {
+            out.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    out
+}
+
+/// `?a=1&b=2` of those that have a value.
+pub fn query(pairs: &[(&str, Option<String>)]) -> String {
+    let set = pairs.iter().filter_map(|(name, value)| Some(format!("{name}={}", segment(value.as_deref()?))));
+    let joined = set.collect::<Vec<_>>().join("&");
+    if joined.is_empty() { joined } else { format!("?{joined}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refusals_are_read_whatever_the_server_sends() {
+        let full = r#"{"error":{"code":"no_such_device","message":"gone","docs":"docs/errors.md#no_such_device"}}"#;
+        let refusal = Refusal::read(404, full);
+        assert_eq!((refusal.code.as_str(), refusal.message.as_str()), ("no_such_device", "gone"));
+        let strange = Refusal::read(502, "<html>");
+        assert_eq!((strange.code.as_str(), strange.docs), ("http_502", None));
+    }
+
+    #[test]
+    fn names_are_safe_in_a_path() {
+        assert_eq!(segment("a/b c?ü"), "a%2Fb%20c%3F%C3%BC");
+        assert_eq!(query(&[("a", Some("1 2".into())), ("b", None)]), "?a=1%202");
+        assert_eq!(query(&[("a", None)]), "");
+    }
+
+    #[test]
+    fn a_server_without_a_scheme_is_http() {
+        let base = |server| Api::new(server, "k").map(|api| api.base().to_owned()).ok();
+        assert_eq!(base("127.0.0.1:8080/").as_deref(), Some("http://127.0.0.1:8080"));
+        assert!(base("https://example").is_none());
+    }
+}
