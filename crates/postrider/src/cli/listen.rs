@@ -1,0 +1,165 @@
+//! `listen`: a device on the command line.
+
+use super::Failure;
+use super::remote::Remote;
+use super::screen::{Screen, Style, clean, framed, wrapped};
+use crate::client::{ClientError, Device, Push};
+use crate::platform::OsChance;
+use postrider_core::port::Chance;
+use serde_json::{Value, json};
+use std::time::{Duration, Instant};
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Without --device it registers a device of its own, which needs the app's key.
+Examples:
+  postrider listen
+  postrider listen --device DEVICE --secret SECRET --mqtt push.example.org:1883")]
+pub struct Args {
+    #[command(flatten)]
+    remote: Remote,
+    /// The server's MQTT address.
+    #[arg(long, env = "POSTRIDER_MQTT", value_name = "HOST:PORT", default_value = "127.0.0.1:1883")]
+    mqtt: String,
+    /// Be this device.
+    #[arg(long, requires = "secret")]
+    device: Option<String>,
+    /// Its secret, as registering it gave.
+    #[arg(long, requires = "device", env = "POSTRIDER_DEVICE_SECRET", hide_env_values = true)]
+    secret: Option<String>,
+    /// Tags of the device that is registered; may be repeated.
+    #[arg(long, conflicts_with = "device")]
+    tag: Vec<String>,
+    /// Stop after so many pushes.
+    #[arg(long, value_name = "NUMBER")]
+    count: Option<u64>,
+    /// Acknowledge, and do not report that it was displayed.
+    #[arg(long)]
+    no_receipts: bool,
+}
+
+/// Waits between attempts to connect: doubling from the first to the last, each drawn from its whole width.
+const BACKOFF_FIRST: Duration = Duration::from_millis(500);
+const BACKOFF_LAST: Duration = Duration::from_secs(30);
+/// A connection that held so long was a good one: the waits begin anew.
+const HELD: Duration = Duration::from_secs(60);
+
+pub fn run(args: Args, screen: &Screen) -> Result<(), Failure> {
+    let (device, secret) = match (&args.device, &args.secret) {
+        (Some(device), Some(secret)) => (device.clone(), secret.clone()),
+        _ => register(&args, screen)?,
+    };
+    let (mut taken, mut failures) = (0, 0);
+    loop {
+        let since = Instant::now();
+        let Err(error) = attend(&args, &device, &secret, &mut taken, screen) else { return Ok(()) };
+        if error.is_final() {
+            return Err(Failure::failed(error));
+        }
+        failures = if since.elapsed() > HELD { 0 } else { failures + 1 };
+        let wait = backoff(failures, OsChance.bits128());
+        note(screen, "waiting", &format!("{error}; again in {:.1} s", wait.as_secs_f64()));
+        std::thread::sleep(wait);
+    }
+}
+
+/// Between nothing and the full width, which doubles with each failure: a crowd that lost its server comes back spread.
+fn backoff(failures: u32, chance: u128) -> Duration {
+    let width = BACKOFF_FIRST.saturating_mul(1 << failures.min(10)).min(BACKOFF_LAST);
+    let millis = u64::try_from(width.as_millis()).unwrap_or(u64::MAX);
+    Duration::from_millis(u64::try_from(chance % u128::from(millis)).unwrap_or(millis))
+}
+
+fn register(args: &Args, screen: &Screen) -> Result<(String, String), Failure> {
+    let api = args.remote.api()?;
+    let answer = api.post("/v1/devices", &json!({ "platform": "desktop", "tags": args.tag }))?;
+    let text = |name: &str| clean(answer[name].as_str().unwrap_or_default()).into_owned();
+    let (device, secret) = (text("device_id"), text("device_secret"));
+    if screen.json {
+        screen.value(&json!({ "event": "registered", "device_id": device, "device_secret": secret }));
+    } else {
+        screen.line(format!("Registered as device {}.", screen.style(Style::Bold, &device)));
+        let again = format!("To be it again: postrider listen --device {device} --secret {secret}");
+        screen.line(screen.style(Style::Dim, again));
+    }
+    Ok((device, secret))
+}
+
+/// Connects, and shows what comes until the connection ends or enough came.
+fn attend(args: &Args, device: &str, secret: &str, taken: &mut u64, screen: &Screen) -> Result<(), ClientError> {
+    if args.count.is_some_and(|count| *taken >= count) {
+        return Ok(());
+    }
+    let mut connected = Device::connect(&args.mqtt, device, secret)?;
+    note(screen, "connected", &format!("Connected to {}. Waiting for pushes; Ctrl-C ends.", args.mqtt));
+    loop {
+        let Some(push) = connected.next(Duration::from_secs(3_600))? else { continue };
+        if !push.repeated {
+            show(&push, screen);
+            *taken += 1;
+        }
+        connected.ack(&push)?;
+        if let (Some(id), false) = (push.id(), args.no_receipts || push.repeated) {
+            connected.report(id, "displayed")?;
+        }
+        if args.count.is_some_and(|count| *taken >= count) {
+            // The goodbye comes after the receipts, on the same stream.
+            connected.disconnect();
+            return Ok(());
+        }
+    }
+}
+
+fn note(screen: &Screen, event: &str, sentence: &str) {
+    if screen.json {
+        screen.value(&json!({ "event": event, "message": sentence }));
+    } else {
+        screen.note(screen.style(Style::Dim, clean(sentence)));
+    }
+}
+
+/// A push, in a frame or as a line of JSON.
+pub fn show(push: &Push, screen: &Screen) {
+    if screen.json {
+        let raw = || Value::String(String::from_utf8_lossy(&push.payload).into_owned());
+        let (kind, content) = match &push.envelope {
+            Some(envelope) => ("push", envelope.clone()),
+            None => ("payload", raw()),
+        };
+        return screen.value(&json!({ "event": "push", kind: content }));
+    }
+    picture(push).into_iter().for_each(|line| screen.line(line));
+}
+
+fn picture(push: &Push) -> Vec<String> {
+    const COLUMNS: usize = 60;
+    let Some(envelope) = &push.envelope else {
+        return framed("(raw payload)", &wrapped(&String::from_utf8_lossy(&push.payload), COLUMNS), "");
+    };
+    let notification = &envelope["notification"];
+    let text = |name: &str| notification[name].as_str().unwrap_or_default();
+    let title = if text("title").is_empty() { "(data)" } else { text("title") };
+    let mut body = wrapped(text("body"), COLUMNS);
+    if !text("click").is_empty() {
+        body.extend(wrapped(&format!("→ {}", text("click")), COLUMNS));
+    }
+    if !envelope["data"].is_null() {
+        body.extend(wrapped(&format!("data {}", envelope["data"]), COLUMNS));
+    }
+    let title: String = title.chars().take(COLUMNS).collect();
+    framed(&title, &body, push.id().unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_double_up_to_a_bound_and_are_spread() {
+        let widest = |failures| backoff(failures, u128::from(u64::MAX) * 1_000);
+        assert!((0..40).all(|failures| widest(failures) < BACKOFF_LAST));
+        assert_eq!(backoff(3, 0), Duration::ZERO);
+        assert_eq!(backoff(1, 999), Duration::from_millis(999));
+        assert_eq!(backoff(20, 29_999), Duration::from_millis(29_999));
+    }
+}
