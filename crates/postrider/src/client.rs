@@ -63,7 +63,9 @@ impl MqttClient {
         client.stream.write_all(&bytes)?;
         match client.next(ANSWER_WAIT)? {
             Some(ClientEvent::Connected { .. }) => Ok(client),
-            Some(ClientEvent::Refused { code, reason }) => Err(ClientError::Refused(code, refusal(code, reason.as_deref()))),
+            Some(ClientEvent::Refused { code, reason }) => {
+                Err(ClientError::Refused(code, refusal(code, reason.as_deref())))
+            }
             Some(_) | None => Err(ClientError::Silent),
         }
     }
@@ -98,8 +100,11 @@ impl MqttClient {
         match self.stream.read(&mut scratch) {
             Ok(0) => return Err(ClientError::Closed("by the server".into())),
             Ok(n) => self.connection.handle_bytes(&scratch[..n], self.now(), &mut out),
-            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted) => {
-            }
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted
+                ) => {}
             Err(error) => return Err(error.into()),
         }
         self.connection.handle_timeout(self.now(), &mut out);
@@ -203,7 +208,9 @@ impl Device {
         loop {
             match client.next(ANSWER_WAIT)? {
                 Some(ClientEvent::Subscribed { codes, .. }) => match codes.first() {
-                    Some(code) if *code >= 0x80 => return Err(ClientError::Refused(*code, refusal(*code, None))),
+                    Some(code) if *code >= 0x80 => {
+                        return Err(ClientError::Refused(*code, refusal(*code, None)));
+                    }
                     _ => break,
                 },
                 Some(event) => early.push_back(event),
@@ -221,7 +228,9 @@ impl Device {
         loop {
             let left = until.saturating_duration_since(Instant::now());
             match self.client.next(left)? {
-                Some(ClientEvent::Message { publish, receipt, .. }) => return Ok(Some(self.push(publish, receipt))),
+                Some(ClientEvent::Message { publish, receipt, .. }) => {
+                    return Ok(Some(self.push(publish, receipt)));
+                }
                 Some(ClientEvent::Disconnected { code, reason }) => {
                     let why = reason.as_deref().map_or_else(|| format!("code {code:#04x}"), str::to_owned);
                     return Err(ClientError::Closed(why));

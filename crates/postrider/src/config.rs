@@ -18,6 +18,8 @@ mod tests;
 mod validate;
 mod values;
 
-pub use load::{ConfigError, Sources};
+#[cfg(test)]
+use load::ConfigError;
+pub use load::Sources;
 pub use sections::*;
-pub use values::{LogFormat, Sync};
+pub use values::LogFormat;

@@ -7,7 +7,9 @@ use clap::{Subcommand, ValueEnum};
 use serde_json::{Value, json};
 
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  postrider app create shop --name 'The shop'\n  postrider app key add shop --scope send")]
+#[command(
+    after_help = "Examples:\n  postrider app create shop --name 'The shop'\n  postrider app key add shop --scope send"
+)]
 pub struct Args {
     #[command(flatten)]
     remote: AdminRemote,
@@ -101,9 +103,18 @@ fn list(api: &Api, screen: &Screen) -> Result<(), Failure> {
     let number = |value: &Value| count(value.as_u64().unwrap_or(0));
     let row = |app: &Value| {
         let text = |name: &str| app[name].as_str().unwrap_or("").to_owned();
-        vec![text("id"), text("name"), number(&app["devices"]), number(&app["messages"]), number(&app["deliveries"]["open"])]
+        vec![
+            text("id"),
+            text("name"),
+            number(&app["devices"]),
+            number(&app["messages"]),
+            number(&app["deliveries"]["open"]),
+        ]
     };
-    screen.table(&["id", "name", "devices", "messages", "open deliveries"], &apps.iter().map(row).collect::<Vec<_>>());
+    screen.table(
+        &["id", "name", "devices", "messages", "open deliveries"],
+        &apps.iter().map(row).collect::<Vec<_>>(),
+    );
     Ok(())
 }
 
@@ -118,7 +129,11 @@ fn key(api: &Api, what: KeyWhat, screen: &Screen) -> Result<(), Failure> {
                 return Ok(());
             }
             let text = |name: &str| clean(key[name].as_str().unwrap_or("")).into_owned();
-            screen.line(format!("{}   {}", screen.style(Style::Bold, text("key")), screen.style(Style::Dim, text("id"))));
+            screen.line(format!(
+                "{}   {}",
+                screen.style(Style::Bold, text("key")),
+                screen.style(Style::Dim, text("id"))
+            ));
             screen.note("This is the only time that it is shown.");
         }
         KeyWhat::List { app } => {

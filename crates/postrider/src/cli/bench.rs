@@ -104,7 +104,12 @@ pub fn run(args: Args, screen: &Screen) -> Result<(), Failure> {
     if report.exact { Ok(()) } else { Err(Failure::Failed("not every message arrived exactly once".into())) }
 }
 
-fn measure(api: &Api, push: &PushArgs, run: &str, swarm: &mut Swarm) -> Result<(Published, Received), Failure> {
+fn measure(
+    api: &Api,
+    push: &PushArgs,
+    run: &str,
+    swarm: &mut Swarm,
+) -> Result<(Published, Received), Failure> {
     let shared = Shared {
         start: Instant::now(),
         next: AtomicU64::new(0),
@@ -141,7 +146,9 @@ impl Report {
         let lost = published.accepted.saturating_sub(received.once);
         let exact = lost == 0 && received.repeated == 0 && received.strays == 0 && published.refused == 0;
         let latency = |[p50, p99, max]: [u64; 3]| json!({ "p50_us": p50, "p99_us": p99, "max_us": max });
-        let said = |[p50, p99, max]: [u64; 3]| format!("p50 {}, p99 {}, max {}", millis(p50), millis(p99), millis(max));
+        let said = |[p50, p99, max]: [u64; 3]| {
+            format!("p50 {}, p99 {}, max {}", millis(p50), millis(p99), millis(max))
+        };
         let value = json!({
             "devices": push.devices, "messages": push.messages, "batch": push.batch, "publishers": push.publishers,
             "rate": push.rate, "data_bytes": push.bytes, "seconds": secs, "acknowledged_per_sec": per_sec,
@@ -151,8 +158,19 @@ impl Report {
         });
         let (lost, repeated, strays) = (count(lost), count(received.repeated), count(received.strays));
         let lines = vec![
-            ("acknowledged deliveries", format!("{}/s  ({} in {secs:.2} s)", count(per_sec), count(received.once))),
-            ("accepted", format!("{}/s  ({}, refused {})", count(accepted_per_sec), count(published.accepted), count(published.refused))),
+            (
+                "acknowledged deliveries",
+                format!("{}/s  ({} in {secs:.2} s)", count(per_sec), count(received.once)),
+            ),
+            (
+                "accepted",
+                format!(
+                    "{}/s  ({}, refused {})",
+                    count(accepted_per_sec),
+                    count(published.accepted),
+                    count(published.refused)
+                ),
+            ),
             ("a request's answer after", said(accept)),
             ("arrival after", said(arrive)),
             ("exactness", format!("{lost} lost, {repeated} repeated, {strays} at a wrong device")),

@@ -48,13 +48,20 @@ pub fn run(args: Args, screen: &Screen) -> Result<(), Failure> {
 fn check(sources: Sources, screen: &Screen) -> Result<(), Failure> {
     match Config::load(&sources) {
         Ok(config) if screen.json => {
-            screen.value(&json!({ "good": true, "problems": [], "warnings": config.warnings, "settings": config }));
+            screen.value(
+                &json!({ "good": true, "problems": [], "warnings": config.warnings, "settings": config }),
+            );
         }
         Ok(config) => {
-            config.warnings.iter().for_each(|warning| screen.note(format!("{} {warning}", screen.style(Style::Warn, "warning:"))));
+            config.warnings.iter().for_each(|warning| {
+                screen.note(format!("{} {warning}", screen.style(Style::Warn, "warning:")))
+            });
             let listen = &config.listen;
             let listeners = format!("http {}, ops {}, mqtt {}", listen.http, listen.ops, listen.mqtt);
-            screen.line(format!("{} It would listen at {listeners}.", screen.style(Style::Good, "The configuration is good.")));
+            screen.line(format!(
+                "{} It would listen at {listeners}.",
+                screen.style(Style::Good, "The configuration is good.")
+            ));
         }
         Err(error) if screen.json => {
             screen.value(&json!({ "good": false, "problems": error.0 }));

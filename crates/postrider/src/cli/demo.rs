@@ -93,7 +93,8 @@ fn configuration(dir: &Path) -> Result<(Config, String), Failure> {
         config.log.level = "warn".into();
     }
     // A demonstration must not fail on a disk that is nearly full, nor fill it.
-    (config.store.min_free_bytes, config.store.min_free_percent, config.store.reserve_bytes) = (1 << 20, 0, 1 << 20);
+    (config.store.min_free_bytes, config.store.min_free_percent, config.store.reserve_bytes) =
+        (1 << 20, 0, 1 << 20);
     let key = config.keys.app.get_or_insert_with(|| new_secret("prk_", &OsChance)).clone();
     Ok((config, key))
 }
@@ -122,7 +123,8 @@ impl Server {
             let ready = move |listening: &Listening| _ = tell.send(listening.clone());
             app::serve(config, stopped, ready).map_err(Failure::failed)
         };
-        let thread = std::thread::Builder::new().name("server".into()).spawn(serve).map_err(Failure::failed)?;
+        let thread =
+            std::thread::Builder::new().name("server".into()).spawn(serve).map_err(Failure::failed)?;
         match told.recv() {
             Ok(at) => Ok(Server { at, stop, thread }),
             // It ended before it was ready, and says why.
@@ -182,7 +184,10 @@ fn tour(server: &Server, folder: &Folder, key: &str, screen: &Screen) -> Result<
     });
     let accepted = api.post("/v1/messages", &request)?;
     let id = clean(accepted["message_id"].as_str().unwrap_or_default()).into_owned();
-    say(4, &format!("An app server sent it a push  (POST /v1/messages): message {id}.\n   The phone shows:\n"));
+    say(
+        4,
+        &format!("An app server sent it a push  (POST /v1/messages): message {id}.\n   The phone shows:\n"),
+    );
     if !phone.take(PATIENCE, screen)? {
         return Err(Failure::failed("the push did not arrive"));
     }
@@ -202,7 +207,8 @@ fn tour(server: &Server, folder: &Folder, key: &str, screen: &Screen) -> Result<
 
 fn register(api: &Api, name: &str) -> Result<(String, String), Failure> {
     let id = format!("{name}-{:04x}", OsChance.bits128() as u16);
-    let answer = api.post("/v1/devices", &json!({ "device_id": id, "platform": "android", "tags": ["demo"] }))?;
+    let answer =
+        api.post("/v1/devices", &json!({ "device_id": id, "platform": "android", "tags": ["demo"] }))?;
     Ok((id, answer["device_secret"].as_str().unwrap_or_default().to_owned()))
 }
 

@@ -7,7 +7,9 @@ use clap::Subcommand;
 use serde_json::{Map, Value, json};
 
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  postrider device register --platform android --tag news --alias anna\n  postrider device list --tag news")]
+#[command(
+    after_help = "Examples:\n  postrider device register --platform android --tag news --alias anna\n  postrider device list --tag news"
+)]
 pub struct Args {
     #[command(flatten)]
     remote: Remote,
@@ -59,7 +61,8 @@ pub fn run(args: Args, screen: &Screen) -> Result<(), Failure> {
     let at = |device: &str| format!("/v1/devices/{}", segment(device));
     match args.what {
         What::Register { id, platform, alias, tag } => {
-            let mut body = Map::from_iter([("platform".into(), json!(platform)), ("tags".into(), json!(tag))]);
+            let mut body =
+                Map::from_iter([("platform".into(), json!(platform)), ("tags".into(), json!(tag))]);
             body.extend(id.map(|id| ("device_id".into(), json!(id))));
             body.extend(alias.map(|alias| ("alias".into(), json!(alias))));
             registered(&api.post("/v1/devices", &Value::Object(body))?, screen);
@@ -72,11 +75,19 @@ pub fn run(args: Args, screen: &Screen) -> Result<(), Failure> {
         }
         What::Tag { device, tag } => {
             api.put(&format!("{}/tags/{}", at(&device), segment(&tag)))?;
-            done(screen, &json!({ "device_id": device, "tagged": tag }), &format!("{device} has the tag {tag}."));
+            done(
+                screen,
+                &json!({ "device_id": device, "tagged": tag }),
+                &format!("{device} has the tag {tag}."),
+            );
         }
         What::Untag { device, tag } => {
             api.delete(&format!("{}/tags/{}", at(&device), segment(&tag)))?;
-            done(screen, &json!({ "device_id": device, "untagged": tag }), &format!("{device} has lost the tag {tag}."));
+            done(
+                screen,
+                &json!({ "device_id": device, "untagged": tag }),
+                &format!("{device} has lost the tag {tag}."),
+            );
         }
     }
     Ok(())
@@ -97,7 +108,9 @@ fn registered(device: &Value, screen: &Screen) {
     let (id, secret) = (text(&device["device_id"]), text(&device["device_secret"]));
     screen.line(format!("device  {}", screen.style(Style::Bold, &id)));
     screen.line(format!("secret  {}", screen.style(Style::Bold, &secret)));
-    screen.note(format!("The secret is not shown again. Be this device: postrider listen --device {id} --secret {secret}"));
+    screen.note(format!(
+        "The secret is not shown again. Be this device: postrider listen --device {id} --secret {secret}"
+    ));
 }
 
 fn list(api: &Api, by: [Option<String>; 3], limit: usize, screen: &Screen) -> Result<(), Failure> {
@@ -169,6 +182,11 @@ fn show(device: &Value, screen: &Screen) {
         }
     }
     for subscription in device["subscriptions"].as_array().into_iter().flatten() {
-        screen.line(format!("{}{} at QoS {}", label("subscription"), text(&subscription["filter"]), subscription["qos"]));
+        screen.line(format!(
+            "{}{} at QoS {}",
+            label("subscription"),
+            text(&subscription["filter"]),
+            subscription["qos"]
+        ));
     }
 }

@@ -86,7 +86,13 @@ fn register(args: &Args, screen: &Screen) -> Result<(String, String), Failure> {
 }
 
 /// Connects, and shows what comes until the connection ends or enough came.
-fn attend(args: &Args, device: &str, secret: &str, taken: &mut u64, screen: &Screen) -> Result<(), ClientError> {
+fn attend(
+    args: &Args,
+    device: &str,
+    secret: &str,
+    taken: &mut u64,
+    screen: &Screen,
+) -> Result<(), ClientError> {
     if args.count.is_some_and(|count| *taken >= count) {
         return Ok(());
     }

@@ -7,7 +7,9 @@ use clap::Subcommand;
 use serde_json::{Value, json};
 
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  postrider message list\n  postrider message trace MESSAGE --device DEVICE")]
+#[command(
+    after_help = "Examples:\n  postrider message list\n  postrider message trace MESSAGE --device DEVICE"
+)]
 pub struct Args {
     #[command(flatten)]
     remote: Remote,
@@ -48,12 +50,20 @@ pub fn run(args: Args, screen: &Screen) -> Result<(), Failure> {
         What::List { limit } => list(&api, limit, screen),
         What::Show { message } => {
             let report = api.get(&path(&message))?;
-            if screen.json { screen.value(&report) } else { show(&report, screen) }
+            if screen.json {
+                screen.value(&report)
+            } else {
+                show(&report, screen)
+            }
             Ok(())
         }
         What::Trace { message, device: Some(device), .. } => {
             let delivery = api.get(&format!("{}/deliveries/{}", path(&message), segment(&device)))?;
-            if screen.json { screen.value(&delivery) } else { trace(&delivery, screen) }
+            if screen.json {
+                screen.value(&delivery)
+            } else {
+                trace(&delivery, screen)
+            }
             Ok(())
         }
         What::Trace { message, device: None, state, limit } => {
@@ -124,7 +134,11 @@ fn list(api: &Api, limit: usize, screen: &Screen) -> Result<(), Failure> {
 pub fn show(report: &Value, screen: &Screen) {
     let targeted = report["targeted"].as_u64().unwrap_or(0);
     let devices = if targeted == 1 { "device" } else { "devices" };
-    screen.line(format!("{}  for {} {devices}", screen.style(Style::Bold, text(&report["message_id"])), count(targeted)));
+    screen.line(format!(
+        "{}  for {} {devices}",
+        screen.style(Style::Bold, text(&report["message_id"])),
+        count(targeted)
+    ));
     let (from, until) = (text(&report["accepted_at"]), text(&report["expires_at"]));
     screen.line(screen.style(Style::Dim, format!("accepted {from}, expires {until}")));
     for (state, n) in states(report) {
@@ -141,8 +155,13 @@ pub fn show(report: &Value, screen: &Screen) {
 
 /// The timeline of a delivery for people.
 pub fn trace(delivery: &Value, screen: &Screen) {
-    let device = delivery["device_id"].as_str().map_or("(a deleted device)".into(), |id| clean(id).into_owned());
-    screen.line(format!("{}  {}", screen.style(Style::Bold, device), screen.state(&text(&delivery["state"]))));
+    let device =
+        delivery["device_id"].as_str().map_or("(a deleted device)".into(), |id| clean(id).into_owned());
+    screen.line(format!(
+        "{}  {}",
+        screen.style(Style::Bold, device),
+        screen.state(&text(&delivery["state"]))
+    ));
     timeline(delivery).into_iter().for_each(|line| screen.line(format!("  {line}")));
 }
 
@@ -193,10 +212,13 @@ mod tests {
             { "step": "accepted", "at": "2026-01-01T00:00:00.000Z", "at_unix_ms": 1_000 },
             { "step": "delivered", "at": "2026-01-01T00:00:00.012Z", "at_unix_ms": 1_012, "reason": "ttl" },
         ]});
-        assert_eq!(timeline(&delivery), [
-            "2026-01-01T00:00:00.000Z         +0 ms  accepted",
-            "2026-01-01T00:00:00.012Z        +12 ms  delivered (ttl)",
-        ]);
+        assert_eq!(
+            timeline(&delivery),
+            [
+                "2026-01-01T00:00:00.000Z         +0 ms  accepted",
+                "2026-01-01T00:00:00.012Z        +12 ms  delivered (ttl)",
+            ]
+        );
         assert!(timeline(&Value::Null).is_empty());
     }
 
@@ -204,7 +226,11 @@ mod tests {
     fn a_report_is_settled_when_nothing_is_under_way() {
         assert!(!is_settled(&json!({ "states": { "queued": 1, "delivered": 3 } })));
         assert!(is_settled(&json!({ "states": { "displayed": 1, "expired": 3 } })));
-        let order: Vec<_> = states(&json!({ "states": { "sent": 1, "expired": 2, "delivered": 3, "queued": 4 } }));
-        assert_eq!(order.iter().map(|(s, _)| s.as_str()).collect::<Vec<_>>(), ["queued", "sent", "delivered", "expired"]);
+        let order: Vec<_> =
+            states(&json!({ "states": { "sent": 1, "expired": 2, "delivered": 3, "queued": 4 } }));
+        assert_eq!(
+            order.iter().map(|(s, _)| s.as_str()).collect::<Vec<_>>(),
+            ["queued", "sent", "delivered", "expired"]
+        );
     }
 }

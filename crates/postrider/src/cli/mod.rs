@@ -94,7 +94,10 @@ pub enum Failure {
     Refused(Box<Refusal>),
     /// It was asked wrongly, or its configuration is wrong.
     Usage(String),
-    Unreachable { server: String, why: String },
+    Unreachable {
+        server: String,
+        why: String,
+    },
     Failed(String),
     /// Said already.
     Quiet,
@@ -220,7 +223,9 @@ mod tests {
                 panic!("{line}: {error}");
             }
         }
-        for line in ["postrider", "postrider push --title T", "postrider push --all --device d", "postrider bench"] {
+        for line in
+            ["postrider", "postrider push --title T", "postrider push --all --device d", "postrider bench"]
+        {
             assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");
         }
     }

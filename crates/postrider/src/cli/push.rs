@@ -77,11 +77,15 @@ impl To {
             return Ok(json!("all"));
         }
         if let Some(text) = &self.audience {
-            return serde_json::from_str(text).map_err(|e| Failure::Usage(format!("--audience is not JSON: {e}")));
+            return serde_json::from_str(text)
+                .map_err(|e| Failure::Usage(format!("--audience is not JSON: {e}")));
         }
-        let kinds = [("device", &self.device), ("alias", &self.alias), ("tag", &self.tag), ("topic", &self.topic)];
-        let mut clauses: Vec<Value> =
-            kinds.iter().flat_map(|(kind, names)| names.iter().map(move |name| json!({ *kind: name }))).collect();
+        let kinds =
+            [("device", &self.device), ("alias", &self.alias), ("tag", &self.tag), ("topic", &self.topic)];
+        let mut clauses: Vec<Value> = kinds
+            .iter()
+            .flat_map(|(kind, names)| names.iter().map(move |name| json!({ *kind: name })))
+            .collect();
         Ok(if clauses.len() == 1 { clauses.remove(0) } else { json!({ "or": clauses }) })
     }
 }
@@ -89,15 +93,21 @@ impl To {
 impl Args {
     fn request(&self) -> Result<Value, Failure> {
         let mut request = Map::from_iter([("audience".to_owned(), self.to.audience()?)]);
-        let mut set = |name: &str, value: Option<Value>| request.extend(value.map(|value| (name.to_owned(), value)));
+        let mut set =
+            |name: &str, value: Option<Value>| request.extend(value.map(|value| (name.to_owned(), value)));
         let shown = [("title", &self.title), ("body", &self.body)];
-        let notification: Map<_, _> =
-            shown.iter().filter_map(|(name, text)| Some(((*name).to_owned(), json!(text.as_ref()?)))).collect();
+        let notification: Map<_, _> = shown
+            .iter()
+            .filter_map(|(name, text)| Some(((*name).to_owned(), json!(text.as_ref()?))))
+            .collect();
         if notification.is_empty() && self.data.is_none() {
             return Err(Failure::Usage("there is nothing to send: --title and --body, or --data".into()));
         }
         set("notification", (!notification.is_empty()).then_some(Value::Object(notification)));
-        set("data", self.data.as_ref().map(|text| serde_json::from_str(text).unwrap_or_else(|_| json!(text))));
+        set(
+            "data",
+            self.data.as_ref().map(|text| serde_json::from_str(text).unwrap_or_else(|_| json!(text))),
+        );
         set("ttl_secs", self.ttl.map(Value::from));
         set("collapse_key", self.collapse_key.as_ref().map(|key| json!(key)));
         set("priority", self.priority.as_ref().map(|priority| json!(priority)));
@@ -113,7 +123,8 @@ pub fn run(args: Args, screen: &Screen) -> Result<(), Failure> {
     let targeted = accepted["targeted"].as_u64().unwrap_or(0);
     if !screen.json {
         let devices = if targeted == 1 { "device" } else { "devices" };
-        let repeated = if accepted["repeated"].as_bool() == Some(true) { " (it had been sent before)" } else { "" };
+        let repeated =
+            if accepted["repeated"].as_bool() == Some(true) { " (it had been sent before)" } else { "" };
         let accepted = screen.style(Style::Good, "Accepted");
         screen.line(format!("{accepted} as {id} for {} {devices}{repeated}.", count(targeted)));
     }
@@ -154,7 +165,10 @@ mod tests {
         let one = To { device: vec!["d".into()], ..To::default() };
         assert_eq!(one.audience().unwrap(), json!({ "device": "d" }));
         let more = To { tag: vec!["a".into(), "b".into()], topic: vec!["t".into()], ..To::default() };
-        assert_eq!(more.audience().unwrap(), json!({ "or": [{ "tag": "a" }, { "tag": "b" }, { "topic": "t" }] }));
+        assert_eq!(
+            more.audience().unwrap(),
+            json!({ "or": [{ "tag": "a" }, { "tag": "b" }, { "topic": "t" }] })
+        );
         let own = To { audience: Some(r#"{"not":{"tag":"x"}}"#.into()), ..To::default() };
         assert_eq!(own.audience().unwrap(), json!({ "not": { "tag": "x" } }));
         assert_eq!(To { all: true, ..To::default() }.audience().unwrap(), json!("all"));

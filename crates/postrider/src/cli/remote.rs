@@ -93,8 +93,12 @@ impl Refusal {
 
     fn hint(&self) -> Option<String> {
         match (self.status, self.retry_after_secs) {
-            (401, _) => Some("Check --key or POSTRIDER_APP_KEY; a new key: `postrider app key add APP`.".into()),
-            (403, _) => Some("This key may not do that; `postrider app key list APP` shows what keys may.".into()),
+            (401, _) => {
+                Some("Check --key or POSTRIDER_APP_KEY; a new key: `postrider app key add APP`.".into())
+            }
+            (403, _) => {
+                Some("This key may not do that; `postrider app key list APP` shows what keys may.".into())
+            }
             (429 | 503, Some(secs)) => Some(format!("Try again in {secs} s.")),
             (404, _) if self.code.starts_with("http_") => {
                 Some("Is this a postrider server? --server wants its HTTP address.".into())
@@ -129,7 +133,9 @@ impl Api {
     pub fn new(server: &str, key: &str) -> Result<Api, Failure> {
         if server.starts_with("https://") {
             // The command line is built without TLS: it is for the machine that the server runs on.
-            return Err(Failure::Usage("--server: https is not spoken here; go through a tunnel, or use curl".into()));
+            return Err(Failure::Usage(
+                "--server: https is not spoken here; go through a tunnel, or use curl".into(),
+            ));
         }
         let base = if server.contains("://") { server.to_owned() } else { format!("http://{server}") };
         let config = ureq::Agent::config_builder()
@@ -170,7 +176,12 @@ impl Api {
     }
 
     /// A POST of JSON as text; the status and the answer as text.
-    pub fn post_text(&self, path: &str, body: &str, headers: &[(&str, &str)]) -> Result<(u16, String), Failure> {
+    pub fn post_text(
+        &self,
+        path: &str,
+        body: &str,
+        headers: &[(&str, &str)],
+    ) -> Result<(u16, String), Failure> {
         let mut request = self
             .agent
             .post(self.url(path))
@@ -186,7 +197,10 @@ impl Api {
         format!("{}{path}", self.base)
     }
 
-    fn answer(&self, response: Result<ureq::http::Response<ureq::Body>, ureq::Error>) -> Result<Value, Failure> {
+    fn answer(
+        &self,
+        response: Result<ureq::http::Response<ureq::Body>, ureq::Error>,
+    ) -> Result<Value, Failure> {
         let (status, text) = self.text(response)?;
         read(status, &text)
     }
@@ -195,7 +209,8 @@ impl Api {
         &self,
         response: Result<ureq::http::Response<ureq::Body>, ureq::Error>,
     ) -> Result<(u16, String), Failure> {
-        let unreachable = |error: ureq::Error| Failure::Unreachable { server: self.base.clone(), why: error.to_string() };
+        let unreachable =
+            |error: ureq::Error| Failure::Unreachable { server: self.base.clone(), why: error.to_string() };
         let mut response = response.map_err(unreachable)?;
         let text = response.body_mut().read_to_string().map_err(unreachable)?;
         Ok((response.status().as_u16(), text))
@@ -239,7 +254,8 @@ mod tests {
 
     #[test]
     fn refusals_are_read_whatever_the_server_sends() {
-        let full = r#"{"error":{"code":"no_such_device","message":"gone","docs":"docs/errors.md#no_such_device"}}"#;
+        let full =
+            r#"{"error":{"code":"no_such_device","message":"gone","docs":"docs/errors.md#no_such_device"}}"#;
         let refusal = Refusal::read(404, full);
         assert_eq!((refusal.code.as_str(), refusal.message.as_str()), ("no_such_device", "gone"));
         let strange = Refusal::read(502, "<html>");

@@ -26,7 +26,8 @@ impl Screen {
     /// Colours on a terminal, unless `NO_COLOR` asks for none (no-color.org).
     pub fn of_process(json: bool) -> Screen {
         let wanted = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-        let able = std::io::stdout().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb");
+        let able =
+            std::io::stdout().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb");
         Screen { json, color: wanted && able && !json }
     }
 
@@ -54,7 +55,8 @@ impl Screen {
     /// An error, on standard error.
     pub fn error(&self, code: &str, message: &str, hint: Option<&str>) {
         if self.json {
-            return self.note(json!({ "error": { "code": code, "message": message, "hint": hint } }).to_string());
+            return self
+                .note(json!({ "error": { "code": code, "message": message, "hint": hint } }).to_string());
         }
         self.note(format!("{} {message}", self.style(Style::Bad, "error:")));
         if let Some(hint) = hint {
@@ -205,7 +207,10 @@ mod tests {
 
     #[test]
     fn columns_line_up_whatever_the_script() {
-        let rows = vec![vec!["d1".into(), "推送".into(), "x".into()], vec!["device-2".into(), "a".into(), "y".into()]];
+        let rows = vec![
+            vec!["d1".into(), "推送".into(), "x".into()],
+            vec!["device-2".into(), "a".into(), "y".into()],
+        ];
         let lines = columns(&["id", "alias", "state"], &rows);
         assert_eq!(lines, ["ID        ALIAS  STATE", "d1        推送   x", "device-2  a      y"]);
     }
@@ -221,12 +226,15 @@ mod tests {
     #[test]
     fn a_frame_is_as_wide_as_its_longest_line() {
         let lines = framed("Hello", &wrapped("one two three four five six seven eight", 34), "id 1");
-        assert_eq!(lines, [
-            "╭─ Hello ────────────────────────────╮",
-            "│ one two three four five six seven  │",
-            "│ eight                              │",
-            "╰─ id 1 ─────────────────────────────╯",
-        ]);
+        assert_eq!(
+            lines,
+            [
+                "╭─ Hello ───────────────────────────╮",
+                "│ one two three four five six seven │",
+                "│ eight                             │",
+                "╰─ id 1 ────────────────────────────╯",
+            ]
+        );
         let widths: Vec<_> = framed("标题", &["正文".into()], "").iter().map(|l| width(l)).collect();
         assert!(widths.windows(2).all(|w| w[0] == w[1]), "{widths:?}");
     }

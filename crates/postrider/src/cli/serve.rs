@@ -45,7 +45,8 @@ pub fn run(args: Args, screen: &Screen) -> Result<(), Failure> {
 
 /// Log lines go to standard error; standard output has the one line for programs.
 pub fn start_logging(config: &Config) -> Result<(), Failure> {
-    let filter = EnvFilter::try_new(&config.log.level).map_err(|e| Failure::Usage(format!("log.level: {e}")))?;
+    let filter =
+        EnvFilter::try_new(&config.log.level).map_err(|e| Failure::Usage(format!("log.level: {e}")))?;
     let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let started = match config.log.format {
         LogFormat::Text => lines.with_ansi(std::io::stderr().is_terminal()).try_init(),
@@ -61,7 +62,10 @@ fn show_new_keys(listening: &Listening, screen: &Screen) {
         [("app", "POSTRIDER_APP_KEY", &keys.app), ("administrator", "POSTRIDER_ADMIN_KEY", &keys.admin)]
     {
         if let Some(key) = key {
-            screen.note(format!("New key of the {what}, shown this once:  {}", screen.style(Style::Bold, format!("{variable}={key}"))));
+            screen.note(format!(
+                "New key of the {what}, shown this once:  {}",
+                screen.style(Style::Bold, format!("{variable}={key}"))
+            ));
         }
     }
 }

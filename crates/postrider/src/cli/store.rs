@@ -34,7 +34,8 @@ pub fn run(args: Args, screen: &Screen) -> Result<(), Failure> {
 fn show(report: &CheckReport, screen: &Screen) {
     let gaps: Vec<_> = report.audit.apps.iter().filter(|(_, app)| app.gap() != 0).collect();
     if screen.json {
-        let files = report.files.iter().map(|f| json!({ "name": f.name, "bytes": f.bytes, "whole": f.whole }));
+        let files =
+            report.files.iter().map(|f| json!({ "name": f.name, "bytes": f.bytes, "whole": f.whole }));
         let problems = report.problems.iter().map(ToString::to_string);
         let gaps = gaps.iter().map(|(no, app)| json!({ "app": format!("{no:?}"), "gap": app.gap() }));
         return screen.value(&json!({
@@ -56,7 +57,8 @@ fn show(report: &CheckReport, screen: &Screen) {
     }
     for (no, app) in gaps {
         let gap = app.gap();
-        screen.line(format!("{} {no:?}: created − ended − open is {gap}", screen.style(Style::Bad, "books:")));
+        screen
+            .line(format!("{} {no:?}: created − ended − open is {gap}", screen.style(Style::Bad, "books:")));
     }
     if report.is_good() {
         screen.line(screen.style(Style::Good, "Everything can be read, and the books balance."));

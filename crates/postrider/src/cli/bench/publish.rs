@@ -46,11 +46,15 @@ pub fn register(api: &Api, run: &str, devices: u32) -> Result<Vec<Credentials>, 
 }
 
 pub fn unregister(api: &Api, devices: &[Credentials]) -> Result<(), Failure> {
-    in_parallel(devices.len(), |index| api.delete(&format!("/v1/devices/{}", segment(&devices[index].id)))).map(|_| ())
+    in_parallel(devices.len(), |index| api.delete(&format!("/v1/devices/{}", segment(&devices[index].id))))
+        .map(|_| ())
 }
 
 /// Does it for 0, 1, 2 …, on some threads; the results in order, or the first failure.
-fn in_parallel<T: Send>(count: usize, work: impl Fn(usize) -> Result<T, Failure> + Sync) -> Result<Vec<T>, Failure> {
+fn in_parallel<T: Send>(
+    count: usize,
+    work: impl Fn(usize) -> Result<T, Failure> + Sync,
+) -> Result<Vec<T>, Failure> {
     let (next, work) = (&AtomicUsize::new(0), &work);
     let worker = move || {
         let mut done = Vec::new();
@@ -71,7 +75,8 @@ fn in_parallel<T: Send>(count: usize, work: impl Fn(usize) -> Result<T, Failure>
     };
     let mut all: Vec<(usize, T)> = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..REGISTRARS.min(count)).map(|_| scope.spawn(worker)).collect();
-        let joined = threads.into_iter().map(|t| t.join().map_err(|_| Failure::failed("a thread panicked"))?);
+        let joined =
+            threads.into_iter().map(|t| t.join().map_err(|_| Failure::failed("a thread panicked"))?);
         joined.collect::<Result<Vec<_>, Failure>>()
     })?
     .into_iter()
@@ -86,7 +91,8 @@ pub fn all(api: &Api, push: &PushArgs, run: &str, shared: &Shared) -> Result<Pub
     let publish = || Publisher { api, push, run, shared, done: Published::default() }.run();
     let parts = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..push.publishers).map(|_| scope.spawn(publish)).collect();
-        let joined = threads.into_iter().map(|t| t.join().map_err(|_| Failure::failed("a publisher panicked"))?);
+        let joined =
+            threads.into_iter().map(|t| t.join().map_err(|_| Failure::failed("a publisher panicked"))?);
         joined.collect::<Result<Vec<_>, Failure>>()
     })?;
     Ok(parts.into_iter().fold(Published::default(), |mut sum, part| {
@@ -121,7 +127,8 @@ impl Publisher<'_> {
     }
 
     fn wait_for_turn(&self, number: u64) {
-        let due = Duration::from_micros(number.saturating_mul(1_000_000).checked_div(self.push.rate).unwrap_or(0));
+        let due =
+            Duration::from_micros(number.saturating_mul(1_000_000).checked_div(self.push.rate).unwrap_or(0));
         let left = due.saturating_sub(self.shared.start.elapsed());
         if !left.is_zero() {
             std::thread::sleep(left);

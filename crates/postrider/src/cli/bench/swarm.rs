@@ -76,7 +76,11 @@ impl Swarm {
             if swarm.ready > progress.0 {
                 progress = (swarm.ready, Instant::now());
             } else if progress.1.elapsed() > CONNECT_PATIENCE {
-                return Err(io::Error::other(format!("only {} of {} devices got connected", swarm.ready, all.len())));
+                return Err(io::Error::other(format!(
+                    "only {} of {} devices got connected",
+                    swarm.ready,
+                    all.len()
+                )));
             }
         }
         Ok(swarm)
@@ -168,7 +172,13 @@ impl Swarm {
         closed.map_or(Ok(()), |why| Err(lost(index, why)))
     }
 
-    fn note(&mut self, index: usize, event: ClientEvent, now: u64, shared: Option<&Shared>) -> io::Result<()> {
+    fn note(
+        &mut self,
+        index: usize,
+        event: ClientEvent,
+        now: u64,
+        shared: Option<&Shared>,
+    ) -> io::Result<()> {
         match event {
             ClientEvent::Connected { .. } => {
                 let device = &mut self.devices[index];
@@ -181,7 +191,9 @@ impl Swarm {
                 }
                 self.ready += usize::from(!std::mem::replace(&mut self.devices[index].ready, true));
             }
-            ClientEvent::Refused { code, .. } => return Err(lost(index, &format!("refused with code {code:#04x}"))),
+            ClientEvent::Refused { code, .. } => {
+                return Err(lost(index, &format!("refused with code {code:#04x}")));
+            }
             ClientEvent::Disconnected { code, .. } => {
                 return Err(lost(index, &format!("sent away with code {code:#04x}")));
             }
@@ -221,7 +233,9 @@ impl Swarm {
             match device.stream.write(&device.out) {
                 Ok(n) => drop(device.out.drain(..n)),
                 // Not connected yet, or full: the next event comes when it is not.
-                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::NotConnected) => return Ok(()),
+                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::NotConnected) => {
+                    return Ok(());
+                }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }
