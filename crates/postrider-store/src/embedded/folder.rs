@@ -248,8 +248,12 @@ impl Folder {
                 inventory.checkpoints.iter().flat_map(|c| c.contents.iter().map(|(file, _)| *file)).collect();
             (checkpoints, gone, needed)
         };
-        for seq in checkpoints {
-            self.remove(&Name::Checkpoint { seq }.text())?;
+        for seq in &checkpoints {
+            self.remove(&Name::Checkpoint { seq: *seq }.text())?;
+        }
+        if !checkpoints.is_empty() {
+            // A checkpoint that came back after a crash must not come back without what it needs.
+            self.files.sync_dir(&self.dir)?;
         }
         for segment in &segments {
             self.remove(&segment.name())?;
