@@ -93,8 +93,10 @@ impl Segment {
 #[derive(Clone, Debug)]
 pub struct Checkpoint {
     pub seq: Seq,
-    /// What it took to write it.
+    /// What it took to write it: its state, and the contents that were copied.
     pub bytes: u64,
+    /// Of its own file.
+    pub state_bytes: u64,
     pub contents: Vec<(u32, u64)>,
 }
 
@@ -288,7 +290,8 @@ impl Folder {
             inventory.checkpoints.iter().flat_map(|c| c.contents.iter().copied()).collect();
         contents.sort_unstable();
         contents.dedup();
-        segments + contents.iter().map(|(_, len)| len).sum::<u64>()
+        let states: u64 = inventory.checkpoints.iter().map(|c| c.state_bytes).sum();
+        segments + states + contents.iter().map(|(_, len)| len).sum::<u64>()
     }
 }
 
