@@ -7,6 +7,7 @@
 mod config;
 
 use super::codec::{self, Header, Limits, ProtocolError, PublishFrame};
+use super::fanned::is_writable;
 use super::inflight::{Arrived, Inflight, Reserved, Settled};
 use super::packet::*;
 use crate::{Millis, Publish, Qos, RetainHandling, Subscription, Text};
@@ -181,7 +182,7 @@ impl ClientConnection {
         }
         let packet = PublishPacket { publish, ..PublishPacket::default() };
         let frame = PublishFrame::from_packet(&packet, self.config.level);
-        if frame.total_len() > self.server_packet_bytes_max {
+        if !is_writable(&packet.publish) || frame.total_len() > self.server_packet_bytes_max {
             return Err(ClientError::TooLarge);
         }
         if packet.publish.qos == Qos::AtMostOnce {
@@ -365,7 +366,9 @@ impl ClientConnection {
         self.keepalive_secs = properties.server_keepalive_secs.unwrap_or(self.keepalive_secs);
         self.window_max = self.config.inflight_max.min(properties.receive_maximum.unwrap_or(u16::MAX));
         self.server_packet_bytes_max = properties.packet_bytes_max.map_or(usize::MAX, |bytes| bytes as usize);
-        if !connack.session_present {
+        // 3.1 cannot say whether it has the session: who asked to keep it goes by that it was kept.
+        let is_kept_unsaid = self.config.level == Level::V31 && !self.config.clean_start;
+        if !connack.session_present && !is_kept_unsaid {
             self.inflight = Inflight::new(1);
         }
         self.send_unacked_again(now, out);
