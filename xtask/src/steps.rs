@@ -75,7 +75,8 @@ fn is_there(program: &str) -> bool {
 
 /// Installs what is missing: as root by apt, else it says what to install.
 fn tools() -> Done {
-    let missing: Vec<&str> = PACKAGES.iter().filter(|(p, _)| !is_there(p)).map(|(_, package)| *package).collect();
+    let missing: Vec<&str> =
+        PACKAGES.iter().filter(|(p, _)| !is_there(p)).map(|(_, package)| *package).collect();
     if !missing.is_empty() {
         install(&missing)?;
     }
@@ -109,7 +110,11 @@ fn install(packages: &[&str]) -> Done {
         command.args(args).env("DEBIAN_FRONTEND", "noninteractive");
         run(command)
     };
-    let why = |e| format!("the tests need the Debian packages {list}, and installing them failed ({e}); try: sudo apt-get install {list}");
+    let why = |e| {
+        format!(
+            "the tests need the Debian packages {list}, and installing them failed ({e}); try: sudo apt-get install {list}"
+        )
+    };
     apt(&["update", "-qq"]).map_err(why)?;
     apt(&[&["install", "-y", "-qq", "--no-install-recommends"], packages].concat()).map_err(why)
 }

@@ -20,7 +20,8 @@ const EDGES: [(&str, &[&str]); 6] = [
 ];
 
 /// Crates that proto and core must not reach for: sockets, clocks, chance, SQL, HTTP.
-const IMPURE: [&str; 9] = ["tokio", "mio", "socket2", "rand", "getrandom", "hyper", "axum", "rusqlite", "reqwest"];
+const IMPURE: [&str; 9] =
+    ["tokio", "mio", "socket2", "rand", "getrandom", "hyper", "axum", "rusqlite", "reqwest"];
 
 /// Names that say nothing.
 const VAGUE: [&str; 5] = ["util", "utils", "helper", "helpers", "common"];
@@ -68,7 +69,8 @@ fn edges(faults: &mut Vec<String>) -> Result<(), String> {
         .current_dir(root())
         .output()
         .map_err(|e| format!("cargo metadata: {e}"))?;
-    let metadata: Value = serde_json::from_slice(&output.stdout).map_err(|e| format!("cargo metadata: {e}"))?;
+    let metadata: Value =
+        serde_json::from_slice(&output.stdout).map_err(|e| format!("cargo metadata: {e}"))?;
     for package in metadata["packages"].as_array().into_iter().flatten() {
         let name = package["name"].as_str().unwrap_or_default();
         let Some((_, allowed)) = EDGES.iter().find(|(n, _)| *n == name) else {
@@ -104,15 +106,22 @@ fn lengths(path: &Path, text: &str, faults: &mut Vec<String>) {
         let indent = line.len() - line.trim_start().len();
         let closing = format!("{}}}", " ".repeat(indent));
         let Some(length) = lines[start..].iter().position(|l| **l == closing) else { continue };
-        if length > FUNCTION_LINES_MAX && !lines[..start].iter().rev().take(3).any(|l| l.contains("tidy: table")) {
-            faults.push(format!("{}:{}: a function of {length} lines, at most {FUNCTION_LINES_MAX}", shown(path), start + 1));
+        if length > FUNCTION_LINES_MAX
+            && !lines[..start].iter().rev().take(3).any(|l| l.contains("tidy: table"))
+        {
+            faults.push(format!(
+                "{}:{}: a function of {length} lines, at most {FUNCTION_LINES_MAX}",
+                shown(path),
+                start + 1
+            ));
         }
     }
 }
 
 fn begins_function(line: &str) -> bool {
     let words = line.trim_start();
-    let words = words.strip_prefix("pub").map_or(words, |rest| rest.split_once(' ').map_or("", |(_, rest)| rest));
+    let words =
+        words.strip_prefix("pub").map_or(words, |rest| rest.split_once(' ').map_or("", |(_, rest)| rest));
     let words = words.strip_prefix("async ").unwrap_or(words);
     let words = words.strip_prefix("const ").unwrap_or(words);
     words.starts_with("fn ") && !line.trim_end().ends_with(';')
@@ -155,7 +164,11 @@ mod tests {
     fn long_functions_are_found_and_short_ones_are_not() {
         let body = "    x;\n".repeat(FUNCTION_LINES_MAX + 1);
         let mut faults = Vec::new();
-        lengths(Path::new("a.rs"), &format!("pub(crate) async fn long() {{\n{body}}}\nfn short() {{\n}}\n"), &mut faults);
+        lengths(
+            Path::new("a.rs"),
+            &format!("pub(crate) async fn long() {{\n{body}}}\nfn short() {{\n}}\n"),
+            &mut faults,
+        );
         assert_eq!(faults.len(), 1, "{faults:?}");
     }
 

@@ -50,7 +50,7 @@ impl State {
         }
         let group = message.group();
         if message.open > 0 {
-            self.expiries.entry(new.expires_at / 1000).or_default().push(seq);
+            self.expiries.entry(super::due_second(new.expires_at)).or_default().push(seq);
         }
         self.messages.insert(seq, message);
         if let Some(group) = group {

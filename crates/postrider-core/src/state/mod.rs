@@ -129,7 +129,7 @@ impl State {
                 self.by_id.insert(id, *seq);
             }
             if message.open > 0 {
-                self.expiries.entry(message.expires_at / 1000).or_default().push(*seq);
+                self.expiries.entry(due_second(message.expires_at)).or_default().push(*seq);
                 if let Some(group) = message.group() {
                     self.apps[message.app.0 as usize].groups.entry(group).or_default().push(*seq);
                 }
@@ -156,17 +156,12 @@ impl State {
         self.saw(now);
         let mut messages = 0;
         while messages < limit {
-            let Some(mut due) = self.expiries.first_entry().filter(|e| e.key() * 1000 <= now) else { break };
+            let Some(mut due) = self.expiries.first_entry().filter(|e| *e.key() <= now / 1000) else { break };
             let Some(seq) = due.get_mut().pop() else {
                 due.remove();
                 continue;
             };
-            // Within the last second some are not due yet: they wait for the next second.
-            if let Some(message) = self.messages.get(&seq).filter(|m| m.open > 0) {
-                if message.expires_at > now {
-                    self.expiries.entry(now / 1000 + 1).or_default().push(seq);
-                    continue;
-                }
+            if self.messages.get(&seq).is_some_and(|m| m.open > 0) {
                 self.end_all_open(seq, Step::Expired, Reason::Ttl, now, effects);
                 messages += 1;
             }
@@ -270,6 +265,12 @@ impl State {
         effects.released.extend(old.map(|r| r.blob));
         Ok(Outcome::Done)
     }
+}
+
+/// Messages are ended by whole seconds, up to one late (`pending` hides them to the millisecond): so that a second's
+/// messages are due all together, and replaying a journal from any point ends the same ones with the same command.
+fn due_second(expires_at: UnixMillis) -> u64 {
+    expires_at.div_ceil(1000)
 }
 
 /// Adds a step to the books and the receipt stream.

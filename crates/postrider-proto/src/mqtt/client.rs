@@ -365,7 +365,9 @@ impl ClientConnection {
         self.keepalive_secs = properties.server_keepalive_secs.unwrap_or(self.keepalive_secs);
         self.window_max = self.config.inflight_max.min(properties.receive_maximum.unwrap_or(u16::MAX));
         self.server_packet_bytes_max = properties.packet_bytes_max.map_or(usize::MAX, |bytes| bytes as usize);
-        if !connack.session_present {
+        // 3.1 cannot say whether it has the session: who asked to keep it goes by that it was kept.
+        let is_kept_unsaid = self.config.level == Level::V31 && !self.config.clean_start;
+        if !connack.session_present && !is_kept_unsaid {
             self.inflight = Inflight::new(1);
         }
         self.send_unacked_again(now, out);

@@ -105,6 +105,12 @@ pub(crate) enum Arrived {
 }
 
 impl Inflight {
+    /// For a session whose state was lost (a crash) while the client may remember ids of it: with `first_id` drawn by
+    /// chance a new QoS 2 message is hardly taken for a duplicate of an old one.
+    pub fn starting_at(first_id: u16) -> Box<Self> {
+        Box::new(Inflight::new(first_id))
+    }
+
     pub(crate) fn new(first_id: u16) -> Self {
         Inflight {
             outbound: VecDeque::new(),

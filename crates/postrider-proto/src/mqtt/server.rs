@@ -49,7 +49,6 @@ pub struct ServerConnection {
     config: Arc<ServerConfig>,
     /// A cut packet, or what was sent ahead of our CONNACK.
     held: Vec<u8>,
-    client_id: Text,
     inflight: Option<Box<Inflight>>,
     aliases: Option<Box<Aliases>>,
     /// When the last whole packet came; before CONNECT, when the connection began.
@@ -81,7 +80,6 @@ impl ServerConnection {
         ServerConnection {
             config,
             held: Vec::new(),
-            client_id: Text::default(),
             inflight: None,
             aliases: None,
             heard_at: now,
@@ -104,11 +102,6 @@ impl ServerConnection {
     /// The peer's protocol level, once its CONNECT was read.
     pub fn level(&self) -> Option<Level> {
         (self.phase != Phase::AwaitConnect).then_some(self.level)
-    }
-
-    /// The client identifier, the assigned one where there is one. Empty before CONNECT.
-    pub fn client_id(&self) -> &Text {
-        &self.client_id
     }
 
     /// The keep-alive in force; 0 for none.
@@ -372,5 +365,66 @@ impl ServerConnection {
         if self.phase == Phase::AwaitAnswer && self.held.len() > self.config.packet_bytes_max_before_auth {
             self.close("ahead_of_answer", false, out);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Publish, Qos};
+    use bytes::Bytes;
+
+    const CONNECT: &[u8] = b"\x10\x0E\0\x04MQTT\x05\x02\0\x3C\0\0\x01c";
+    const TINY_CONNECT: &[u8] = b"\x10\x0D\0\x04MQTT\x04\x02\0\x3C\0\x01c";
+
+    fn connected(connect: &[u8]) -> ServerConnection {
+        let mut connection = ServerConnection::new(Arc::default(), 0);
+        let mut out = Output::default();
+        connection.handle_bytes(connect, 0, &mut out);
+        connection.handle_reply(Reply::Connect(Ok(Box::default())), 0, &mut out);
+        assert!(connection.is_connected());
+        connection
+    }
+
+    fn owns_heap(connection: &ServerConnection) -> bool {
+        connection.held.capacity() > 0 || connection.inflight.is_some() || connection.aliases.is_some()
+    }
+
+    #[test]
+    fn an_idle_connection_owns_no_heap_but_its_client_id() {
+        for connect in [CONNECT, TINY_CONNECT] {
+            let mut connection = connected(connect);
+            assert!(!owns_heap(&connection));
+            let mut out = Output::default();
+            connection.handle_bytes(b"\xC0", 0, &mut out);
+            assert!(owns_heap(&connection), "a cut packet is kept");
+            connection.handle_bytes(b"\0", 0, &mut out);
+            assert!(!owns_heap(&connection));
+
+            let mut fanned = Fanned::new(Publish { topic: Text::from("t"), ..Publish::default() });
+            let how = Deliver {
+                delivery: 1,
+                qos: Qos::AtLeastOnce,
+                retain: false,
+                dup: false,
+                subscription_ids: &[],
+                expiry_left_secs: None,
+            };
+            connection.handle_deliver(&mut fanned, how, 0, &mut out.bytes);
+            assert!(owns_heap(&connection), "a delivery in flight is kept");
+            connection.handle_bytes(b"\x40\x02\0\x01", 0, &mut out);
+            assert!(!owns_heap(&connection));
+        }
+    }
+
+    #[test]
+    fn a_cut_packet_takes_memory_as_it_comes_and_not_as_it_was_declared() {
+        let mut connection = connected(TINY_CONNECT);
+        let mut out = Output::default();
+        // A PUBLISH that says it has 60,000 bytes.
+        connection.handle_bytes(&[0x30, 0xE0, 0xD4, 0x03, 0, 1, b't'], 0, &mut out);
+        assert!(connection.held.capacity() < 64);
+        connection.handle_bytes(&Bytes::from(vec![b'x'; 1_000]), 0, &mut out);
+        assert!(connection.held.capacity() < 2_100);
     }
 }

@@ -30,8 +30,8 @@ impl<P: ServerProtocol> MqttOverWs<P> {
         &self.inner
     }
 
-    pub fn into_inner(self) -> P {
-        self.inner
+    pub fn inner_mut(&mut self) -> &mut P {
+        &mut self.inner
     }
 
     /// Lets the inner protocol speak, and makes a frame of what it said.

@@ -31,7 +31,7 @@ impl Driver {
             Event::Disconnect { with_will, session_expiry_secs } => {
                 if let Some(conn) = self.conn(slot) {
                     conn.orderly = !with_will;
-                    conn.goodbye_expiry_secs = session_expiry_secs;
+                    conn.busy().goodbye_expiry_secs = session_expiry_secs;
                 }
             }
         }
@@ -72,9 +72,12 @@ impl Driver {
             expiry_secs: connect.session_expiry_secs,
             will,
         };
+        let first_token = if connect.clean_start { 0 } else { self.shared.engine.chance.bits128() as u32 };
         let attached = self.shared.engine.connect(attach).map_err(mqtt::refusal_of)?;
         if let Some(conn) = self.conn(slot) {
             conn.session = Some(attached.session);
+            // Tokens of an earlier connection may still be in flight: begin elsewhere.
+            conn.next_live = first_token;
         }
         let inflight = attached.saved.and_then(|saved| saved.downcast::<proto::mqtt::Inflight>().ok());
         let differs = connect.level == 5 && attached.expiry_secs != connect.session_expiry_secs;
@@ -176,7 +179,7 @@ impl Driver {
             return;
         }
         if let Some(conn) = self.conn(slot) {
-            let budget = conn.budget.get_or_insert_with(|| Box::new(Budget::new(burst, now)));
+            let budget = conn.busy().budget.get_or_insert_with(|| Budget::new(burst, now));
             if !budget.take(rate, burst, now) {
                 conn.paused = true;
                 self.rearm(slot);

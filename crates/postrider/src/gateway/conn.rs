@@ -14,24 +14,17 @@ use std::sync::Arc;
 pub struct Conn {
     pub transport: Transport,
     pub protocol: Protocol,
-    pub generation: u32,
     pub peer: IpAddr,
+    pub generation: u32,
     pub session: Option<SessionNo>,
     /// To be written; empty (and without memory) nearly always.
     pub out: Vec<u8>,
-    pub written: usize,
+    pub written: u32,
+    /// The wheel's tick that counts; entries of other ticks are leftovers.
+    pub armed: u32,
     /// How far the inbox is drained.
     pub position: Position,
-    /// When each unacknowledged delivery was written.
-    pub sent: Option<Box<VecDeque<(Seq, UnixMillis)>>>,
-    /// Live messages above QoS 0 that wait for the window.
-    pub waiting: Option<Box<VecDeque<Waiting>>>,
-    /// The wheel's tick that counts; entries of other ticks are leftovers.
-    pub armed: u64,
-    pub deadline: Option<Millis>,
-    /// The peer takes nothing since.
-    pub blocked_since: Option<Millis>,
-    pub budget: Option<Box<Budget>>,
+    pub busy: Option<Box<Busy>>,
     pub next_live: u32,
     pub phase: Phase,
     pub signed_in: bool,
@@ -41,6 +34,20 @@ pub struct Conn {
     pub more: bool,
     pub paused: bool,
     pub orderly: bool,
+}
+
+/// What a connection has only while something is going on.
+#[derive(Default)]
+pub struct Busy {
+    /// When each unacknowledged delivery was written.
+    pub sent: VecDeque<(Seq, UnixMillis)>,
+    /// Live messages above QoS 0 that wait for the window.
+    pub waiting: VecDeque<Waiting>,
+    /// When a closing connection is cut off.
+    pub deadline: Option<Millis>,
+    /// The peer takes nothing since.
+    pub blocked_since: Option<Millis>,
+    pub budget: Option<Budget>,
     pub goodbye_expiry_secs: Option<u32>,
 }
 
@@ -90,7 +97,7 @@ impl Budget {
 impl Conn {
     /// Bytes not yet taken by the socket.
     pub fn backlog(&self) -> usize {
-        self.out.len() - self.written
+        self.out.len() - self.written as usize
     }
 
     pub fn is_open(&self) -> bool {
@@ -103,27 +110,55 @@ impl Conn {
         TRANSIENT | u64::from(self.next_live)
     }
 
-    pub fn note_sent(&mut self, seq: Seq, at: UnixMillis) {
-        self.sent.get_or_insert_default().push_back((seq, at));
+    pub fn busy(&mut self) -> &mut Busy {
+        self.busy.get_or_insert_default()
+    }
+
+    /// Gives back what a quiet connection does not need.
+    pub fn rest(&mut self) {
+        let is_quiet = |b: &mut Box<Busy>| {
+            b.sent.is_empty()
+                && b.waiting.is_empty()
+                && b.deadline.is_none()
+                && b.blocked_since.is_none()
+                && b.budget.is_none()
+                && b.goodbye_expiry_secs.is_none()
+        };
+        self.busy.take_if(is_quiet);
+    }
+
+    pub fn is_waiting(&self) -> bool {
+        self.busy.as_ref().is_some_and(|b| !b.waiting.is_empty())
+    }
+
+    pub fn blocked_since(&self) -> Option<Millis> {
+        self.busy.as_ref()?.blocked_since
+    }
+
+    pub fn deadline(&self) -> Option<Millis> {
+        self.busy.as_ref()?.deadline
+    }
+
+    /// Whether the delivery was written and is not acknowledged.
+    pub fn is_sent(&self, seq: Seq) -> bool {
+        self.busy.as_ref().is_some_and(|b| b.sent.iter().any(|(s, _)| *s == seq))
     }
 
     /// When the delivery was written; forgets it.
     pub fn take_sent(&mut self, seq: Seq) -> Option<UnixMillis> {
-        let sent = self.sent.as_mut()?;
+        let sent = &mut self.busy.as_mut()?.sent;
         let place = sent.iter().position(|(s, _)| *s == seq)?;
         let at = sent.remove(place).map(|(_, at)| at);
-        if sent.is_empty() {
-            self.sent = None;
-        }
+        self.rest();
         at
     }
 
     /// Writes as much as the socket takes, in one call when it takes all. `spare` gets the buffer back when it is empty.
     pub fn flush(&mut self, spare: &mut Vec<Vec<u8>>) -> std::io::Result<()> {
-        while self.written < self.out.len() {
-            match self.transport.write(&self.out[self.written..])? {
+        while self.backlog() > 0 {
+            match self.transport.write(&self.out[self.written as usize..])? {
                 0 => return Ok(()),
-                n => self.written += n,
+                n => self.written += n as u32,
             }
         }
         self.transport.flush()?;

@@ -22,6 +22,7 @@ use postrider_core::delivery::publish::Collected;
 use postrider_core::delivery::receipt::Ack;
 use postrider_core::port::{ConnectionRef, Farewell, Position};
 use postrider_core::session::Detach;
+use postrider_proto::ws::MqttOverWs;
 use postrider_proto::{Close, Fanned, Goodbye, Millis, Output, mqtt as mqtt_proto};
 use std::collections::HashMap;
 use std::io;
@@ -229,7 +230,6 @@ impl Driver {
 
     fn add(&mut self, incoming: Incoming) -> io::Result<()> {
         let Incoming { mut stream, peer, speaks, first } = incoming;
-        stream.set_nodelay(true)?;
         let slot = self.free.pop().unwrap_or_else(|| {
             self.conns.push(None);
             self.generations.push(0);
@@ -248,7 +248,7 @@ impl Driver {
                 (Transport::tls(stream, config).map_err(io::Error::other)?, Protocol::Mqtt(mqtt))
             }
             Speaks::MqttOverWebSocket => {
-                let tunnel = postrider_proto::ws::Tunnel::new(mqtt);
+                let tunnel = MqttOverWs::new(self.shared.config.websocket.clone(), mqtt);
                 (Transport::Plain(stream), Protocol::MqttOverWebSocket(Box::new(tunnel)))
             }
         };
@@ -258,8 +258,7 @@ impl Driver {
         if !first.is_empty() {
             self.guarded(slot, |d| d.speak(slot, &first));
         }
-        // What came before the socket was registered raises no edge any more.
-        self.guarded(slot, |d| d.readable(slot));
+        // What came before the socket was registered is told by the first wait.
         Ok(())
     }
 
@@ -385,7 +384,13 @@ impl Driver {
         let result = conn.flush(&mut spare);
         let (left, phase) = (conn.backlog(), conn.phase);
         let pending = left > 0 || conn.transport.has_pending();
-        conn.blocked_since = if pending { Some(conn.blocked_since.filter(|_| left == before).unwrap_or(now)) } else { None };
+        if pending {
+            let since = conn.blocked_since().filter(|_| left == before);
+            conn.busy().blocked_since = Some(since.unwrap_or(now));
+        } else if let Some(busy) = &mut conn.busy {
+            busy.blocked_since = None;
+            conn.rest();
+        }
         self.spare = spare;
         self.shared.metrics.writes.inc();
         self.shared.metrics.bytes_out.inc_by((before - left) as u64);
@@ -414,8 +419,9 @@ impl Driver {
         let linger_until = self.now + LINGER_MS;
         let Some(conn) = self.conn(slot).filter(|c| c.is_open()) else { return };
         conn.phase = if close.gentle { Phase::ClosingGently } else { Phase::Closing };
-        conn.deadline = Some(linger_until);
-        conn.waiting = None;
+        let busy = conn.busy();
+        busy.deadline = Some(linger_until);
+        busy.waiting.clear();
         self.shared.metrics.connections_closed.get_or_create(&label("kind", close.kind)).inc();
         if close.kind == "keepalive" {
             self.shared.metrics.keepalive_timeouts.inc();
@@ -430,7 +436,7 @@ impl Driver {
         let at = self.reference(slot);
         let Some(conn) = self.conn(slot) else { return };
         let Some(session) = conn.session.take() else { return };
-        let (orderly, expiry_secs) = (conn.orderly, conn.goodbye_expiry_secs);
+        let (orderly, expiry_secs) = (conn.orderly, conn.busy.as_ref().and_then(|b| b.goodbye_expiry_secs));
         let is_old = conn.protocol.mqtt().level() == Some(mqtt_proto::Level::V31);
         let saved = conn.protocol.take_inflight().map(|i| i as postrider_core::hub::Saved);
         let detach = Detach { orderly, expiry_secs, saved, only_with_subscriptions: is_old };
@@ -448,8 +454,8 @@ impl Driver {
             self.shared.metrics.connections_closed.get_or_create(&label("kind", kind)).inc();
         }
         self.leave_session(slot);
-        let Some(mut conn) = self.conns.get_mut(slot as usize).and_then(Option::take) else { return };
-        _ = self.poll.registry().deregister(conn.transport.tcp());
+        // The socket leaves the poll by being closed: nobody else holds it.
+        let Some(conn) = self.conns.get_mut(slot as usize).and_then(Option::take) else { return };
         self.shared.admission.leave(conn.peer, signed_in);
         self.generations[slot as usize] = self.generations[slot as usize].wrapping_add(1);
         self.free.push(slot);
@@ -518,13 +524,9 @@ fn new_conn(transport: Transport, protocol: Protocol, generation: u32, peer: Soc
         session: None,
         out: Vec::new(),
         written: 0,
-        position: Position::default(),
-        sent: None,
-        waiting: None,
         armed: 0,
-        deadline: None,
-        blocked_since: None,
-        budget: None,
+        position: Position::default(),
+        busy: None,
         next_live: 0,
         phase: Phase::Open,
         signed_in: false,
@@ -533,6 +535,5 @@ fn new_conn(transport: Transport, protocol: Protocol, generation: u32, peer: Soc
         more: false,
         paused: false,
         orderly: false,
-        goodbye_expiry_secs: None,
     }
 }

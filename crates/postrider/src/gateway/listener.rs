@@ -27,13 +27,19 @@ pub struct Incoming {
 /// Binds one address once for each worker, so that the kernel spreads the connections (`SO_REUSEPORT`).
 /// Port 0 is resolved by the first.
 pub fn bind(address: SocketAddr, workers: usize) -> io::Result<(SocketAddr, Vec<TcpListener>)> {
+    if workers > 1 && address.port() != 0 {
+        // Shared ports would let a second server slip in beside the first without an error: try alone before.
+        drop(std::net::TcpListener::bind(address)?);
+    }
     let mut at = address;
     let mut listeners = Vec::with_capacity(workers);
     for _ in 0..workers {
         let socket = socket2::Socket::new(socket2::Domain::for_address(at), socket2::Type::STREAM, None)?;
         socket.set_reuse_address(true)?;
-        socket.set_reuse_port(true)?;
+        socket.set_reuse_port(workers > 1)?;
         socket.set_nonblocking(true)?;
+        // Accepted sockets inherit it, which saves a system call for each.
+        socket.set_tcp_nodelay(true)?;
         socket.bind(&at.into())?;
         // A crowd that comes back at once would overflow the usual 128.
         socket.listen(4096)?;

@@ -22,9 +22,10 @@ mod wheel;
 
 use admission::{Admission, AdmissionLimits};
 use listener::{Incoming, Speaks};
-use mailbox::{Mail, Mailbox, Workers};
+use mailbox::{Mail, Workers};
 use postrider_core::Engine;
 use postrider_core::id::AppNo;
+use postrider_proto::ws::{MqttOverWs, WsConfig};
 use postrider_proto::{Reply as ProtoReply, ServerProtocol, mqtt as mqtt_proto};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -43,6 +44,7 @@ pub struct GatewayConfig {
     pub workers: usize,
     pub admission: AdmissionLimits,
     pub mqtt: Arc<mqtt_proto::ServerConfig>,
+    pub websocket: Arc<WsConfig>,
     /// The app of clients that name none.
     pub app: AppNo,
     /// Bytes queued to one connection before live messages are dropped (P14).
@@ -59,7 +61,7 @@ pub struct GatewayConfig {
 /// The protocols, each a state machine without IO.
 pub(crate) enum Protocol {
     Mqtt(mqtt_proto::ServerConnection),
-    MqttOverWebSocket(Box<postrider_proto::ws::Tunnel<mqtt_proto::ServerConnection>>),
+    MqttOverWebSocket(Box<MqttOverWs<mqtt_proto::ServerConnection>>),
 }
 
 impl Protocol {
@@ -166,6 +168,7 @@ impl Gateway {
     /// Takes over a socket that began as HTTP, with the bytes already read from it.
     pub fn adopt(&self, stream: std::net::TcpStream, peer: SocketAddr, first: bytes::Bytes) -> io::Result<()> {
         stream.set_nonblocking(true)?;
+        stream.set_nodelay(true)?;
         self.accepted_elsewhere.fetch_add(1, Ordering::Relaxed);
         let stream = mio::net::TcpStream::from_std(stream);
         let incoming = Incoming { stream, peer, speaks: Speaks::MqttOverWebSocket, first };

@@ -58,9 +58,9 @@ impl Driver {
         let (out_max, waiting_max) = (self.shared.config.out_bytes_max, self.shared.config.waiting_max);
         let at = target.connection;
         let Some(conn) = self.find(at).filter(|c| c.is_open()) else { return };
-        let waits = target.qos > 0 && (conn.waiting.is_some() || conn.protocol.as_mut().window() == 0);
+        let waits = target.qos > 0 && (conn.is_waiting() || conn.protocol.as_mut().window() == 0);
         if waits {
-            let waiting = conn.waiting.get_or_insert_default();
+            let waiting = &mut conn.busy().waiting;
             if waiting.len() >= waiting_max {
                 return self.dropped("queue_full");
             }
@@ -170,7 +170,7 @@ impl Driver {
         conn.more = filled;
         let mut sent = Vec::with_capacity(deliveries.len());
         for delivery in deliveries {
-            if self.conn(slot).is_some_and(|c| c.sent.as_ref().is_some_and(|s| s.iter().any(|(q, _)| *q == delivery.seq))) {
+            if self.conn(slot).is_some_and(|c| c.is_sent(delivery.seq)) {
                 continue;
             }
             self.send(slot, delivery, &mut sent);
@@ -178,7 +178,7 @@ impl Driver {
         if !sent.is_empty() {
             let at = self.shared.engine.sent(session, &sent);
             if let Some(conn) = self.conn(slot) {
-                sent.iter().for_each(|seq| conn.note_sent(*seq, at));
+                conn.busy().sent.extend(sent.iter().map(|seq| (*seq, at)));
             }
         }
     }
@@ -227,19 +227,17 @@ impl Driver {
 
     /// Room in the window or in the buffer: live messages that waited go first, then the inbox.
     pub(super) fn continue_waiting(&mut self, slot: u32) {
-        while let Some(conn) = self.conn(slot).filter(|c| c.is_open() && c.waiting.is_some()) {
+        while let Some(conn) = self.conn(slot).filter(|c| c.is_open() && c.is_waiting()) {
             if conn.protocol.as_mut().window() == 0 {
                 return;
             }
-            let Some(Waiting { content, target, expires_at }) = conn.waiting.as_mut().and_then(|w| w.pop_front()) else {
-                conn.waiting = None;
-                break;
-            };
+            let Some(Waiting { content, target, expires_at }) = conn.busy().waiting.pop_front() else { break };
+            conn.rest();
             if expires_at.is_some_and(|at| at <= self.shared.engine.clock.now()) {
                 continue;
             }
             let how = Deliver {
-                delivery: self.conns[slot as usize].as_mut().map_or(0, |c| c.live_token()),
+                delivery: self.conn(slot).map_or(0, Conn::live_token),
                 qos: mqtt::qos_of(target.qos),
                 retain: target.retain,
                 dup: false,

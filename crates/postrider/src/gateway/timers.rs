@@ -9,14 +9,14 @@ impl Driver {
     pub(super) fn rearm(&mut self, slot: u32) {
         let Some(deadline) = self.next_deadline(slot) else { return };
         let place = (slot, self.reference(slot).generation);
-        let armed = self.conn(slot).map_or(0, |c| c.armed);
+        let armed = self.conn(slot).map_or(0, |c| Millis::from(c.armed));
         // A later deadline is found out when the entry comes up.
         if armed * 1_000 > self.now && armed * 1_000 <= deadline {
             return;
         }
         let tick = self.wheel.arm(place, deadline);
         if let Some(conn) = self.conn(slot) {
-            conn.armed = tick;
+            conn.armed = tick as u32;
         }
     }
 
@@ -24,16 +24,16 @@ impl Driver {
         let (now, slow_ms) = (self.now, self.shared.config.slow_reader_ms);
         let conn = self.conn(slot)?;
         let protocol = if conn.phase == Phase::Open { conn.protocol.as_mut().next_timeout() } else { None };
-        let slow = conn.blocked_since.map(|since| since + slow_ms);
+        let slow = conn.blocked_since().map(|since| since + slow_ms);
         let paused = conn.paused.then_some(now + 1_000);
-        [protocol, conn.deadline, slow, paused].into_iter().flatten().min()
+        [protocol, conn.deadline(), slow, paused].into_iter().flatten().min()
     }
 
     pub(super) fn look_at_deadlines(&mut self) {
         let mut all = Vec::new();
         self.wheel.due(self.now, |tick, places| all.extend(places.into_iter().map(|p| (tick, p))));
         for (tick, (slot, generation)) in all {
-            let same = self.conn(slot).is_some_and(|c| c.generation == generation && c.armed == tick);
+            let same = self.conn(slot).is_some_and(|c| c.generation == generation && u64::from(c.armed) == tick);
             if same {
                 self.guarded(slot, |d| d.look_at(slot));
             }
@@ -44,10 +44,10 @@ impl Driver {
         let (now, slow_ms) = (self.now, self.shared.config.slow_reader_ms);
         let Some(conn) = self.conn(slot) else { return };
         conn.armed = 0;
-        if conn.deadline.is_some_and(|d| d <= now) {
+        if conn.deadline().is_some_and(|d| d <= now) {
             return self.close_now(slot, "lingered");
         }
-        if conn.blocked_since.is_some_and(|since| since + slow_ms <= now) {
+        if conn.blocked_since().is_some_and(|since| since + slow_ms <= now) {
             self.shared.metrics.slow_readers_closed.inc();
             self.say_goodbye(slot, Goodbye::SlowReader);
             return self.close_now(slot, "slow_reader");
@@ -70,7 +70,8 @@ impl Driver {
     fn resume(&mut self, slot: u32) {
         let (now, rate, burst) = (self.now, self.shared.config.publishes_per_sec, self.shared.config.publishes_burst);
         let Some(conn) = self.conn(slot) else { return };
-        if conn.budget.as_mut().is_none_or(|b| b.refill(rate, burst, now)) {
+        let budget = conn.busy.as_mut().and_then(|b| b.budget.as_mut());
+        if budget.is_none_or(|b| b.refill(rate, burst, now)) {
             conn.paused = false;
             self.readable(slot);
         }

@@ -31,7 +31,6 @@ impl ServerConnection {
             (_, true) => 0,
             (_, false) => u32::MAX,
         };
-        self.client_id = connect.client_id.clone();
         out.events.push(Event::Connect(Box::new(Connect {
             level: connect.level as u8,
             client_id: connect.client_id,
@@ -125,9 +124,6 @@ impl ServerConnection {
         let session_present = accepted.session_present;
         let inflight = accepted.inflight.filter(|_| session_present);
         let properties = self.connack_properties(accepted.assigned_client_id, accepted.session_expiry_secs);
-        if let Some(id) = &properties.assigned_client_id {
-            self.client_id = id.clone();
-        }
         let connack = ConnAck { session_present, code: 0, properties };
         let start = out.bytes.len();
         codec::encode(&Packet::ConnAck(Box::new(connack)), self.level, &mut out.bytes);
@@ -144,6 +140,7 @@ impl ServerConnection {
                 codec::encode_ack(Kind::PubRel, Ack { id, code: 0 }, self.level, &mut out.bytes);
             }
         }
+        self.drop_empty_inflight();
     }
 
     /// What the client has to know: only where it differs from what it would assume.

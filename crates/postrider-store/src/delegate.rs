@@ -1,0 +1,42 @@
+//! The questions that both stores pass on to the state as they are.
+
+/// The methods of `port::Store` that are `State`'s own; needs `self.state()` and `self.state_mut()`.
+#[macro_export]
+#[doc(hidden)]
+macro_rules! delegate_reads {
+    (@one $($name:ident($($arg:ident: $type:ty),*) -> $result:ty;)*) => {
+        $(fn $name(&self, $($arg: $type),*) -> $result { self.state().$name($($arg),*) })*
+    };
+    () => {
+        $crate::delegate_reads! { @one
+            app_by_id(id: &str) -> Option<AppNo>;
+            apps() -> Vec<AppView>;
+            app(app: AppNo) -> Option<AppView>;
+            key(hash: &[u8; 32]) -> Option<(Option<AppNo>, StoredKey)>;
+            keys(app: Option<AppNo>) -> Vec<StoredKey>;
+            device_by_id(app: AppNo, id: &str) -> Option<DeviceRef>;
+            device(at: DeviceRef) -> Option<DeviceView>;
+            device_ids(app: AppNo, devices: &[DeviceNo]) -> Vec<Option<String>>;
+            sign_in(at: DeviceRef) -> Option<SignIn>;
+            devices(app: AppNo, filter: &DeviceFilter, after: Option<DeviceNo>, max: usize) -> Vec<DeviceView>;
+            all_devices(app: AppNo) -> DeviceSet;
+            devices_with_alias(app: AppNo, alias: &str) -> DeviceSet;
+            devices_with_tag(app: AppNo, tag: &str) -> DeviceSet;
+            devices_on(app: AppNo, platform: Platform) -> DeviceSet;
+            sessions() -> Vec<(DeviceRef, String, StoredSession, Vec<StoredSubscription>)>;
+            retained(app: AppNo, filter: &str, max: usize, now: UnixMillis) -> Vec<Retained>;
+            retained_count(app: AppNo) -> usize;
+            live_broadcasts(app: AppNo) -> usize;
+            message(app: AppNo, id: MessageId) -> Option<MessageView>;
+            messages(app: AppNo, before: Option<MessageId>, max: usize) -> Vec<MessageView>;
+            deliveries(app: AppNo, id: MessageId, step: Option<Step>, after: Option<DeviceNo>, max: usize) -> Vec<DeliveryView>;
+            delivery(app: AppNo, id: MessageId, device: DeviceNo) -> Option<DeliveryView>;
+            audit() -> Audit;
+            next_expiry() -> Option<UnixMillis>;
+            last_time() -> UnixMillis;
+        }
+        fn seen(&self, at: DeviceRef, now: UnixMillis) {
+            self.state_mut().seen(at, now);
+        }
+    };
+}

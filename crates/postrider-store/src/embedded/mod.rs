@@ -1,0 +1,410 @@
+//! The embedded store: a folder of append-only files, a state machine in memory, one thread that writes.
+//!
+//! Read in this order: `record` (the bytes), `replay` and `recover` (from bytes to a state), `queue` and `writer` (how a
+//! command gets in), `checkpoint` (how old journal goes), `events` (the receipt stream), `space` (the full disk).
+
+mod checkpoint;
+pub mod config;
+pub mod events;
+pub mod folder;
+mod queue;
+pub mod record;
+pub mod recover;
+pub mod replay;
+mod space;
+mod store;
+mod writer;
+
+use crate::files::Files;
+use crate::watch::EventWatch;
+use config::{EmbeddedConfig, SyncMode};
+use events::{EventLog, Retention};
+use folder::{EMPTY_LEN, Folder, Identity, LOCK, Name};
+use postrider_core::port::StoreError;
+use postrider_core::state::State;
+use queue::{Errand, Queue};
+use recover::{Recovered, Repair};
+use space::SpaceWatch;
+use std::io;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError, RwLock};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// Why a store cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error("the data folder {0} is in use by another process")]
+    Locked(PathBuf),
+    #[error(
+        "the data folder {0} can be read by others than its owner: chmod 700, or allow it in the configuration"
+    )]
+    OpenToOthers(PathBuf),
+    #[error("{file} has the format {version}, newer than this program knows: use the newer program")]
+    Newer { file: String, version: u32 },
+    #[error("{0} belongs to another store")]
+    Foreign(String),
+    #[error("damaged beyond recovery: {0}; nothing was changed, restore a backup")]
+    Damaged(String),
+    #[error("{what}: {source}")]
+    Io { what: String, source: io::Error },
+}
+
+impl OpenError {
+    pub(crate) fn io(what: &str, source: io::Error) -> OpenError {
+        OpenError::Io { what: what.to_owned(), source }
+    }
+}
+
+/// Something damaged or missing in a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    pub file: String,
+    pub offset: u64,
+    pub len: u64,
+    pub what: String,
+}
+
+impl std::fmt::Display for Problem {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} at {}+{}: {}", self.file, self.offset, self.len, self.what)
+    }
+}
+
+#[derive(Default)]
+struct Stats {
+    commands: AtomicU64,
+    commits: AtomicU64,
+    bytes_written: AtomicU64,
+    segment_bytes: AtomicU64,
+    commit_micros: AtomicU64,
+    sync_micros: AtomicU64,
+    checkpoints: AtomicU64,
+    quarantined: AtomicU64,
+}
+
+/// What the threads of one store share.
+struct Shared {
+    config: EmbeddedConfig,
+    folder: Folder,
+    state: RwLock<State>,
+    /// Number of the last command on stable storage.
+    durable: AtomicU64,
+    events: EventLog,
+    space: SpaceWatch,
+    queue: Queue,
+    failed: OnceLock<String>,
+    stats: Stats,
+    /// Held while files change their place in the store: a checkpoint coming into force, a group being undone.
+    maintenance: Mutex<()>,
+    checkpointing: Mutex<()>,
+    closing: AtomicBool,
+    /// Rung when a segment was closed, and at close.
+    bell: (Mutex<bool>, Condvar),
+}
+
+impl Shared {
+    fn has_failed(&self) -> bool {
+        self.failed.get().is_some()
+    }
+
+    fn is_closing(&self) -> bool {
+        self.closing.load(Ordering::Relaxed)
+    }
+
+    /// The store is over, for this reason; the first one counts.
+    fn fail(&self, why: &str) {
+        self.queue.close(StoreError::Failed(why.to_owned()));
+        if self.failed.set(why.to_owned()).is_ok() {
+            tracing::error!(why, "the store has failed; nothing more is stored");
+            if let Some(hook) = &self.config.on_fatal {
+                hook(why);
+            }
+        }
+    }
+
+    fn segment_closed(&self) {
+        *self.bell.0.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.bell.1.notify_all();
+    }
+
+    fn note_problems(&self, problems: &[Problem]) {
+        for problem in problems {
+            tracing::error!(%problem, "damaged data is left out");
+        }
+        self.stats.quarantined.fetch_add(problems.len() as u64, Ordering::Relaxed);
+    }
+
+    /// Enough was closed since the last checkpoint, or enough time passed.
+    fn checkpoint_is_due(&self, last: Instant) -> bool {
+        let inventory = self.folder.inventory();
+        let (base, size) = inventory.checkpoints.last().map_or((0, 0), |last| (last.seq, last.bytes));
+        let closed: u64 = inventory.segments.iter().filter(|s| s.last > base).map(|s| s.len).sum();
+        let late = last.elapsed() >= self.config.checkpoint_every;
+        closed > self.config.checkpoint_bytes.max(size) || (late && closed > 0)
+    }
+}
+
+/// See the module.
+pub struct EmbeddedStore {
+    shared: Arc<Shared>,
+    epoch: u64,
+    problems: Vec<Problem>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    _lock: Box<dyn Send + Sync>,
+}
+
+impl EmbeddedStore {
+    /// Opens the folder, or makes it, and recovers what is in it.
+    pub fn open(config: EmbeddedConfig, files: Arc<dyn Files>) -> Result<EmbeddedStore, OpenError> {
+        let lock = take_folder(&config, &*files)?;
+        let mut identity = identity(&config, &*files)?;
+        let folder = Folder::new(config.dir.clone(), files, identity.store_id);
+        let retention = Retention {
+            segment_bytes: config.events_segment_bytes,
+            bytes_max: config.events_bytes_max,
+            age_max_ms: config.events_age_max.as_millis() as u64,
+        };
+        sweep_unfinished(&folder).map_err(|error| OpenError::io("the data folder", error))?;
+        let events = EventLog::open(&folder, retention).map_err(|error| OpenError::io("receipts", error))?;
+        let began = Instant::now();
+        let mut sink = |rows: Vec<_>| events.append(&folder, &rows);
+        let Recovered { state, problems, inventory, clean, relaxed, records } =
+            recover::recover(&folder, Repair::Yes, &mut sink)?;
+        tracing::info!(seq = state.seq(), records, millis = began.elapsed().as_millis(), "recovered");
+        let io = |error| OpenError::io("receipts", error);
+        let rewound = events.rewind(&folder, state.last_event()).map_err(io)?;
+        if rewound || !problems.is_empty() || (relaxed && !clean) {
+            // Positions may now name other receipts than before: whoever has one must start again.
+            identity.epoch = new_id(&*folder.files)?;
+            identity.write(&config.dir, &*folder.files).map_err(|error| OpenError::io("STORE", error))?;
+        }
+        *folder.inventory() = inventory;
+        if problems.is_empty() {
+            tidy(&folder).map_err(|error| OpenError::io("the data folder", error))?;
+        }
+        Self::start(config, folder, (state, events), identity.epoch, problems, lock)
+    }
+
+    fn start(
+        config: EmbeddedConfig,
+        folder: Folder,
+        (state, events): (State, EventLog),
+        epoch: u64,
+        problems: Vec<Problem>,
+        lock: Box<dyn Send + Sync>,
+    ) -> Result<EmbeddedStore, OpenError> {
+        if config.sync == SyncMode::Relaxed {
+            tracing::warn!("sync is relaxed: what is acknowledged may be lost when the machine fails");
+        }
+        let seq = state.seq();
+        let space = SpaceWatch::new(&config, &folder);
+        space.lay_by(&folder);
+        let shared = Arc::new(Shared {
+            queue: Queue::new(config.queue_commands_max, config.queue_bytes_max),
+            space,
+            folder,
+            state: RwLock::new(state),
+            durable: AtomicU64::new(seq),
+            events,
+            failed: OnceLock::new(),
+            stats: Stats::default(),
+            maintenance: Mutex::new(()),
+            checkpointing: Mutex::new(()),
+            closing: AtomicBool::new(false),
+            bell: Default::default(),
+            config,
+        });
+        shared.note_problems(&problems);
+        let writer = writer::Writer::new(shared.clone(), seq + 1)
+            .map_err(|error| OpenError::io("a journal segment", error))?;
+        let mut threads = vec![spawn("store-writer", move || writer.run())?];
+        let store = EmbeddedStore { shared, epoch, problems, threads: Mutex::default(), _lock: lock };
+        let shared = store.shared.clone();
+        threads.push(spawn("store-checkpoint", move || checkpointer(&shared))?);
+        *store.threads.lock().unwrap_or_else(PoisonError::into_inner) = threads;
+        Ok(store)
+    }
+
+    /// What was damaged or missing when the store was opened.
+    pub fn problems(&self) -> &[Problem] {
+        &self.problems
+    }
+
+    /// To be told of new receipts.
+    pub fn watch_events(&self) -> Arc<EventWatch> {
+        self.shared.events.watch.clone()
+    }
+
+    /// Closes the current segment and makes a checkpoint, now and on this thread. False if there is nothing new.
+    pub fn checkpoint_now(&self) -> Result<bool, StoreError> {
+        let (tell, told) = std::sync::mpsc::sync_channel(1);
+        self.shared.queue.push_errand(Errand::Roll(tell))?;
+        told.recv().map_err(|_| StoreError::Closed)??;
+        make_checkpoint(&self.shared)
+    }
+
+    /// Stores everything that waits, then ends. With a checkpoint where it is cheap, so that the next start is quick.
+    pub fn close(&self) {
+        self.shared.queue.close(StoreError::Closed);
+        self.shared.closing.store(true, Ordering::Relaxed);
+        self.shared.segment_closed();
+        let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        if threads.is_empty() {
+            return;
+        }
+        for thread in threads {
+            if thread.join().is_err() {
+                self.shared.fail("a thread of the store panicked");
+            }
+        }
+        if !self.shared.has_failed() && self.close_checkpoint_is_cheap() {
+            // Only for speed: the journal has it all.
+            if let Err(error) = checkpoint::of_live_state(&self.shared) {
+                tracing::warn!(%error, "no checkpoint at close");
+            }
+        }
+    }
+
+    fn close_checkpoint_is_cheap(&self) -> bool {
+        let inventory = self.shared.folder.inventory();
+        let (base, size) = inventory.checkpoints.last().map_or((0, 0), |last| (last.seq, last.bytes));
+        let tail: u64 = inventory.segments.iter().filter(|s| s.last > base).map(|s| s.len).sum();
+        let max = self.shared.config.close_checkpoint_bytes;
+        tail > max / 64 && tail + size <= max && !self.shared.space.is_low()
+    }
+}
+
+impl Drop for EmbeddedStore {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, OpenError> {
+    std::thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(work)
+        .map_err(|error| OpenError::io("a thread", error))
+}
+
+fn take_folder(config: &EmbeddedConfig, files: &dyn Files) -> Result<Box<dyn Send + Sync>, OpenError> {
+    let dir = &config.dir;
+    let io = |error| OpenError::io("the data folder", error);
+    files.create_dir(dir).map_err(io)?;
+    let lock = files.lock(&dir.join(LOCK)).map_err(|error| match error.kind() {
+        io::ErrorKind::WouldBlock => OpenError::Locked(dir.clone()),
+        _ => OpenError::io("the lock of the data folder", error),
+    })?;
+    if !config.allow_open_to_others && files.is_open_to_others(dir).map_err(io)? {
+        // A folder that somebody just made for us is shut; one that has been open with data in it is a mistake to tell.
+        let names = files.list(dir).map_err(io)?;
+        if names.iter().any(|name| name != LOCK) {
+            return Err(OpenError::OpenToOthers(dir.clone()));
+        }
+        files.shut_to_others(dir).map_err(io)?;
+    }
+    Ok(lock)
+}
+
+fn new_id(files: &dyn Files) -> Result<u64, OpenError> {
+    files.entropy().map_err(|error| OpenError::io("chance", error))
+}
+
+/// Reads the store's identity, or gives an empty folder one.
+fn identity(config: &EmbeddedConfig, files: &dyn Files) -> Result<Identity, OpenError> {
+    if let Some(identity) = Identity::read(&config.dir, files)? {
+        return Ok(identity);
+    }
+    let names = files.list(&config.dir).map_err(|error| OpenError::io("the data folder", error))?;
+    let has_data = |name: &String| !matches!(Name::parse(name), Name::Other | Name::Unfinished);
+    if names.iter().any(has_data) {
+        return Err(OpenError::Damaged("the STORE files are gone".to_owned()));
+    }
+    let identity = Identity { store_id: new_id(files)?, epoch: new_id(files)? };
+    identity.write(&config.dir, files).map_err(|error| OpenError::io("STORE", error))?;
+    Ok(identity)
+}
+
+/// What was being made when the process ended, under names that are not in force.
+fn sweep_unfinished(folder: &Folder) -> io::Result<()> {
+    for name in folder.files.list(&folder.dir)? {
+        if Name::parse(&name) == Name::Unfinished {
+            folder.remove(&name)?;
+        }
+    }
+    Ok(())
+}
+
+/// Only where nothing is damaged: what is not needed any more, and a last segment in which nothing was ever written.
+fn tidy(folder: &Folder) -> io::Result<()> {
+    let empty = folder.inventory().segments.pop_if(|last| last.len == EMPTY_LEN);
+    if let Some(empty) = empty {
+        folder.remove(&empty.name())?;
+    }
+    folder.sweep()
+}
+
+/// Waits for segments to be closed.
+fn checkpointer(shared: &Shared) {
+    let mut last = Instant::now();
+    loop {
+        {
+            let mut rung = shared.bell.0.lock().unwrap_or_else(PoisonError::into_inner);
+            while !*rung && !shared.is_closing() && last.elapsed() < shared.config.checkpoint_every {
+                let wait = shared.config.checkpoint_every.saturating_sub(last.elapsed());
+                rung = shared
+                    .bell
+                    .1
+                    .wait_timeout(rung, wait.max(Duration::from_millis(1)))
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .0;
+            }
+            *rung = false;
+        }
+        if shared.is_closing() || shared.has_failed() {
+            return;
+        }
+        if last.elapsed() >= shared.config.checkpoint_every {
+            roll_for_age(shared);
+        }
+        if shared.checkpoint_is_due(last) {
+            // Told and counted where it happens; the next segment brings the next try.
+            let _ = make_checkpoint(shared);
+            last = Instant::now();
+        } else if last.elapsed() >= shared.config.checkpoint_every {
+            last = Instant::now();
+        }
+    }
+}
+
+/// A quiet store's segment is closed too, so that what was deleted leaves the disk.
+fn roll_for_age(shared: &Shared) {
+    let (tell, told) = std::sync::mpsc::sync_channel(1);
+    if shared.queue.push_errand(Errand::Roll(tell)).is_ok() {
+        let _ = told.recv();
+    }
+}
+
+fn make_checkpoint(shared: &Shared) -> Result<bool, StoreError> {
+    let began = Instant::now();
+    let made = match checkpoint::in_background(shared) {
+        Err(checkpoint::Failure::Damaged(what)) => {
+            tracing::error!(what, "the journal on disk is damaged: the checkpoint is made of the live state");
+            shared.stats.quarantined.fetch_add(1, Ordering::Relaxed);
+            let (tell, told) = std::sync::mpsc::sync_channel(1);
+            shared.queue.push_errand(Errand::Checkpoint(tell))?;
+            told.recv().map_err(|_| StoreError::Closed)?.map(|()| true)
+        }
+        Err(checkpoint::Failure::Stopped) => Err(StoreError::Closed),
+        Err(error) => Err(StoreError::Failed(error.to_string())),
+        Ok(made) => Ok(made),
+    };
+    match &made {
+        Ok(true) => tracing::info!(millis = began.elapsed().as_millis(), "checkpoint"),
+        Ok(false) => {}
+        Err(error) => tracing::warn!(%error, "no checkpoint"),
+    }
+    made
+}

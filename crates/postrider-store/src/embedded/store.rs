@@ -1,0 +1,93 @@
+//! `port::Store` for the embedded store: commands go to the queue, questions to the state.
+
+use super::EmbeddedStore;
+use super::queue::{Batch, call};
+use postrider_core::command::Command;
+use postrider_core::id::*;
+use postrider_core::model::*;
+use postrider_core::port::*;
+use postrider_core::state::State;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLockReadGuard, RwLockWriteGuard};
+
+impl EmbeddedStore {
+    fn state(&self) -> RwLockReadGuard<'_, State> {
+        self.shared.state.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn state_mut(&self) -> RwLockWriteGuard<'_, State> {
+        self.shared.state.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Store for EmbeddedStore {
+    fn submit(&self, commands: Vec<Command>, done: Done) {
+        if let Some(why) = self.shared.queue.closed() {
+            return call(done, Err(why));
+        }
+        let refused = match Batch::new(commands, done) {
+            Ok(batch) => self.shared.queue.push(batch).err(),
+            Err((done, why)) => return call(done, Err(why)),
+        };
+        if let Some((batch, why)) = refused {
+            batch.tell(Err(why));
+        }
+    }
+
+    fn sent(&self, app: AppNo, deliveries: &[(DeviceNo, Seq)], now: UnixMillis) {
+        self.state_mut().sent(app, deliveries, now);
+    }
+
+    fn pending(&self, at: DeviceRef, position: Position, max: usize, now: UnixMillis) -> Vec<Pending> {
+        let state = self.state();
+        state.pending(at, position, max, now, self.shared.durable.load(Ordering::Acquire))
+    }
+
+    fn content(&self, blob: BlobRef) -> Result<Arc<Content>, StoreError> {
+        let content = self.shared.folder.content(blob);
+        if let Err(StoreError::Corrupt(what)) = &content {
+            tracing::error!(what, "a stored content is damaged");
+            self.shared.stats.quarantined.fetch_add(1, Ordering::Relaxed);
+        }
+        content.map(Arc::new)
+    }
+
+    fn events(&self, app: AppNo, after: u64, max: usize) -> Result<EventPage, StoreError> {
+        self.shared.events.page(app, after, max)
+    }
+
+    fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    fn stats(&self) -> StoreStats {
+        let shared = &self.shared;
+        let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let (open_messages, open_deliveries) = self.state().open_counts();
+        let stats = &shared.stats;
+        StoreStats {
+            commands: of(&stats.commands),
+            commits: of(&stats.commits),
+            bytes_written: of(&stats.bytes_written),
+            disk_bytes: shared.folder.closed_bytes() + of(&stats.segment_bytes) + shared.events.disk_bytes(),
+            open_messages,
+            open_deliveries,
+            queue: shared.queue.len() as u64,
+            commit_micros_total: of(&stats.commit_micros),
+            sync_micros_total: of(&stats.sync_micros),
+            checkpoints: of(&stats.checkpoints),
+            quarantined: of(&stats.quarantined),
+        }
+    }
+
+    fn refuses(&self) -> Option<StoreError> {
+        if let Some(why) = self.shared.queue.closed() {
+            return Some(why);
+        }
+        // Looked at anew while it is low, else nobody would notice that space came back.
+        let shared = &self.shared;
+        (shared.space.is_low() && shared.space.look(&shared.folder)).then(|| shared.space.refusal())
+    }
+
+    crate::delegate_reads!();
+}

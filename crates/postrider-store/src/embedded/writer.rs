@@ -1,0 +1,367 @@
+//! The one thread that changes the store: group after group, in order.
+//!
+//! ```text
+//! queue ─► refuse what does not fit the disk ─► execute all in memory ─► one write ─► one sync ─► receipts ─► tell all
+//! ```
+//!
+//! Every command is journaled, also one that the state refused: it used up a number, and only a journal without holes can
+//! tell that a record is missing. What is in memory but not on disk stays hidden (`durable`). A failed write or sync
+//! ends the store: nobody is told that anything was stored, and the sync is never tried again, because after one failure
+//! a second success would mean nothing. Only a full disk is survived: the group is undone and refused.
+
+use super::config::SyncMode;
+use super::folder::{EMPTY_LEN, Name, Segment};
+use super::queue::{Batch, Errand, Item, Next};
+use super::record::{self, Head, Kind};
+use super::recover::{self, Repair};
+use super::replay::blob_of;
+use super::{Shared, checkpoint};
+use crate::files::File;
+use postrider_core::command::Outcome;
+use postrider_core::id::Seq;
+use postrider_core::port::StoreError;
+use postrider_core::state::Effects;
+use std::io;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+use std::time::Instant;
+
+/// Commands executed before readers get their turn at the state.
+const TURN: usize = 256;
+/// A buffer that grew beyond this is given back.
+const BUFFER_KEPT: usize = 4 * 1024 * 1024;
+
+/// See the module.
+pub struct Writer {
+    shared: Arc<Shared>,
+    segment: Current,
+    buffer: Vec<u8>,
+}
+
+/// The segment being written.
+struct Current {
+    file: Arc<dyn File>,
+    number: u32,
+    first: Seq,
+    len: u64,
+    /// All before this is on stable storage.
+    synced: u64,
+    /// Up to here the disk has promised room.
+    allocated: u64,
+}
+
+/// What ended a group's way.
+enum Trouble {
+    /// The disk is full; everything is as before the group.
+    Full,
+    Fatal(String),
+}
+
+fn fatal(what: &str) -> impl FnOnce(io::Error) -> Trouble + '_ {
+    move |error| Trouble::Fatal(format!("{what}: {error}"))
+}
+
+impl Writer {
+    /// Begins a segment of its own: one that was written in an earlier life is never written to again.
+    pub fn new(shared: Arc<Shared>, first: Seq) -> io::Result<Writer> {
+        let segment = begin_segment(&shared, first)?;
+        Ok(Writer { shared, segment, buffer: Vec::new() })
+    }
+
+    /// Works until the queue is closed and empty, then seals the journal.
+    pub fn run(mut self) {
+        let (commands_max, bytes_max) =
+            (self.shared.config.group_commands_max, self.shared.config.group_bytes_max);
+        loop {
+            match self.shared.queue.take(commands_max, bytes_max) {
+                Next::Group(group) => self.group(group),
+                Next::Errand(errand) => self.errand(errand),
+                Next::End => break,
+            }
+            if self.shared.has_failed() {
+                return;
+            }
+        }
+        if let Err(error) = self.seal() {
+            self.fail(&format!("sealing the journal: {error}"), Vec::new());
+        }
+    }
+
+    fn group(&mut self, group: Vec<Batch>) {
+        let shared = self.shared.clone();
+        let low = shared.space.look(&shared.folder);
+        if !low {
+            shared.space.lay_by(&shared.folder);
+        }
+        let (refused, group): (Vec<Batch>, Vec<Batch>) =
+            group.into_iter().partition(|batch| low && batch.grows);
+        refused.into_iter().for_each(|batch| batch.tell(Err(shared.space.refusal())));
+        if group.is_empty() {
+            return;
+        }
+        let began = Instant::now();
+        match self.commit(&group) {
+            Ok(outcomes) => {
+                shared.stats.commits.fetch_add(1, Ordering::Relaxed);
+                shared.stats.commit_micros.fetch_add(micros(began), Ordering::Relaxed);
+                group.into_iter().zip(outcomes).for_each(|(batch, outcomes)| batch.tell(Ok(outcomes)));
+            }
+            Err(Trouble::Full) => {
+                shared.space.look(&shared.folder);
+                group.into_iter().for_each(|batch| batch.tell(Err(shared.space.refusal())));
+            }
+            Err(Trouble::Fatal(why)) => self.fail(&why, group),
+        }
+        if self.buffer.capacity() > BUFFER_KEPT {
+            self.buffer = Vec::new();
+        }
+    }
+
+    /// Executes and stores a group: the outcomes, once all of it is on stable storage.
+    fn commit(&mut self, group: &[Batch]) -> Result<Vec<Vec<Outcome>>, Trouble> {
+        let bytes: u64 = group.iter().map(|batch| batch.bytes() as u64).sum();
+        self.make_room(bytes)?;
+        let mut effects = Effects::default();
+        let outcomes = self.execute(group, &mut effects)?;
+        self.write()?;
+        let segment = &mut self.segment;
+        let began = Instant::now();
+        if self.shared.config.sync == SyncMode::Synced {
+            segment.file.sync().map_err(fatal("syncing the journal"))?;
+            segment.synced = segment.len;
+        }
+        let shared = &self.shared;
+        shared.stats.sync_micros.fetch_add(micros(began), Ordering::Relaxed);
+        shared.stats.bytes_written.fetch_add(bytes, Ordering::Relaxed);
+        shared.stats.segment_bytes.store(segment.len, Ordering::Relaxed);
+        let commands: usize = group.iter().map(|batch| batch.commands.len()).sum();
+        shared.stats.commands.fetch_add(commands as u64, Ordering::Relaxed);
+        shared.folder.set_readable(segment.number, segment.len);
+        shared.durable.fetch_add(commands as u64, Ordering::Release);
+        shared.events.append(&shared.folder, &effects.events).map_err(fatal("writing receipts"))?;
+        Ok(outcomes)
+    }
+
+    /// A segment with room, and a disk with room, before anything is executed.
+    fn make_room(&mut self, bytes: u64) -> Result<(), Trouble> {
+        let shared = self.shared.clone();
+        let fits =
+            |segment: &Current| segment.len + bytes <= segment.allocated || bytes <= shared.space.free();
+        if !fits(&self.segment) {
+            shared.space.give_up_reserve(&shared.folder);
+            if !fits(&self.segment) {
+                return Err(Trouble::Full);
+            }
+        }
+        let is_full = self.segment.len + bytes > shared.config.segment_bytes && self.segment.len > EMPTY_LEN;
+        if is_full {
+            match self.roll() {
+                // Then the segment becomes longer than it should be.
+                Err(error) if error.kind() == io::ErrorKind::StorageFull => {
+                    shared.space.give_up_reserve(&shared.folder);
+                }
+                other => other.map_err(fatal("beginning a journal segment"))?,
+            }
+        }
+        if self.segment.len + bytes > u64::from(u32::MAX) { Err(Trouble::Full) } else { Ok(()) }
+    }
+
+    /// Executes in turns, so that readers wait for a few hundred commands at most. A panic here is a bug of the state
+    /// machine; the command that caused it is not in the journal yet, so the next start does not meet it again.
+    fn execute(&mut self, group: &[Batch], effects: &mut Effects) -> Result<Vec<Vec<Outcome>>, Trouble> {
+        self.buffer.clear();
+        let executed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.turns(group, effects)));
+        executed.map_err(|_| Trouble::Fatal("the state machine panicked".to_owned()))
+    }
+
+    fn turns(&mut self, group: &[Batch], effects: &mut Effects) -> Vec<Vec<Outcome>> {
+        let mut all = Vec::with_capacity(group.len());
+        let salt = self.shared.folder.salt(self.segment.number);
+        let lock = || self.shared.state.write().unwrap_or_else(PoisonError::into_inner);
+        let mut state = lock();
+        let mut turn = 0;
+        for batch in group {
+            let mut outcomes = Vec::with_capacity(batch.commands.len());
+            let mut body = 0;
+            for (command, encoded) in batch.commands.iter().zip(&batch.encoded) {
+                let head = Head {
+                    seq: state.seq() + 1,
+                    group: self.segment.synced as u32,
+                    kind: Kind::Command,
+                    command_len: encoded.command_len,
+                    content_len: encoded.content_len,
+                    command_crc: encoded.command_crc,
+                };
+                let at = self.segment.len as usize + self.buffer.len();
+                self.buffer.extend_from_slice(&head.encode(salt));
+                self.buffer.extend_from_slice(&batch.bodies[body..body + encoded.body_len()]);
+                body += encoded.body_len();
+                outcomes.push(state.execute(command, blob_of(self.segment.number, at, &head), effects));
+                effects.released.clear();
+                turn += 1;
+                if turn % TURN == 0 {
+                    drop(state);
+                    state = lock();
+                }
+            }
+            all.push(outcomes);
+        }
+        all
+    }
+
+    /// Writes the buffer behind what is there. On a full disk the reserve is given up and the same bytes are tried once
+    /// more; if that fails too, the group is undone.
+    fn write(&mut self) -> Result<(), Trouble> {
+        let mut result = self.segment.file.write_all_at(&self.buffer, self.segment.len);
+        if is_full(&result) && self.shared.space.give_up_reserve(&self.shared.folder) {
+            result = self.segment.file.write_all_at(&self.buffer, self.segment.len);
+        }
+        if is_full(&result) {
+            self.undo().map_err(|why| Trouble::Fatal(format!("undoing a group on a full disk: {why}")))?;
+            return Err(Trouble::Full);
+        }
+        result.map_err(fatal("writing the journal"))?;
+        self.segment.len += self.buffer.len() as u64;
+        Ok(())
+    }
+
+    /// Memory is ahead of the disk: takes the half-written group off the segment, and makes the state anew from the files.
+    fn undo(&mut self) -> Result<(), String> {
+        tracing::warn!("the disk is full: undoing a group");
+        let shared = &self.shared;
+        let text = |error: io::Error| error.to_string();
+        self.segment.file.set_len(self.segment.len).map_err(text)?;
+        self.segment.file.sync().map_err(text)?;
+        self.segment.allocated = 0;
+        let _calm = shared.maintenance.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut no_events = |_| Ok(());
+        let recovered = recover::recover(&shared.folder, Repair::No, &mut no_events)
+            .map_err(|error| error.to_string())?;
+        let durable = shared.durable.load(Ordering::Acquire);
+        if recovered.state.seq() != durable {
+            return Err(format!("found {} commands instead of {durable}", recovered.state.seq()));
+        }
+        shared.note_problems(&recovered.problems);
+        *shared.state.write().unwrap_or_else(PoisonError::into_inner) = recovered.state;
+        Ok(())
+    }
+
+    /// Closes the segment and begins another.
+    fn roll(&mut self) -> io::Result<()> {
+        if self.segment.synced < self.segment.len {
+            self.segment.file.sync()?;
+            self.segment.synced = self.segment.len;
+        }
+        let shared = &self.shared;
+        let last = shared.durable.load(Ordering::Acquire);
+        let next = begin_segment(shared, last + 1)?;
+        let closed = std::mem::replace(&mut self.segment, next);
+        // What was allocated and not used; nothing is lost if this fails.
+        if let Err(error) = closed.file.set_len(closed.len) {
+            tracing::warn!(%error, "a closed segment keeps its unused space");
+        }
+        let segment = Segment { file: closed.number, first: closed.first, last, len: closed.len };
+        shared.folder.inventory().segments.push(segment);
+        shared.segment_closed();
+        Ok(())
+    }
+
+    fn errand(&mut self, errand: Errand) {
+        match errand {
+            Errand::Roll(tell) => {
+                let rolled = if self.segment.len > EMPTY_LEN { self.roll() } else { Ok(()) };
+                let told = match &rolled {
+                    Ok(()) => Ok(()),
+                    Err(error) if error.kind() == io::ErrorKind::StorageFull => {
+                        Err(self.shared.space.refusal())
+                    }
+                    Err(error) => Err(StoreError::Failed(error.to_string())),
+                };
+                if let Err(StoreError::Failed(why)) = &told {
+                    self.fail(&format!("beginning a journal segment: {why}"), Vec::new());
+                }
+                let _ = tell.send(told);
+            }
+            Errand::Checkpoint(tell) => {
+                let made = checkpoint::of_live_state(&self.shared);
+                let _ = tell.send(made.map_err(|error| StoreError::Failed(error.to_string())));
+            }
+        }
+    }
+
+    /// The last record of a store that is closed in order: from now on nothing before it may be missing.
+    fn seal(&mut self) -> io::Result<()> {
+        let shared = &self.shared;
+        let mut segment = Segment {
+            file: self.segment.number,
+            first: self.segment.first,
+            last: shared.durable.load(Ordering::Acquire),
+            len: self.segment.len,
+        };
+        if self.segment.synced < self.segment.len {
+            self.segment.file.sync()?;
+        }
+        let head = Head {
+            seq: segment.last,
+            group: segment.len as u32,
+            kind: Kind::Seal,
+            command_len: 0,
+            content_len: 0,
+            command_crc: crc32c::crc32c(&[]),
+        };
+        let bytes = head.encode(shared.folder.salt(segment.file));
+        let sealed = self.segment.file.write_all_at(&bytes, segment.len);
+        if !is_full(&sealed) {
+            sealed?;
+            segment.len += bytes.len() as u64;
+        }
+        self.segment.file.set_len(segment.len)?;
+        self.segment.file.sync()?;
+        shared.folder.inventory().segments.push(segment);
+        Ok(())
+    }
+
+    /// The store is over: everybody is told so.
+    fn fail(&self, why: &str, group: Vec<Batch>) {
+        let error = StoreError::Failed(why.to_owned());
+        self.shared.fail(why);
+        group.into_iter().for_each(|batch| batch.tell(Err(error.clone())));
+        for item in self.shared.queue.drain() {
+            match item {
+                Item::Batch(batch) => batch.tell(Err(error.clone())),
+                Item::Errand(Errand::Roll(tell) | Errand::Checkpoint(tell)) => {
+                    let _ = tell.send(Err(error.clone()));
+                }
+            }
+        }
+    }
+}
+
+fn is_full(result: &io::Result<()>) -> bool {
+    result.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::StorageFull)
+}
+
+fn micros(since: Instant) -> u64 {
+    since.elapsed().as_micros() as u64
+}
+
+fn begin_segment(shared: &Shared, first: Seq) -> io::Result<Current> {
+    let number = shared.folder.take_file_number();
+    let mut header = shared.folder.header(record::JOURNAL, number, first);
+    if shared.config.sync == SyncMode::Relaxed {
+        header.flags |= record::FLAG_RELAXED;
+    }
+    let name = Name::Journal { first, file: number }.text();
+    let file = shared.folder.create_with_header(&name, &header)?;
+    let mut allocated = 0;
+    if shared.space.has_plenty(shared.config.segment_bytes) {
+        // With its blocks allocated, a segment grows without the file system's own journal; not every disk can.
+        match file.allocate(shared.config.segment_bytes) {
+            Ok(()) => allocated = shared.config.segment_bytes,
+            Err(error) => tracing::debug!(%error, "no space is allocated ahead"),
+        }
+    }
+    shared.folder.keep_handle(number, file.clone());
+    shared.folder.set_readable(number, EMPTY_LEN);
+    Ok(Current { file, number, first, len: EMPTY_LEN, synced: EMPTY_LEN, allocated })
+}

@@ -1,0 +1,176 @@
+//! The file layer: the few operations the embedded store needs of a disk, behind a trait.
+//!
+//! Everything the store does to its folder goes through [`Files`], so that a test can fail any operation, fill the
+//! disk or cut the power (see `faulty.rs`). It knows nothing of records; it never retries and never hides an error.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+/// A folder's worth of file operations.
+pub trait Files: Send + Sync + 'static {
+    /// Makes the folder and its parents, readable by the owner only. Nothing happens if it is there.
+    fn create_dir(&self, dir: &Path) -> io::Result<()>;
+    /// Names of the plain files in a folder, in no order.
+    fn list(&self, dir: &Path) -> io::Result<Vec<String>>;
+    /// A new file, to write and read; fails where one is already.
+    fn create(&self, path: &Path) -> io::Result<Arc<dyn File>>;
+    /// An existing file, to read, and to write if `write`.
+    fn open(&self, path: &Path, write: bool) -> io::Result<Arc<dyn File>>;
+    /// Replaces what has the name `to`. Lasting only after [`Files::sync_dir`].
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+    fn remove(&self, path: &Path) -> io::Result<()>;
+    /// Makes names (created, renamed, removed) of a folder lasting.
+    fn sync_dir(&self, dir: &Path) -> io::Result<()>;
+    fn space(&self, dir: &Path) -> io::Result<Space>;
+    /// Takes the folder for this process until the answer is dropped; `WouldBlock` when another has it.
+    fn lock(&self, path: &Path) -> io::Result<Box<dyn Send + Sync>>;
+    /// Whether others than the owner may look into the folder.
+    fn is_open_to_others(&self, dir: &Path) -> io::Result<bool>;
+    /// Shuts the folder for everybody but the owner.
+    fn shut_to_others(&self, dir: &Path) -> io::Result<()>;
+    /// Chance, for the names of new stores.
+    fn entropy(&self) -> io::Result<u64>;
+}
+
+/// An open file. Reads and writes name their place, so one handle serves all threads.
+pub trait File: Send + Sync {
+    /// Fills `buf`, or fails with `UnexpectedEof`.
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()>;
+    /// Writes all of `buf`; after an error any part of it may be there.
+    fn write_all_at(&self, buf: &[u8], offset: u64) -> io::Result<()>;
+    /// Makes the content (not the name) lasting.
+    fn sync(&self) -> io::Result<()>;
+    fn len(&self) -> io::Result<u64>;
+    fn is_empty(&self) -> io::Result<bool> {
+        Ok(self.len()? == 0)
+    }
+    /// Cuts the file off or extends it with zeros.
+    fn set_len(&self, len: u64) -> io::Result<()>;
+    /// Reserves the blocks up to `len`, which read as zeros.
+    fn allocate(&self, len: u64) -> io::Result<()>;
+}
+
+/// How full the disk is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Space {
+    pub free: u64,
+    pub total: u64,
+}
+
+/// Reads a whole file.
+pub fn read_all(file: &dyn File) -> io::Result<Vec<u8>> {
+    let mut bytes = vec![0; usize::try_from(file.len()?).map_err(io::Error::other)?];
+    file.read_exact_at(&mut bytes, 0)?;
+    Ok(bytes)
+}
+
+/// The disk of this machine.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct OsFiles;
+
+struct OsFile(std::fs::File);
+
+impl Files for OsFiles {
+    fn create_dir(&self, dir: &Path) -> io::Result<()> {
+        use std::os::unix::fs::DirBuilderExt;
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
+    }
+
+    fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
+        let mut names = Vec::new();
+        for entry in std::fs::read_dir(dir)? {
+            let entry = entry?;
+            if entry.file_type()?.is_file() {
+                names.extend(entry.file_name().into_string());
+            }
+        }
+        Ok(names)
+    }
+
+    fn create(&self, path: &Path) -> io::Result<Arc<dyn File>> {
+        use std::os::unix::fs::OpenOptionsExt;
+        let file =
+            std::fs::OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)?;
+        Ok(Arc::new(OsFile(file)))
+    }
+
+    fn open(&self, path: &Path, write: bool) -> io::Result<Arc<dyn File>> {
+        Ok(Arc::new(OsFile(std::fs::OpenOptions::new().read(true).write(write).open(path)?)))
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        std::fs::rename(from, to)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        std::fs::remove_file(path)
+    }
+
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        std::fs::File::open(dir)?.sync_all()
+    }
+
+    fn space(&self, dir: &Path) -> io::Result<Space> {
+        let stat = rustix::fs::statvfs(dir)?;
+        Ok(Space { free: stat.f_bavail * stat.f_frsize, total: stat.f_blocks * stat.f_frsize })
+    }
+
+    fn lock(&self, path: &Path) -> io::Result<Box<dyn Send + Sync>> {
+        use std::os::unix::fs::OpenOptionsExt;
+        let file = std::fs::OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(path)?;
+        file.try_lock().map_err(io::Error::from)?;
+        Ok(Box::new(file))
+    }
+
+    fn is_open_to_others(&self, dir: &Path) -> io::Result<bool> {
+        use std::os::unix::fs::PermissionsExt;
+        Ok(std::fs::metadata(dir)?.permissions().mode() & 0o077 != 0)
+    }
+
+    fn shut_to_others(&self, dir: &Path) -> io::Result<()> {
+        use std::os::unix::fs::PermissionsExt;
+        std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700))
+    }
+
+    fn entropy(&self) -> io::Result<u64> {
+        let mut bytes = [0; 8];
+        let mut have = 0;
+        while have < bytes.len() {
+            have += rustix::rand::getrandom(&mut bytes[have..], rustix::rand::GetRandomFlags::empty())?;
+        }
+        Ok(u64::from_le_bytes(bytes))
+    }
+}
+
+impl File for OsFile {
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        std::os::unix::fs::FileExt::read_exact_at(&self.0, buf, offset)
+    }
+
+    fn write_all_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
+        std::os::unix::fs::FileExt::write_all_at(&self.0, buf, offset)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.0.sync_data()
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.0.metadata()?.len())
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.0.set_len(len)
+    }
+
+    fn allocate(&self, len: u64) -> io::Result<()> {
+        Ok(rustix::fs::fallocate(&self.0, rustix::fs::FallocateFlags::empty(), 0, len)?)
+    }
+}

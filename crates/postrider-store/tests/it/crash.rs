@@ -1,0 +1,223 @@
+//! The power fails, or the process is killed: what was acknowledged is there, what was not may be, nothing else is.
+
+use crate::kit::*;
+use postrider_core::port::*;
+use postrider_store::faulty::FaultyFiles;
+use postrider_store::{EmbeddedConfig, EmbeddedStore, SyncMode, check};
+use std::path::Path;
+use std::sync::Arc;
+
+/// Some work that closes segments, makes a checkpoint and writes receipts; ends at the first error.
+fn work(store: &EmbeddedStore, promises: &mut Promises) -> Result<(), StoreError> {
+    for n in 0..36 {
+        promises.accept(store, n, &[(n % 3) as u32, ((n + 1) % 3) as u32])?;
+        if n % 2 == 1 {
+            promises.acknowledge(store, (n % 3) as u32)?;
+        }
+        if n == 17 || n == 30 {
+            store.checkpoint_now()?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn power_may_fail_at_every_sync_and_nothing_acknowledged_is_lost() {
+    for seed in 0..3 {
+        let mut n = 1;
+        loop {
+            let files = FaultyFiles::new(seed * 1000 + n);
+            let mut promises = Promises::default();
+            files.power_fails_at_sync(n);
+            if let Ok(store) = open(&files) {
+                let (tell, told) = std::sync::mpsc::channel();
+                let mut commands = vec![create_app()];
+                commands.extend((0..3).map(|no| register(&format!("device-{no}"))));
+                store.submit(commands, Box::new(move |result| drop(tell.send(result))));
+                if told.recv().unwrap().is_ok() {
+                    let _ = work(&store, &mut promises);
+                }
+                let happened = files.has_failed();
+                let after = files.cut_power();
+                drop(store);
+                reopened(&after, &mut promises, n);
+                if !happened {
+                    assert!(n > 60, "{n}");
+                    break;
+                }
+            } else {
+                reopened(&files.cut_power(), &mut promises, n);
+            }
+            n += 1;
+        }
+    }
+}
+
+fn reopened(files: &FaultyFiles, promises: &mut Promises, n: u64) {
+    let store = open(files).unwrap_or_else(|error| panic!("power failed at sync {n}: {error}"));
+    assert!(store.problems().is_empty(), "power failed at sync {n}: {:?}", store.problems());
+    promises.assert_kept(&store, 3);
+    if store.app(APP).is_none() {
+        populate(&store, 3);
+    }
+    // It goes on, and a second failure on top does no more harm.
+    promises.accept(&store, 900, &[0]).unwrap();
+    let again = files.cut_power();
+    drop(store);
+    let store = open(&again).unwrap();
+    promises.assert_kept(&store, 3);
+    assert!(receipts_are_dense(&store));
+}
+
+fn receipts_are_dense(store: &dyn Store) -> bool {
+    let page = store.events(APP, 0, 100_000).unwrap();
+    !page.missed
+        && page.events.first().is_none_or(|first| first.position == 1)
+        && page.events.windows(2).all(|pair| pair[0].position + 1 == pair[1].position)
+}
+
+#[test]
+fn receipts_that_a_crash_took_come_again_at_the_same_positions() {
+    let files = FaultyFiles::new(3);
+    let store = open(&files).unwrap();
+    let mut promises = Promises::default();
+    populate(&store, 3);
+    work(&store, &mut promises).unwrap();
+    let before = store.events(APP, 0, 100_000).unwrap();
+    let epoch = store.epoch();
+    let after = files.cut_power();
+    drop(store);
+    let store = open(&after).unwrap();
+    assert_eq!(store.events(APP, 0, 100_000).unwrap(), before);
+    assert_eq!(store.epoch(), epoch);
+    assert_eq!(store.watch_events().latest(), before.next);
+}
+
+#[test]
+fn a_killed_process_loses_nothing_even_with_sync_relaxed() {
+    let files = FaultyFiles::new(3);
+    let relaxed = EmbeddedConfig { sync: SyncMode::Relaxed, ..small(DIR) };
+    let store = EmbeddedStore::open(relaxed.clone(), Arc::new(files.clone())).unwrap();
+    let mut promises = Promises::default();
+    populate(&store, 3);
+    work(&store, &mut promises).unwrap();
+    let after = files.kill();
+    drop(store);
+    let store = EmbeddedStore::open(relaxed, Arc::new(after)).unwrap();
+    promises.assert_kept(&store, 3);
+}
+
+#[test]
+fn a_relaxed_store_that_lost_its_end_says_that_positions_are_new() {
+    for seed in 0..20 {
+        let files = FaultyFiles::new(seed);
+        let relaxed = EmbeddedConfig { sync: SyncMode::Relaxed, ..small(DIR) };
+        let store = EmbeddedStore::open(relaxed.clone(), Arc::new(files.clone())).unwrap();
+        let mut promises = Promises::default();
+        populate(&store, 3);
+        work(&store, &mut promises).unwrap();
+        let epoch = store.epoch();
+        let after = files.cut_power();
+        drop(store);
+        let store = EmbeddedStore::open(relaxed, Arc::new(after)).unwrap();
+        assert_ne!(store.epoch(), epoch);
+        assert_balanced(&store);
+        let events = store.events(APP, 0, 100_000).unwrap();
+        assert!(events.events.windows(2).all(|pair| pair[0].position + 1 == pair[1].position));
+    }
+}
+
+#[test]
+fn a_content_cannot_pose_as_a_record() {
+    // A sender who could write a head of ours into a message would have it executed after a torn write.
+    let files = FaultyFiles::new(1);
+    let store = open(&files).unwrap();
+    populate(&store, 1);
+    run_one(&store, accept(1, &[0]));
+    let (path, _) =
+        files.paths().into_iter().find(|(p, _)| p.to_string_lossy().contains("journal-")).unwrap();
+    let stolen = files.bytes(&path).unwrap();
+    let mut forged = message(2, &[0]);
+    forged.content = Some(Arc::new(postrider_core::model::Content {
+        topic: None,
+        payload: stolen.into(),
+        properties: None,
+    }));
+    // Another store, whose salt the sender does not know.
+    let other = FaultyFiles::new(99);
+    let victim = open(&other).unwrap();
+    populate(&victim, 1);
+    run_one(&victim, postrider_core::command::Command::Accept(Box::new(forged)));
+    run_one(&victim, accept(3, &[0]));
+    let (path, _) =
+        other.paths().into_iter().find(|(p, _)| p.to_string_lossy().contains("journal-")).unwrap();
+    let bytes = other.bytes(&path).unwrap();
+    let victim_after = other.kill();
+    drop(victim);
+    // Damage every head in turn: reading goes on at true records only.
+    for at in (48..bytes.len()).step_by(7) {
+        let fork = victim_after.fork();
+        fork.flip_bit(&path, at as u64, 1);
+        let store = open(&fork).unwrap();
+        assert!(store.message(APP, id(1)).is_none(), "byte {at}");
+    }
+}
+
+#[test]
+fn a_folder_is_used_by_one_process_only() {
+    let files = FaultyFiles::new(1);
+    let store = open(&files).unwrap();
+    let refused = open(&files).map(|_| ()).unwrap_err().to_string();
+    assert!(refused.contains("in use by another process"), "{refused}");
+    drop(store);
+    open(&files).unwrap();
+}
+
+#[test]
+fn on_a_real_disk_a_store_is_private_locked_and_survives_a_restart() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("data");
+    let files = Arc::new(postrider_store::OsFiles);
+    let config = EmbeddedConfig { reserve_bytes: 4096, ..small(&path) };
+    let store = EmbeddedStore::open(config.clone(), files.clone()).unwrap();
+    assert!(EmbeddedStore::open(config.clone(), files.clone()).is_err());
+    let mut promises = Promises::default();
+    populate(&store, 3);
+    work(&store, &mut promises).unwrap();
+    store.close();
+    drop(store);
+    for entry in std::fs::read_dir(&path).unwrap() {
+        let mode = entry.as_ref().unwrap().metadata().unwrap().permissions().mode();
+        assert_eq!(mode & 0o077, 0, "{entry:?}");
+    }
+    let report = check(Path::new(&path), files.clone()).unwrap();
+    assert!(report.is_good() && report.clean, "{report:?}");
+    let store = EmbeddedStore::open(config.clone(), files.clone()).unwrap();
+    promises.assert_kept(&store, 3);
+    drop(store);
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let refused = EmbeddedStore::open(config, files).map(|_| ()).unwrap_err().to_string();
+    assert!(refused.contains("chmod 700"), "{refused}");
+}
+
+#[test]
+fn a_newer_format_is_refused() {
+    let files = FaultyFiles::new(1);
+    drop(open(&files).unwrap());
+    // What a later version would write: another version, and a checksum that is right.
+    let store = data("STORE");
+    let mut header = files.bytes(&store).unwrap();
+    header[8] = 200;
+    let crc = crc32c::crc32c(&header[..44]).to_le_bytes();
+    let had = files.bytes(&store).unwrap();
+    for (at, (new, old)) in header[..44].iter().chain(&crc).zip(&had).enumerate() {
+        for bit in 0..8 {
+            if (new ^ old) >> bit & 1 == 1 {
+                files.flip_bit(&store, at as u64, bit);
+            }
+        }
+    }
+    let refused = open(&files).map(|_| ()).unwrap_err().to_string();
+    assert!(refused.contains("format 200, newer"), "{refused}");
+}

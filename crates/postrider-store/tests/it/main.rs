@@ -1,0 +1,9 @@
+//! The store's promises: one contract for both stores, then what only a disk can do to one of them.
+
+mod checkpoint;
+mod contract;
+mod crash;
+mod faults;
+mod full;
+mod kit;
+mod rot;
