@@ -4,21 +4,20 @@
 //! does not read. Each connection notes its progress in a few atomics, and its own task looks at them once in a while:
 //! no timer is touched per request. Bodies have their own clock where they are read (`api/json.rs`).
 
+use crate::api::Api;
 use crate::api::auth::{Peer, network};
 use crate::api::error::{ApiError, Code};
-use crate::api::{Adopt, Api};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Extension, Request, State};
 use axum::http::{HeaderValue, StatusCode, Version, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
-use hyper::body::{Body as _, Frame, Incoming, SizeHint};
+use hyper::body::{Frame, Incoming, SizeHint};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::{self, upgrade};
 use postrider_proto::ws::{Handshake, HandshakeError};
 use std::collections::HashMap;
-use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::{Pin, pin};
@@ -31,6 +30,9 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tower::ServiceExt;
+
+/// Takes over a socket that became a WebSocket, with the bytes already read from it.
+pub type Adopt = Arc<dyn Fn(std::net::TcpStream, SocketAddr, Bytes) + Send + Sync>;
 
 /// Settings of a listener.
 #[derive(Clone, Debug)]
@@ -77,23 +79,22 @@ impl Default for HttpConfig {
 #[derive(Clone, Debug)]
 pub struct Stopping(pub watch::Receiver<bool>);
 
-/// Serves until `shutdown` resolves, then lets running requests end for a while. The caller's runtime drives it.
+/// Serves until `stop` holds true, then lets running requests end for a while. The caller's runtime drives it.
 pub async fn serve(
     listener: std::net::TcpListener,
     router: Router,
     config: HttpConfig,
-    shutdown: impl Future<Output = ()>,
+    mut stop: watch::Receiver<bool>,
 ) -> io::Result<()> {
     listener.set_nonblocking(true)?;
     let listener = tokio::net::TcpListener::from_std(listener)?;
-    let (stop, stopping) = watch::channel(false);
+    let stopping = stop.clone();
     let server = Arc::new(Server { builder: builder(&config), router, config, stopping });
     let seats = Arc::new(Seats::default());
     let mut connections = JoinSet::new();
-    let mut shutdown = pin!(shutdown);
     loop {
         tokio::select! {
-            () = &mut shutdown => break,
+            () = raised(&mut stop) => break,
             accepted = listener.accept() => match accepted {
                 Ok((stream, peer)) => match seats.take(peer.ip(), &server.config) {
                     Some(seat) => _ = connections.spawn(server.clone().converse(stream, peer, seat)),
@@ -109,12 +110,16 @@ pub async fn serve(
         }
     }
     drop(listener);
-    stop.send_replace(true);
     let drained = async { while connections.join_next().await.is_some() {} };
     if tokio::time::timeout(server.config.drain_max, drained).await.is_err() {
         tracing::info!(connections = connections.len(), "HTTP connections were cut off at the end");
     }
     Ok(())
+}
+
+/// Until the order to stop; also where nobody is left who could give it.
+async fn raised(stop: &mut watch::Receiver<bool>) {
+    _ = stop.wait_for(|stop| *stop).await;
 }
 
 fn report(ended: Result<(), tokio::task::JoinError>) {
@@ -198,7 +203,10 @@ impl Server {
         _ = stream.set_nodelay(true);
         let progress = Arc::new(Progress::new());
         let io = TokioIo::new(Watched { stream, progress: progress.clone() });
-        let service = hyper::service::service_fn(|request| self.respond(request, peer, &progress));
+        let service = hyper::service::service_fn({
+            let (server, progress) = (self.clone(), progress.clone());
+            move |request| server.clone().respond(request, peer, progress.clone())
+        });
         let mut conversation = pin!(self.builder.serve_connection_with_upgrades(io, service));
         let mut stopping = self.stopping.clone();
         let config = &self.config;
@@ -221,7 +229,7 @@ impl Server {
                     }
                     Verdict::Idle | Verdict::Stuck => break,
                 },
-                () = async { _ = stopping.wait_for(|stop| *stop).await }, if !leaving => {
+                () = raised(&mut stopping), if !leaving => {
                     leaving = true;
                     conversation.as_mut().graceful_shutdown();
                 }
@@ -231,12 +239,12 @@ impl Server {
     }
 
     async fn respond(
-        &self,
+        self: Arc<Self>,
         mut request: Request<Incoming>,
         peer: SocketAddr,
-        progress: &Arc<Progress>,
+        progress: Arc<Progress>,
     ) -> Result<Response<Guarded>, std::convert::Infallible> {
-        let underway = Underway::begin(progress);
+        let underway = Underway::begin(&progress);
         // Where a chunked body ends is what smuggled requests are made of (RFC 9112 §6.3): nothing follows it.
         let last = request.version() == Version::HTTP_11
             && request.headers().contains_key(header::TRANSFER_ENCODING);
@@ -277,7 +285,9 @@ fn check_head<B>(request: &Request<B>, config: &HttpConfig) -> Result<(), ApiErr
     }
     // An absolute target (RFC 9112 §3.2.2) must be for the host that the header names.
     match (uri.authority(), host) {
-        (Some(authority), Some(host)) if !host.as_bytes().eq_ignore_ascii_case(authority.as_str().as_bytes()) => {
+        (Some(authority), Some(host))
+            if !host.as_bytes().eq_ignore_ascii_case(authority.as_str().as_bytes()) =>
+        {
             Err(Code::InvalidHost.into())
         }
         _ => Ok(()),
@@ -333,8 +343,7 @@ impl Progress {
         if self.requests.load(Relaxed) > 0 {
             return Verdict::Fine;
         }
-        let first_is_late =
-            !self.had_request.load(Relaxed) && over(&self.idle_since, config.head_time_max);
+        let first_is_late = !self.had_request.load(Relaxed) && over(&self.idle_since, config.head_time_max);
         if first_is_late || over(&self.head_since, config.head_time_max) {
             return Verdict::Stuck;
         }
@@ -462,7 +471,6 @@ pub async fn upgrade_to_mqtt(
     peer: Option<Extension<Peer>>,
     mut request: Request,
 ) -> Result<Response, ApiError> {
-    let adopt = api.adopt.clone().ok_or(Code::NoSuchRoute)?;
     let peer = peer.ok_or(Code::InvalidUpgrade)?.0.0;
     let headers = request.headers().iter().map(|(name, value)| (name.as_str(), value.as_bytes()));
     let handshake = Handshake::of(request.method().as_str(), headers, &["mqtt"]).map_err(|e| match e {
@@ -470,13 +478,13 @@ pub async fn upgrade_to_mqtt(
         other => Code::InvalidUpgrade.because(format!("{other}.")),
     })?;
     // MQTT-6.0.0-3.
-    let subprotocol = handshake
-        .subprotocol
-        .ok_or_else(|| Code::InvalidUpgrade.at("Sec-WebSocket-Protocol", "The subprotocol `mqtt` is needed."))?;
+    let subprotocol = handshake.subprotocol.ok_or_else(|| {
+        Code::InvalidUpgrade.at("Sec-WebSocket-Protocol", "The subprotocol `mqtt` is needed.")
+    })?;
     check_origin(&request, &api.limits.origins)?;
     let upgrade = hyper::upgrade::on(&mut request);
     tokio::spawn(async move {
-        if let Err(error) = hand_over(upgrade, peer, adopt).await {
+        if let Err(error) = hand_over(upgrade, peer, api.adopt).await {
             tracing::debug!(%peer, %error, "a WebSocket was not handed over");
         }
     });

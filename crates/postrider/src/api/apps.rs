@@ -3,7 +3,8 @@
 use super::auth::ByAdmin;
 use super::error::{ApiError, Code};
 use super::json::{Body, Input, Path, Query};
-use super::{Api, Time, aside, ask, cursor, page_size, read_cursor, secret};
+use super::{Api, Time, aside, ask, cursor, page_size, read_cursor};
+use crate::platform::new_secret;
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -140,16 +141,13 @@ pub async fn list(
     let limit = page_size(&api, query.limit)?;
     let from = read_cursor("app-", query.cursor.as_deref())?.map_or(0, |n| n as usize);
     let all = api.engine.store.apps();
-    let next_cursor = (all.len() > from.saturating_add(limit)).then(|| cursor("app-", (from + limit) as u128));
+    let next_cursor =
+        (all.len() > from.saturating_add(limit)).then(|| cursor("app-", (from + limit) as u128));
     let apps = all.into_iter().skip(from).take(limit).map(App::from).collect();
     Ok(Json(AppPage { apps, next_cursor }))
 }
 
-pub async fn show(
-    _: ByAdmin,
-    State(api): State<Api>,
-    Path(id): Path<String>,
-) -> Result<Json<App>, ApiError> {
+pub async fn show(_: ByAdmin, State(api): State<Api>, Path(id): Path<String>) -> Result<Json<App>, ApiError> {
     app_view(&api, app_no(&api, &id)?).map(Json)
 }
 
@@ -214,7 +212,7 @@ pub async fn add_key(
     if api.engine.store.keys(Some(app)).len() >= KEYS_MAX {
         return Err(Code::InvalidField.at("/scope", format!("An app has at most {KEYS_MAX} keys.")));
     }
-    let text = format!("{KEY_PREFIX}{}", secret(&api.engine));
+    let text = new_secret(KEY_PREFIX, &*api.engine.chance);
     let key = StoredKey {
         id: format!("key-{:016x}", api.engine.chance.bits128() as u64),
         name: new.name,

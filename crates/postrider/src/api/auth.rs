@@ -95,7 +95,7 @@ impl Scope for Manages {
 }
 
 /// A key of this app.
-pub struct ByApp<S>(pub AppNo, PhantomData<S>);
+pub struct ByApp<S>(pub AppNo, pub PhantomData<S>);
 
 /// A key of an app, or one of its devices for itself.
 pub struct ByAppOrDevice<S> {

@@ -3,7 +3,8 @@
 use super::auth::{ByApp, ByAppOrDevice, Manages, Reads};
 use super::error::{ApiError, Code};
 use super::json::{Body, Input, Path, Query};
-use super::{Api, Time, ask, cursor, idempotency_key, page_size, read_cursor, secret};
+use super::{Api, Time, ask, cursor, idempotency_key, page_size, read_cursor};
+use crate::platform::new_secret;
 use axum::Json;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
@@ -83,7 +84,7 @@ pub async fn register(
     headers: HeaderMap,
     Body(request): Body<NewDeviceRequest>,
 ) -> Result<(StatusCode, Json<RegisteredDevice>), ApiError> {
-    let secret = secret(&api.engine);
+    let secret = new_secret("", &*api.engine.chance);
     let device = NewDevice {
         id: request.device_id,
         secret: secret.clone(),
@@ -205,8 +206,10 @@ pub struct DeviceChange {
     add_tags: Vec<String>,
     remove_tags: Vec<String>,
     /// Merged with the old ones; null takes one away.
+    #[schema(value_type = Object)]
     attributes: BTreeMap<String, Option<AttributeValue>>,
     /// Merged with the old ones; null takes one away.
+    #[schema(value_type = Object)]
     provider_tokens: BTreeMap<String, Option<String>>,
 }
 

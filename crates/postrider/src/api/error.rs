@@ -206,10 +206,7 @@ impl IntoResponse for ApiError {
             headers.insert(header::RETRY_AFTER, secs.into());
         }
         if self.code.status() == StatusCode::UNAUTHORIZED {
-            headers.insert(
-                header::WWW_AUTHENTICATE,
-                HeaderValue::from_static("Bearer realm=\"postrider\""),
-            );
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"postrider\""));
         }
         if self.code == Code::WebSocketVersion {
             headers.insert(header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));

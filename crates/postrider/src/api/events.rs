@@ -72,7 +72,9 @@ pub async fn read(
     let max = api.limits.poll_max;
     let wait = Duration::from_secs(query.wait.unwrap_or(0));
     if wait > max {
-        return Err(Code::InvalidParameter.at("wait", format!("`wait` is at most {} seconds.", max.as_secs())));
+        return Err(
+            Code::InvalidParameter.at("wait", format!("`wait` is at most {} seconds.", max.as_secs()))
+        );
     }
     let page = if wait.is_zero() {
         api.engine.store.events(app, after, limit)?

@@ -1,6 +1,6 @@
 //! The operations listener: alive, ready, measured. For operators and their machines; it has no secrets and takes no input.
 
-use super::Api;
+use crate::gateway::GatewayMetrics;
 use axum::Json;
 use axum::Router;
 use axum::extract::State;
@@ -66,6 +66,33 @@ impl ApiMetrics {
             [("method", method.to_owned()), ("route", route.clone()), ("status", status.as_str().to_owned())];
         self.requests.get_or_create(&labels).inc();
         self.durations.get_or_create(&[("route", route)]).observe(took.as_secs_f64());
+    }
+}
+
+fn register_gateway(gateway: &GatewayMetrics, registry: &mut Registry) {
+    for (name, help, counter) in [
+        ("gateway_connections_accepted", "Connections let in", &gateway.connections_accepted),
+        ("gateway_messages_in", "Messages that devices published", &gateway.messages_in),
+        ("gateway_messages_out", "Messages written to devices", &gateway.messages_out),
+        ("gateway_writes", "Writes to sockets", &gateway.writes),
+        ("gateway_panics", "Connections whose handling panicked", &gateway.panics),
+        ("gateway_slow_readers_closed", "Connections closed for not reading", &gateway.slow_readers_closed),
+        ("gateway_keepalive_timeouts", "Connections closed for silence", &gateway.keepalive_timeouts),
+    ] {
+        registry.register(name, help, counter.clone());
+    }
+    for (name, help, counter) in [
+        ("gateway_received", "Bytes read from devices", &gateway.bytes_in),
+        ("gateway_sent", "Bytes written to devices", &gateway.bytes_out),
+    ] {
+        registry.register_with_unit(name, help, Unit::Bytes, counter.clone());
+    }
+    for (name, help, family) in [
+        ("gateway_connections_closed", "Connections that ended, by kind", &gateway.connections_closed),
+        ("gateway_connections_refused", "Connections not let in, by limit", &gateway.connections_refused),
+        ("gateway_messages_dropped", "Live messages not taken, by reason", &gateway.messages_dropped),
+    ] {
+        registry.register(name, help, family.clone());
     }
 }
 
@@ -148,7 +175,11 @@ impl StoreCollector {
         }
         for (name, help, value) in [
             ("deliveries_open", "Deliveries that are open, counted anew", 0),
-            ("accounting_gap", "Deliveries created, less those that ended or are open: 0, or something is wrong", 1),
+            (
+                "accounting_gap",
+                "Deliveries created, less those that ended or are open: 0, or something is wrong",
+                1,
+            ),
         ] {
             let mut family =
                 encoder.encode_descriptor(name, help, None, ConstGauge::new(0i64).metric_type())?;
@@ -159,7 +190,8 @@ impl StoreCollector {
             }
         }
         let help = "Registered devices";
-        let mut family = encoder.encode_descriptor("devices", help, None, ConstGauge::new(0i64).metric_type())?;
+        let mut family =
+            encoder.encode_descriptor("devices", help, None, ConstGauge::new(0i64).metric_type())?;
         for app in &apps {
             ConstGauge::new(app.devices as i64).encode(family.encode_family(&[("app", &*app.id)])?)?;
         }
@@ -189,19 +221,37 @@ fn gauge(
     gauge.encode(encoder.encode_descriptor(name, help, unit, gauge.metric_type())?)
 }
 
+/// What the operations listener shows.
 #[derive(Clone)]
-struct Ops {
+pub struct Ops {
     engine: Engine,
     registry: Arc<Registry>,
 }
 
-/// The routes of the operations listener. The registry's prefix is to be `postrider`.
-pub fn ops_router(engine: Engine, registry: Arc<Registry>) -> Router {
+impl Ops {
+    /// `connections`: those of the gateways that are open, and of these the ones that have not signed in.
+    pub fn new(
+        engine: Engine,
+        api: ApiMetrics,
+        gateway: GatewayMetrics,
+        connections: impl Fn() -> (usize, usize) + Send + Sync + 'static,
+    ) -> Ops {
+        let mut registry = Registry::with_prefix("postrider");
+        api.register(&mut registry);
+        register_gateway(&gateway, &mut registry);
+        let connections = Box::new(connections);
+        registry.register_collector(Box::new(StoreCollector { engine: engine.clone(), connections }));
+        Ops { engine, registry: Arc::new(registry) }
+    }
+}
+
+/// The routes of the operations listener.
+pub fn router(ops: Ops) -> Router {
     Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics))
-        .with_state(Ops { engine, registry })
+        .with_state(ops)
 }
 
 /// Whether the server takes messages.
@@ -237,16 +287,5 @@ async fn metrics(State(ops): State<Ops>) -> Response {
             ([(header::CONTENT_TYPE, kind)], text).into_response()
         }
         _ => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
-    }
-}
-
-impl Api {
-    /// A registry with everything that the API and the store have to tell. Gateways add theirs.
-    pub fn registry(&self, connections: impl Fn() -> (usize, usize) + Send + Sync + 'static) -> Registry {
-        let mut registry = Registry::with_prefix("postrider");
-        self.metrics.register(&mut registry);
-        let collector = StoreCollector { engine: self.engine.clone(), connections: Box::new(connections) };
-        registry.register_collector(Box::new(collector));
-        registry
     }
 }

@@ -188,7 +188,9 @@ fn push_of(request: MessageRequest, key: Option<String>) -> Result<Push, ApiErro
 
 /// The notification as it goes out, without control characters (A35): it is shown by parsers that are not ours.
 fn shown(notification: Notification) -> Result<Map<String, Value>, ApiError> {
-    let Ok(Value::Object(map)) = serde_json::to_value(notification) else { return Err(Code::Internal.into()) };
+    let Ok(Value::Object(map)) = serde_json::to_value(notification) else {
+        return Err(Code::Internal.into());
+    };
     let actions = map.get("actions").and_then(Value::as_array).into_iter().flatten();
     let fields = map.iter().chain(actions.filter_map(Value::as_object).flatten());
     for (name, value) in fields {

@@ -15,7 +15,7 @@ mod messages;
 pub mod openapi;
 mod topics;
 
-use crate::http;
+use crate::http::{self, Adopt};
 use auth::Buckets;
 use axum::Router;
 use axum::extract::{MatchedPath, Request, State};
@@ -25,23 +25,19 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, delete, get, post, put};
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
-use bytes::Bytes;
 use error::{ApiError, Code};
-pub use health::{ApiMetrics, ops_router};
+pub use health::ApiMetrics;
 use postrider_core::Engine;
 use postrider_core::id::{AppNo, UnixMillis};
 use serde::{Serialize, Serializer};
 use std::future::Future;
-use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::net::IpAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, oneshot};
-
-/// Takes over a socket that became a WebSocket, with the bytes already read from it.
-pub type Adopt = Arc<dyn Fn(TcpStream, SocketAddr, Bytes) + Send + Sync>;
 
 /// What all handlers share. Cheap to clone.
 #[derive(Clone)]
@@ -53,23 +49,29 @@ pub struct Api {
     pub metrics: ApiMetrics,
     /// The app of devices that name none, as on the gateways.
     pub default_app: AppNo,
-    /// Where `GET /mqtt` hands its socket to; without it there is no such route.
-    pub adopt: Option<Adopt>,
+    /// Where `GET /mqtt` hands its socket to.
+    pub adopt: Adopt,
     failures: Arc<Buckets<IpAddr>>,
     pushes: Arc<Buckets<AppNo>>,
     polls: Arc<events::Polls>,
 }
 
 impl Api {
-    pub fn new(engine: Engine, default_app: AppNo, limits: ApiLimits, metrics: ApiMetrics) -> Api {
+    pub fn new(
+        engine: Engine,
+        default_app: AppNo,
+        events_changed: Arc<Notify>,
+        limits: ApiLimits,
+        adopt: Adopt,
+    ) -> Api {
         let second = 1_000_000;
         let every_push = second / limits.pushes_per_sec.clamp(1, second);
         Api {
             engine,
-            events_changed: Arc::default(),
-            metrics,
+            events_changed,
+            metrics: ApiMetrics::default(),
             default_app,
-            adopt: None,
+            adopt,
             failures: Arc::new(Buckets::new(
                 limits.auth_failures_burst,
                 limits.auth_failure_secs * second,
@@ -226,9 +228,7 @@ async fn contained<T>(work: impl Future<Output = T>) -> Option<T> {
 
 /// Awaits what the engine tells by a callback: `ask(|done| engine.accept(app, pushes, done)).await`.
 /// When the caller goes away meanwhile, the engine's work goes on.
-pub async fn ask<T: Send + 'static>(
-    start: impl FnOnce(Box<dyn FnOnce(T) + Send>),
-) -> Result<T, ApiError> {
+pub async fn ask<T: Send + 'static>(start: impl FnOnce(Box<dyn FnOnce(T) + Send>)) -> Result<T, ApiError> {
     let (tell, told) = oneshot::channel();
     start(Box::new(move |answer| _ = tell.send(answer)));
     told.await.map_err(|_| Code::Unavailable.retry_after(1))
@@ -239,21 +239,14 @@ async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> 
     tokio::task::spawn_blocking(work).await.map_err(|_| Code::Internal.into())
 }
 
-/// 256 bits of chance, as text.
-fn secret(engine: &Engine) -> String {
-    let mut bytes = [0; 32];
-    bytes[..16].copy_from_slice(&engine.chance.bits128().to_be_bytes());
-    bytes[16..].copy_from_slice(&engine.chance.bits128().to_be_bytes());
-    BASE64_URL_SAFE_NO_PAD.encode(bytes)
-}
-
 /// The caller's name for this request (P2, A33).
 fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, ApiError> {
     let mut values = headers.get_all("idempotency-key").iter();
     let Some(value) = values.next() else { return Ok(None) };
     let key = value.to_str().ok().filter(|_| values.next().is_none());
-    key.map(|key| Some(key.to_owned()))
-        .ok_or_else(|| Code::InvalidHeader.at("Idempotency-Key", "One Idempotency-Key, in visible ASCII letters."))
+    key.map(|key| Some(key.to_owned())).ok_or_else(|| {
+        Code::InvalidHeader.at("Idempotency-Key", "One Idempotency-Key, in visible ASCII letters.")
+    })
 }
 
 /// The size of a page.

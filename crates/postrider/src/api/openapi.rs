@@ -6,7 +6,7 @@
 use super::apps::*;
 use super::auth::Needs;
 use super::devices::*;
-use super::error::{Code, Problem};
+use super::error::Problem;
 use super::events::{Event, Events};
 use super::messages::*;
 use super::topics::*;
@@ -16,8 +16,8 @@ use axum::response::{IntoResponse, Response};
 use postrider_core::model::KeyScope;
 use serde_json::{Map, Value, json};
 use std::sync::LazyLock;
+use utoipa::OpenApi;
 use utoipa::openapi::{Ref, RefOr, Schema};
-use utoipa::{OpenApi, ToSchema};
 
 /// One call.
 struct Operation {
@@ -127,11 +127,54 @@ const OPERATIONS: &[Operation] = &[
 /// The shapes, out of the types themselves.
 #[derive(OpenApi)]
 #[openapi(components(schemas(
-    NewDeviceRequest, RegisteredDevice, Device, Subscription, Session, AttributeValue, DeviceChange, AliasRequest, DevicePage,
-    MessageRequest, Notification, Action, Durability, OnFull, AcceptedMessage, BatchRequest, BatchResults, BatchResult,
-    EstimateRequest, Estimate, DeviceVerdict, Message, ReasonCount, MessagePage, Delivery, messages::Moment, DeliveryPage,
-    Cancelled, ReceiptRequest, ReceiptStep, ReceiptTaken, Events, Event, PublishRequest, Published, Topic, RetainedMessage,
-    NewApp, App, Deliveries, AppPage, NewKey, AppKeyScope, Key, KeyList, AuditReport, apps::AppAudit, Problem
+    NewDeviceRequest,
+    RegisteredDevice,
+    Device,
+    Subscription,
+    Session,
+    AttributeValue,
+    DeviceChange,
+    AliasRequest,
+    DevicePage,
+    MessageRequest,
+    Notification,
+    Action,
+    Durability,
+    OnFull,
+    AcceptedMessage,
+    BatchRequest,
+    BatchResults,
+    BatchResult,
+    EstimateRequest,
+    Estimate,
+    DeviceVerdict,
+    Message,
+    ReasonCount,
+    MessagePage,
+    Delivery,
+    messages::Moment,
+    DeliveryPage,
+    Cancelled,
+    ReceiptRequest,
+    ReceiptStep,
+    ReceiptTaken,
+    Events,
+    Event,
+    PublishRequest,
+    Published,
+    Topic,
+    RetainedMessage,
+    NewApp,
+    App,
+    Deliveries,
+    AppPage,
+    NewKey,
+    AppKeyScope,
+    Key,
+    KeyList,
+    AuditReport,
+    apps::AppAudit,
+    Problem
 )))]
 struct Shapes;
 
@@ -142,7 +185,8 @@ pub fn audience() -> RefOr<Schema> {
 
 fn audience_shape() -> Value {
     let names = json!({ "type": "array", "items": { "type": "string" }, "minItems": 1 });
-    let clauses = json!({ "type": "array", "items": { "$ref": "#/components/schemas/Audience" }, "minItems": 1 });
+    let clauses =
+        json!({ "type": "array", "items": { "$ref": "#/components/schemas/Audience" }, "minItems": 1 });
     let clause = |name: &str, shape: Value, meaning: &str| {
         json!({
             "type": "object",
@@ -253,9 +297,8 @@ fn who(needs: Needs) -> (Value, String) {
 
 fn parameters(operation: &Operation) -> Vec<Value> {
     let names = operation.path.split('/').filter_map(|p| p.strip_prefix('{')?.strip_suffix('}'));
-    let in_path = names.map(|name| {
-        json!({ "name": name, "in": "path", "required": true, "schema": { "type": "string" } })
-    });
+    let in_path = names
+        .map(|name| json!({ "name": name, "in": "path", "required": true, "schema": { "type": "string" } }));
     let in_query = operation.query.iter().map(|(name, kind, meaning)| {
         json!({ "name": name, "in": "query", "description": meaning, "schema": { "type": kind } })
     });

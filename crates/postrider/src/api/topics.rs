@@ -80,12 +80,8 @@ pub async fn publish(
         ..ContentProperties::default()
     };
     let content = Content { topic: Some(topic.clone()), payload, properties: Some(Box::new(properties)) };
-    let publish = Publish {
-        content: Arc::new(content),
-        qos,
-        retain: request.retain,
-        expiry_secs: request.expiry_secs,
-    };
+    let publish =
+        Publish { content: Arc::new(content), qos, retain: request.retain, expiry_secs: request.expiry_secs };
     let mut refused = None;
     let answer = ask(|done| refused = api.engine.publish_from_app(app, publish, done).err()).await;
     match refused {
