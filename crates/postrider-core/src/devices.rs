@@ -161,7 +161,10 @@ fn check_attributes<'a>(
         name("attributes", Some(key), limits.name_bytes_max)?;
         match value {
             Attribute::Text(text) if text.len() > ATTRIBUTE_BYTES_MAX => {
-                return Err(invalid("attributes", format!("a value has at most {ATTRIBUTE_BYTES_MAX} bytes")));
+                return Err(invalid(
+                    "attributes",
+                    format!("a value has at most {ATTRIBUTE_BYTES_MAX} bytes"),
+                ));
             }
             Attribute::Number(number) if !number.is_finite() => {
                 return Err(invalid("attributes", "a number must be finite"));

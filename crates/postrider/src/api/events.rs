@@ -163,6 +163,11 @@ pub struct Polls(Mutex<HashMap<AppNo, usize>>);
 struct Poll(Arc<Polls>, AppNo);
 
 impl Polls {
+    #[cfg(test)]
+    pub fn waiting(&self) -> usize {
+        self.0.lock().unwrap().values().sum()
+    }
+
     fn enter(self: &Arc<Self>, app: AppNo, max: usize) -> Result<Poll, ApiError> {
         let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let count = waiting.entry(app).or_default();

@@ -21,13 +21,15 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+type Durations = Family<[(&'static str, String); 1], Histogram, fn() -> Histogram>;
+
 /// What operators see of the API.
 #[derive(Clone, Debug)]
 pub struct ApiMetrics {
     /// By `method`, `route`, `status`.
     pub requests: Family<[(&'static str, String); 3], Counter>,
     /// By `route`.
-    pub durations: Family<[(&'static str, String); 1], Histogram, fn() -> Histogram>,
+    pub durations: Durations,
     pub panics: Counter,
 }
 

@@ -88,6 +88,13 @@ impl Api {
     }
 }
 
+#[cfg(test)]
+impl Api {
+    fn polls_waiting(&self) -> usize {
+        self.polls.waiting()
+    }
+}
+
 /// Every maximum of the API; numbers in brackets are those of the reliability study. What a message may be is in core.
 #[derive(Clone, Debug)]
 pub struct ApiLimits {
