@@ -65,5 +65,5 @@ fuzz_target!(|data: &[u8]| {
             break;
         }
     }
-    let _ = connection.into_inflight();
+    let _ = connection.take_inflight();
 });

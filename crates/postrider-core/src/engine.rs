@@ -3,6 +3,7 @@
 use crate::access::Access;
 use crate::delivery::drain::Contents;
 use crate::delivery::expire::{Connects, Wills};
+use crate::delivery::publish::Retaining;
 use crate::hub::Hub;
 use crate::id::*;
 use crate::limits::Limits;
@@ -25,6 +26,7 @@ pub struct Inner {
     pub(crate) contents: Contents,
     pub(crate) wills: Wills,
     pub(crate) connects: Connects,
+    pub(crate) retaining: Retaining,
     pub(crate) last_sweep: Mutex<UnixMillis>,
 }
 
@@ -68,6 +70,7 @@ impl Engine {
             contents,
             wills: Wills::default(),
             connects: Connects::default(),
+            retaining: Retaining::default(),
             last_sweep: Mutex::default(),
         }));
         engine.restore_sessions();

@@ -22,8 +22,10 @@ impl Engine {
         }
         let concerned: Vec<Option<(AppNo, Concerned, Arc<Content>)>> =
             commands.iter().map(concerned).collect();
+        let retains: Vec<(AppNo, String)> = commands.iter().filter_map(retained_topic).collect();
         let engine = self.clone();
         let done: Done = Box::new(move |outcomes: Result<Vec<Outcome>, StoreError>| {
+            retains.iter().for_each(|(app, topic)| engine.retaining.end(*app, topic));
             if let Ok(outcomes) = &outcomes {
                 engine.wake_concerned(concerned, outcomes);
             }
@@ -110,6 +112,13 @@ impl Engine {
     /// Sessions subscribed to a topic.
     pub fn topic_subscribers(&self, app: AppNo, topic: &str) -> usize {
         self.hub().apps.get(&app).map_or(0, |a| a.topics.subscribers(topic).len())
+    }
+}
+
+fn retained_topic(command: &Command) -> Option<(AppNo, String)> {
+    match command {
+        Command::Retain { app, topic, .. } => Some((*app, topic.clone())),
+        _ => None,
     }
 }
 

@@ -10,7 +10,8 @@ use crate::id::*;
 use crate::model::*;
 use crate::port::*;
 use crate::topics::SessionNo;
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// A message on a topic.
 #[derive(Clone, Debug)]
@@ -213,12 +214,73 @@ impl Engine {
     }
 
     /// Retained messages for a new subscription of a session, through the same gate as everything else.
-    pub fn retained(&self, session: SessionNo, filter: &str) -> Vec<(Retained, Arc<Content>)> {
+    pub fn retained(&self, session: SessionNo, filter: &str) -> Vec<RetainedOut> {
         let Some((app, client)) = self.hub().get(session).map(|s| (s.app, s.client.clone())) else {
             return Vec::new();
         };
-        let found = self.store.retained(app, filter, self.limits.retained_sent_max, self.clock.now());
-        let allowed = found.into_iter().filter(|r| self.access.may_receive(&client, &r.topic));
-        allowed.filter_map(|r| Some((r.clone(), self.store.content(r.blob).ok()?))).collect()
+        let now = self.clock.now();
+        // Begun before the store is asked: what is committed in between is found in one place or the other.
+        let under_way = self.retaining.matching(app, filter);
+        let mut found: BTreeMap<String, (u8, UnixMillis, Arc<Content>)> = BTreeMap::new();
+        for stored in self.store.retained(app, filter, self.limits.retained_sent_max, now) {
+            if let Ok(content) = self.store.content(stored.blob) {
+                found.insert(stored.topic, (stored.qos, stored.expires_at, content));
+            }
+        }
+        for (topic, message) in under_way {
+            match message {
+                Some(RetainedMessage { qos, expires_at, content: Some(content) }) => {
+                    found.insert(topic, (qos, expires_at, content));
+                }
+                _ => _ = found.remove(&topic),
+            }
+        }
+        let allowed = found.into_iter().filter(|(topic, _)| self.access.may_receive(&client, topic));
+        allowed.map(|(_, (qos, expires_at, content))| RetainedOut { qos, expires_at, content }).collect()
+    }
+}
+
+/// A retained message for a new subscription.
+#[derive(Clone, Debug)]
+pub struct RetainedOut {
+    pub qos: u8,
+    pub expires_at: UnixMillis,
+    pub content: Arc<Content>,
+}
+
+/// Retained messages whose commit is under way. Who subscribes in that moment is behind the live copy and would be before
+/// the stored one: this is where it finds the message.
+#[derive(Default)]
+pub(crate) struct Retaining(Mutex<BTreeMap<(AppNo, String), UnderWay>>);
+
+struct UnderWay {
+    message: Option<RetainedMessage>,
+    commits: usize,
+}
+
+impl Retaining {
+    fn begin(&self, app: AppNo, topic: &str, message: Option<RetainedMessage>) {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let entry = all.entry((app, topic.to_owned())).or_insert(UnderWay { message: None, commits: 0 });
+        entry.message = message;
+        entry.commits += 1;
+    }
+
+    /// The commit came, or failed.
+    pub fn end(&self, app: AppNo, topic: &str) {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = (app, topic.to_owned());
+        if let Some(entry) = all.get_mut(&key) {
+            entry.commits -= 1;
+            if entry.commits == 0 {
+                all.remove(&key);
+            }
+        }
+    }
+
+    fn matching(&self, app: AppNo, filter: &str) -> Vec<(String, Option<RetainedMessage>)> {
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mine = all.iter().filter(|((a, topic), _)| *a == app && crate::topics::matches(filter, topic));
+        mine.map(|((_, topic), entry)| (topic.clone(), entry.message.clone())).collect()
     }
 }

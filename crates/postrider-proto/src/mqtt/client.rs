@@ -7,6 +7,7 @@
 mod config;
 
 use super::codec::{self, Header, Limits, ProtocolError, PublishFrame};
+use super::fanned::is_writable;
 use super::inflight::{Arrived, Inflight, Reserved, Settled};
 use super::packet::*;
 use crate::{Millis, Publish, Qos, RetainHandling, Subscription, Text};
@@ -181,7 +182,7 @@ impl ClientConnection {
         }
         let packet = PublishPacket { publish, ..PublishPacket::default() };
         let frame = PublishFrame::from_packet(&packet, self.config.level);
-        if frame.total_len() > self.server_packet_bytes_max {
+        if !is_writable(&packet.publish) || frame.total_len() > self.server_packet_bytes_max {
             return Err(ClientError::TooLarge);
         }
         if packet.publish.qos == Qos::AtMostOnce {

@@ -115,7 +115,7 @@ impl Fanned {
 }
 
 /// Every length-prefixed part fits its prefix, and the whole fits a remaining length with room for the peer's own parts.
-fn is_writable(publish: &Publish) -> bool {
+pub(super) fn is_writable(publish: &Publish) -> bool {
     const PART_MAX: usize = 65_535;
     const PAYLOAD_MAX: usize = 200 * 1024 * 1024;
     let properties_fit = publish.properties.as_ref().is_none_or(|properties| {

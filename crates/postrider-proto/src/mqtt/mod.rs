@@ -20,7 +20,9 @@
 //!   id may be 0, a user flag may stand without a user. The first byte of its CONNACK is 0 always.
 //! - *3.1.1* has no way to tell an error but CONNACK and SUBACK codes: what is wrong otherwise closes the connection,
 //!   and a publish that is not allowed is acknowledged and dropped (§3.3.5).
-//! - *5* answers with reason codes; after a DISCONNECT or a refusing CONNACK the close is gentle, so that it is read.
+//! - *5* answers with reason codes and never with reason strings or user properties of its own, so Request Problem
+//!   Information changes nothing; Response Information is not offered, so asking for it does not either.
+//!   After a DISCONNECT or a refusing CONNACK the close is gentle, so that it is read.
 
 mod client;
 pub mod codec;
@@ -32,7 +34,9 @@ pub mod property;
 mod server;
 pub mod topic;
 
-pub use client::{ClientConfig, ClientConnection, ClientError, ClientEvent, ClientOutput, ClientSession};
+pub use client::{
+    ClientConfig, ClientConnection, ClientError, ClientEvent, ClientOutput, ClientSession, Receipt,
+};
 pub use codec::{Limits, ProtocolError};
 pub use config::ServerConfig;
 pub use fanned::Fanned;

@@ -120,6 +120,8 @@ impl ServerConnection {
     /// without its answer is forgotten, and the peer's second sending of it is then a new one.
     pub fn take_inflight(&mut self) -> Option<Box<Inflight>> {
         let mut inflight = self.inflight.take()?;
+        // Should the connection go on all the same, it uses none of the ids that are kept.
+        self.next_id = inflight.next_id();
         inflight.detach();
         (!inflight.is_empty()).then_some(inflight)
     }

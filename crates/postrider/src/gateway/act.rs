@@ -80,6 +80,9 @@ impl Driver {
             conn.next_live = first_token;
         }
         let inflight = attached.saved.and_then(|saved| saved.downcast::<proto::mqtt::Inflight>().ok());
+        // After a restart the client may still hold ids that nobody here knows: begin somewhere else among them.
+        let somewhere = || proto::mqtt::Inflight::starting_at((first_token as u16).max(1));
+        let inflight = inflight.or_else(|| attached.present.then(somewhere));
         let differs = connect.level == 5 && attached.expiry_secs != connect.session_expiry_secs;
         Ok(proto::Accepted {
             session_present: attached.present,
@@ -155,6 +158,9 @@ impl Driver {
                     if routed.matched == 0 { PublishOutcome::NoSubscribers } else { PublishOutcome::Accepted };
                 if token != 0 && routed.durable {
                     self.replies.push((at, Reply::Protocol(proto::Reply::Publish { token, outcome })));
+                    if let Some(conn) = self.conn(slot) {
+                        conn.uncommitted += 1;
+                    }
                 }
                 self.fan_out(publish, &request, live);
                 if routed.durable {
@@ -197,6 +203,11 @@ impl Driver {
             }
             return;
         };
+        if token != 0
+            && let Some(conn) = self.conn(slot)
+        {
+            conn.uncommitted += 1;
+        }
         let mailbox = self.mailbox.clone();
         self.shared.engine.device_receipts(device, &receipts, Box::new(move |taken| {
             let outcome = if taken.is_ok() { PublishOutcome::Accepted } else { PublishOutcome::Unavailable };
@@ -269,7 +280,13 @@ impl Driver {
 
     pub(super) fn take_reply(&mut self, slot: u32, reply: Reply) {
         match reply {
-            Reply::Protocol(reply) => self.answer(slot, reply),
+            Reply::Protocol(reply) => {
+                let is_commit = matches!(reply, proto::Reply::Publish { .. });
+                self.answer(slot, reply);
+                if is_commit {
+                    self.settle(slot);
+                }
+            }
             Reply::Subscribed { token, outcomes } => {
                 let wanted = self.wanted.remove(&(self.reference(slot), token)).unwrap_or_default();
                 let granted = |w: &Wanted| matches!(outcomes.get(w.place), Some(SubscribeOutcome::Granted(_)));

@@ -26,6 +26,8 @@ pub struct Conn {
     pub position: Position,
     pub busy: Option<Box<Busy>>,
     pub next_live: u32,
+    /// Publishes of the peer whose commit is under way.
+    pub uncommitted: u16,
     pub phase: Phase,
     pub signed_in: bool,
     pub is_dirty: bool,
@@ -66,6 +68,8 @@ pub enum Phase {
     /// Write what is left, close our side, read until the peer closes its own.
     ClosingGently,
     Lingering,
+    /// The socket is done; the session is left when the last commit for it has come.
+    Settling,
 }
 
 /// Publishes a connection may send (limit L16): a bucket that refills with time.

@@ -39,6 +39,8 @@ const SCRATCH_BYTES: usize = 64 * 1024;
 const READS_PER_TURN: usize = 4;
 /// How long a peer may take to close after our farewell.
 pub(super) const LINGER_MS: Millis = 2_000;
+/// How long a connection whose socket is gone waits for the store.
+const SETTLE_MS: Millis = 10_000;
 
 pub(crate) struct Driver {
     shard: u16,
@@ -266,7 +268,7 @@ impl Driver {
         let mut scratch = std::mem::take(&mut self.scratch);
         let mut reads = 0;
         let end = loop {
-            let Some(conn) = self.conn(slot).filter(|c| !c.paused) else { break None };
+            let Some(conn) = self.conn(slot).filter(|c| !c.paused && c.phase != Phase::Settling) else { break None };
             if reads == READS_PER_TURN {
                 self.again.push(slot);
                 break None;
@@ -308,10 +310,12 @@ impl Driver {
     /// Takes in the answer to an event.
     pub(super) fn answer(&mut self, slot: u32, reply: postrider_proto::Reply) {
         let (mut output, now) = (std::mem::take(&mut self.output), self.now);
-        if let Some(conn) = self.conn(slot).filter(|c| c.is_open()) {
-            conn.protocol.as_mut().handle_reply(reply, now, &mut output);
+        let Some(conn) = self.conn(slot) else { return };
+        // Also after a close: the answer matters to the session.
+        conn.protocol.as_mut().handle_reply(reply, now, &mut output);
+        if conn.is_open() {
+            self.act_on(slot, output);
         }
-        self.act_on(slot, output);
     }
 
     pub(super) fn say_goodbye(&mut self, slot: u32, why: Goodbye) {
@@ -434,7 +438,9 @@ impl Driver {
     /// The session is told at once; the socket may still have bytes to write.
     fn leave_session(&mut self, slot: u32) {
         let at = self.reference(slot);
-        let Some(conn) = self.conn(slot) else { return };
+        // A QoS 2 publish whose commit is under way counts as received only once that is there: a client that comes back
+        // and sends it again must not be taken for sending a new one.
+        let Some(conn) = self.conn(slot).filter(|c| c.uncommitted == 0) else { return };
         let Some(session) = conn.session.take() else { return };
         let (orderly, expiry_secs) = (conn.orderly, conn.busy.as_ref().and_then(|b| b.goodbye_expiry_secs));
         let is_old = conn.protocol.mqtt().level() == Some(mqtt_proto::Level::V31);
@@ -454,11 +460,45 @@ impl Driver {
             self.shared.metrics.connections_closed.get_or_create(&label("kind", kind)).inc();
         }
         self.leave_session(slot);
+        if self.settles(slot) {
+            return;
+        }
         // The socket leaves the poll by being closed: nobody else holds it.
         let Some(conn) = self.conns.get_mut(slot as usize).and_then(Option::take) else { return };
         self.shared.admission.leave(conn.peer, signed_in);
         self.generations[slot as usize] = self.generations[slot as usize].wrapping_add(1);
         self.free.push(slot);
+    }
+
+    /// The session waits for its commits: the socket is shut, the connection goes when they have come.
+    fn settles(&mut self, slot: u32) -> bool {
+        let until = self.now + SETTLE_MS;
+        let Some(conn) = self.conn(slot).filter(|c| c.session.is_some()) else { return false };
+        if conn.phase == Phase::Settling {
+            // They did not come: the store is stuck, and the session is left as it is.
+            conn.uncommitted = 0;
+            self.leave_session(slot);
+            return false;
+        }
+        conn.phase = Phase::Settling;
+        conn.busy().deadline = Some(until);
+        _ = conn.transport.tcp().shutdown(std::net::Shutdown::Both);
+        self.rearm(slot);
+        true
+    }
+
+    /// A commit for a publish of this connection came.
+    pub(super) fn settle(&mut self, slot: u32) {
+        let Some(conn) = self.conn(slot) else { return };
+        conn.uncommitted = conn.uncommitted.saturating_sub(1);
+        if conn.uncommitted > 0 {
+            return;
+        }
+        match conn.phase {
+            Phase::Open => {}
+            Phase::Settling => self.close_now(slot, "settled"),
+            _ => self.leave_session(slot),
+        }
     }
 
     fn read_mail(&mut self) {
@@ -528,6 +568,7 @@ fn new_conn(transport: Transport, protocol: Protocol, generation: u32, peer: Soc
         position: Position::default(),
         busy: None,
         next_live: 0,
+        uncommitted: 0,
         phase: Phase::Open,
         signed_in: false,
         is_dirty: false,

@@ -114,12 +114,12 @@ impl Driver {
         let Some(session) = self.conn(slot).and_then(|c| c.session) else { return };
         let connection = self.reference(slot);
         let ids: Vec<u32> = wanted.id.into_iter().collect();
-        for (retained, content) in self.shared.engine.retained(session, &wanted.filter) {
+        for retained in self.shared.engine.retained(session, &wanted.filter) {
             let qos = retained.qos.min(wanted.qos);
             let target = LiveTarget { connection, qos, retain: true, subscription_ids: ids.clone() };
             let expires_at = (retained.expires_at != UnixMillis::MAX).then_some(retained.expires_at);
-            let mut fanned = Fanned::new(mqtt::publish_of(&content));
-            self.deliver_live(&mut fanned, &content, target, expires_at);
+            let mut fanned = Fanned::new(mqtt::publish_of(&retained.content));
+            self.deliver_live(&mut fanned, &retained.content, target, expires_at);
         }
     }
 

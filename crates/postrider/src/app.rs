@@ -1,0 +1,248 @@
+//! Builds the whole from its parts, and takes it apart in order: store → engine → gateways → HTTP, and back.
+
+use crate::bootstrap::{self, NewKeys};
+use crate::config::Config;
+use crate::gateway::listener::{self, Speaks};
+use crate::gateway::{Gateway, GatewayConfig, GatewayMetrics};
+use crate::platform::{OsChance, SteadyClock};
+use crate::{api, http, tls};
+use postrider_core::Engine;
+use postrider_core::id::AppNo;
+use postrider_core::port::{Chance, Clock, Store, StoreError};
+use postrider_store::{EmbeddedStore, OpenError, OsFiles};
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+/// The process ended because the disk failed: restart me, after looking at the disk (sysexits' EX_IOERR).
+pub const EXIT_STORE_FAILED: i32 = 74;
+
+/// How often time passes for the core.
+const TICK: Duration = Duration::from_millis(250);
+
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    #[error("the store could not be opened: {0}")]
+    Open(#[from] OpenError),
+    #[error("the store refused: {0}")]
+    Store(#[from] StoreError),
+    #[error("{what} {address} could not be opened: {why}")]
+    Listen { what: &'static str, address: SocketAddr, why: io::Error },
+    #[error("tls: {0}")]
+    Tls(String),
+    #[error("{0}")]
+    Config(String),
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+/// Where the server listens, once it does; printed as the machine-readable line of the design, §11.
+#[derive(Clone, Debug)]
+pub struct Listening {
+    pub http: SocketAddr,
+    pub ops: SocketAddr,
+    pub mqtt: SocketAddr,
+    pub mqtt_tls: Option<SocketAddr>,
+    /// Made at this start, and shown never again.
+    pub new_keys: NewKeys,
+}
+
+impl fmt::Display for Listening {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "listening http={} ops={} mqtt={}", self.http, self.ops, self.mqtt)?;
+        self.mqtt_tls.map_or(Ok(()), |tls| write!(f, " mqtt_tls={tls}"))
+    }
+}
+
+/// Runs until SIGTERM, SIGINT or `stop`. `ready` is called once everything listens.
+pub fn serve(
+    config: Config,
+    stop: Arc<tokio::sync::Notify>,
+    ready: impl FnOnce(&Listening) + Send,
+) -> Result<(), ServeError> {
+    let store = Arc::new(open_store(&config)?);
+    let clock: Arc<dyn Clock> = Arc::new(SteadyClock::starting_after(store.last_time()));
+    let chance: Arc<dyn Chance> = Arc::new(OsChance);
+    let (_, new_keys) = bootstrap::ensure(&*store, &*chance, clock.now(), &config.preset_keys())?;
+    let app = store
+        .app_by_id(&config.mqtt.app)
+        .ok_or_else(|| ServeError::Config(format!("mqtt.app: there is no app {:?}", config.mqtt.app)))?;
+    let as_port: Arc<dyn Store> = store.clone();
+    let engine = Engine::new(as_port, config.core_limits(), config.core_access(), clock, chance);
+    let metrics = GatewayMetrics::default();
+    let (gateway, mqtt, mqtt_tls) = start_gateway(&config, &engine, app, &metrics)?;
+    let gateway = Arc::new(gateway);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(config.http_workers())
+        .thread_name("http")
+        .enable_all()
+        .build()?;
+    let ticking = Ticker::start(engine.clone())?;
+    let served = runtime.block_on(async {
+        let web = Web::start(&config, &engine, &gateway, &metrics, &store)?;
+        ready(&Listening { http: web.http, ops: web.ops, mqtt, mqtt_tls, new_keys });
+        wait_for_stop(&stop).await;
+        tracing::info!("stopping");
+        web.stop().await;
+        Ok::<(), ServeError>(())
+    });
+    drop(runtime);
+    if let Ok(gateway) = Arc::try_unwrap(gateway) {
+        gateway.stop();
+    }
+    ticking.stop();
+    store.close();
+    tracing::info!("stopped");
+    served
+}
+
+fn open_store(config: &Config) -> Result<EmbeddedStore, ServeError> {
+    let mut settings = config.store_settings();
+    settings.on_fatal = Some(Arc::new(|why| {
+        tracing::error!(why, "the store failed; nothing more can be accepted, the process ends");
+        std::process::exit(EXIT_STORE_FAILED);
+    }));
+    if settings.sync == postrider_store::SyncMode::Relaxed {
+        tracing::warn!("store.sync is \"relaxed\": what was accepted in the last seconds may be lost with the power");
+    }
+    let store = EmbeddedStore::open(settings, Arc::new(OsFiles))?;
+    for problem in store.problems() {
+        tracing::error!(?problem, "damage was found in the store and put into quarantine");
+    }
+    let gaps = store.audit().apps.iter().filter(|(_, a)| a.gap() != 0).count();
+    if gaps > 0 {
+        tracing::error!(apps = gaps, "the books of deliveries do not balance; see `postrider store check`");
+    }
+    Ok(store)
+}
+
+/// Listeners first, so that a taken port is found before anything runs.
+fn start_gateway(
+    config: &Config,
+    engine: &Engine,
+    app: AppNo,
+    metrics: &GatewayMetrics,
+) -> Result<(Gateway, SocketAddr, Option<SocketAddr>), ServeError> {
+    let settings: GatewayConfig = config.gateway_settings(app);
+    let workers = settings.workers;
+    let bind = |what, address| {
+        listener::bind(address, workers).map_err(|why| ServeError::Listen { what, address, why })
+    };
+    let (mqtt, plain) = bind("listen.mqtt", config.listen.mqtt)?;
+    let mut by_worker: Vec<Vec<_>> = plain.into_iter().map(|l| vec![(l, Speaks::Mqtt)]).collect();
+    let mut mqtt_tls = None;
+    if let Some(address) = config.listen.mqtt_tls {
+        let (certificate, key) = config.tls.files().map_err(ServeError::Tls)?;
+        let server = tls::server_config(certificate, key).map_err(ServeError::Tls)?;
+        let (bound, listeners) = bind("listen.mqtt_tls", address)?;
+        mqtt_tls = Some(bound);
+        for (mine, listener) in by_worker.iter_mut().zip(listeners) {
+            mine.push((listener, Speaks::MqttTls(server.clone())));
+        }
+    }
+    let gateway = Gateway::start(engine.clone(), settings, metrics.clone(), by_worker)?;
+    Ok((gateway, mqtt, mqtt_tls))
+}
+
+/// The HTTP side: the API on one listener, operations on the other.
+struct Web {
+    http: SocketAddr,
+    ops: SocketAddr,
+    stop: Arc<tokio::sync::Notify>,
+    tasks: Vec<tokio::task::JoinHandle<()>>,
+}
+
+impl Web {
+    fn start(
+        config: &Config,
+        engine: &Engine,
+        gateway: &Arc<Gateway>,
+        metrics: &GatewayMetrics,
+        store: &Arc<EmbeddedStore>,
+    ) -> Result<Web, ServeError> {
+        let changed = Arc::new(tokio::sync::Notify::new());
+        let notify = changed.clone();
+        store.watch_events().on_new(move |_| notify.notify_waiters());
+        // A request that upgrades after the stop began finds nobody to take it: the socket just closes.
+        let adopter = Arc::downgrade(gateway);
+        let adopt: http::Adopt = Arc::new(move |stream, peer, first| {
+            let Some(gateway) = adopter.upgrade() else { return };
+            if let Err(error) = gateway.adopt(stream, peer, first) {
+                tracing::warn!(%error, "a WebSocket could not be handed to the gateway");
+            }
+        });
+        let api = api::Api::new(engine.clone(), changed, config.api_limits(), adopt);
+        let counts = Arc::downgrade(gateway);
+        let connections = move || counts.upgrade().map_or((0, 0), |g| g.counts());
+        let ops = api::health::Ops::new(engine.clone(), api.metrics.clone(), metrics.clone(), connections);
+        let stop = Arc::new(tokio::sync::Notify::new());
+        let settings = config.http_settings();
+        let mut tasks = Vec::new();
+        let mut bind = |what, address, router| {
+            let listener = std::net::TcpListener::bind(address);
+            let listener = listener.map_err(|why| ServeError::Listen { what, address, why })?;
+            let bound = listener.local_addr()?;
+            let (settings, stop) = (settings.clone(), stop.clone());
+            tasks.push(tokio::spawn(async move {
+                if let Err(error) = http::serve(listener, router, settings, stop).await {
+                    tracing::error!(%error, what, "a listener ended");
+                }
+            }));
+            Ok::<SocketAddr, ServeError>(bound)
+        };
+        let http = bind("listen.http", config.listen.http, api::router(api))?;
+        let ops = bind("listen.ops", config.listen.ops, api::health::router(ops))?;
+        Ok(Web { http, ops, stop, tasks })
+    }
+
+    async fn stop(self) {
+        self.stop.notify_waiters();
+        for task in self.tasks {
+            _ = tokio::time::timeout(Duration::from_secs(10), task).await;
+        }
+    }
+}
+
+async fn wait_for_stop(stop: &tokio::sync::Notify) {
+    let terminated = async {
+        match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
+            Ok(mut signal) => _ = signal.recv().await,
+            Err(_) => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        () = stop.notified() => {}
+        () = terminated => {}
+        _ = tokio::signal::ctrl_c() => {}
+    }
+}
+
+/// The core's time, on a thread of its own.
+struct Ticker {
+    stop: Arc<AtomicBool>,
+    thread: std::thread::JoinHandle<()>,
+}
+
+impl Ticker {
+    fn start(engine: Engine) -> io::Result<Ticker> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = stop.clone();
+        let run = move || {
+            while !stopped.load(Ordering::Relaxed) {
+                engine.tick();
+                std::thread::park_timeout(TICK);
+            }
+        };
+        let thread = std::thread::Builder::new().name("time".into()).spawn(run)?;
+        Ok(Ticker { stop, thread })
+    }
+
+    fn stop(self) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.thread().unpark();
+        _ = self.thread.join();
+    }
+}
