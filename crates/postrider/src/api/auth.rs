@@ -208,10 +208,14 @@ impl Credentials {
         if values.next().is_some() {
             return Err(ambiguous());
         }
-        let (scheme, rest) = value.to_str().ok().and_then(|v| v.split_once(' ')).ok_or_else(ambiguous)?;
+        let text = value.to_str().map_err(|_| ambiguous())?;
+        let (scheme, rest) = text.split_once(' ').unwrap_or((text, ""));
         let rest = rest.trim();
-        if rest.is_empty() || rest.contains([' ', ',']) {
+        if rest.contains([' ', ',']) {
             return Err(ambiguous());
+        }
+        if rest.is_empty() {
+            return Err(Code::MissingCredentials.into());
         }
         if scheme.eq_ignore_ascii_case("bearer") {
             return Ok(Credentials::Bearer(rest.to_owned()));

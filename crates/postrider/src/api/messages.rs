@@ -332,7 +332,7 @@ impl Input for EstimateRequest {}
 /// Whom a message would reach now.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct Estimate {
-    count: u64,
+    targeted: u64,
     connected: u64,
     by_platform: BTreeMap<&'static str, u64>,
     device: Option<DeviceVerdict>,
@@ -364,7 +364,7 @@ pub async fn estimate(
         e => e,
     })?;
     Ok(Json(Estimate {
-        count: estimate.count,
+        targeted: estimate.count,
         connected: estimate.connected,
         by_platform: estimate.by_platform.into_iter().map(|(p, n)| (p.name(), n)).collect(),
         device: estimate.verdict.map(DeviceVerdict::from),
@@ -387,7 +387,7 @@ pub struct Message {
     /// Devices that it was for.
     targeted: u64,
     /// Deliveries by the state they are in; their sum is `targeted`.
-    states: BTreeMap<&'static str, u64>,
+    counts: BTreeMap<&'static str, u64>,
     /// Deliveries that ever came to a step.
     reached: BTreeMap<&'static str, u64>,
     reasons: Vec<ReasonCount>,
@@ -403,9 +403,9 @@ pub struct ReasonCount {
 
 impl From<MessageView> for Message {
     fn from(view: MessageView) -> Message {
-        let counts = |of: [u64; Step::ALL.len()]| {
-            let named = Step::ALL.into_iter().map(|step| (step.name(), of[step as usize]));
-            named.filter(|(_, n)| *n > 0).collect()
+        let named = |of: [u64; Step::ALL.len()]| {
+            let all = Step::ALL.into_iter().map(|step| (step.name(), of[step as usize]));
+            all.filter(|(_, n)| *n > 0).collect()
         };
         let reasons = view.reasons.into_iter().map(|(step, reason, count)| ReasonCount {
             state: step.name(),
@@ -420,8 +420,8 @@ impl From<MessageView> for Message {
             priority: view.priority,
             collapse_key: view.collapse_key,
             targeted: view.targeted,
-            states: counts(view.now),
-            reached: counts(view.reached),
+            counts: named(view.now),
+            reached: named(view.reached),
             reasons: reasons.collect(),
         }
     }

@@ -259,7 +259,7 @@ fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, ApiError> {
 /// The size of a page.
 fn page_size(api: &Api, limit: Option<usize>) -> Result<usize, ApiError> {
     let max = api.limits.page_max;
-    match limit.unwrap_or(api.limits.page_default) {
+    match limit.unwrap_or(api.limits.page_default.min(max)) {
         n @ 1.. if n <= max => Ok(n),
         _ => Err(Code::InvalidParameter.at("limit", format!("`limit` is from 1 to {max}."))),
     }

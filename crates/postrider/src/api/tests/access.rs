@@ -1,6 +1,7 @@
 //! Who may call what: every route with every kind of credentials.
 
 use super::*;
+use crate::api::auth::Needs;
 use crate::api::routes;
 
 /// Whom a route serves, said here once more and independently of the code.
@@ -174,6 +175,23 @@ fn every_route_has_its_row() {
     assert_eq!(routes, rows);
 }
 
+#[test]
+fn the_document_says_whom_each_route_serves() {
+    for (route, serves, ..) in ROWS {
+        let needs = match serves {
+            Serves::Anybody => None,
+            Serves::Admin => Some(Needs::Admin),
+            Serves::Manage => Some(Needs::App(KeyScope::App)),
+            Serves::Send => Some(Needs::App(KeyScope::Send)),
+            Serves::Read => Some(Needs::App(KeyScope::Read)),
+            Serves::ManageOrSelf => Some(Needs::AppOrDevice(KeyScope::App)),
+            Serves::ReadOrSelf => Some(Needs::AppOrDevice(KeyScope::Read)),
+            Serves::Device => Some(Needs::Device),
+        };
+        assert_eq!(crate::api::openapi::said_needs(route), needs, "{route}");
+    }
+}
+
 #[tokio::test]
 async fn unknown_and_wrong_and_deleted_look_alike() {
     let world = World::new();
@@ -230,12 +248,12 @@ async fn credentials_are_given_once_and_in_the_header() {
     let header = |v: &str| ("authorization", v.to_owned());
     let good = || header("Bearer default-app-key");
     assert_eq!(probe(vec![good()], "").await.0, 200);
+    assert_eq!(probe(vec![header("Bearer")], "").await.0, 401);
     for (headers, query, expected) in [
         (vec![good(), good()], "", "ambiguous_credentials"),
         (vec![good(), header("Basic ZDE6eA==")], "", "ambiguous_credentials"),
         (vec![header("Bearer default-app-key, Basic ZDE6eA==")], "", "ambiguous_credentials"),
         (vec![header("Digest x")], "", "ambiguous_credentials"),
-        (vec![header("Bearer")], "", "ambiguous_credentials"),
         (vec![header("Basic !!!")], "", "ambiguous_credentials"),
         (vec![], "?access_token=default-app-key", "credentials_in_query"),
         (vec![good()], "?limit=1&api_key=x", "credentials_in_query"),
