@@ -148,6 +148,9 @@ impl Driver {
                     if event.is_writable() && self.conn(slot).is_some_and(|c| c.backlog() > 0 || c.transport.has_pending()) {
                         self.mark_dirty(slot);
                     }
+                    if let Some(conn) = self.conn(slot) {
+                        conn.is_ending |= event.is_read_closed() || event.is_error();
+                    }
                     if event.is_readable() || event.is_read_closed() || event.is_error() {
                         self.guarded(slot, |d| d.readable(slot));
                     }
@@ -280,7 +283,8 @@ impl Driver {
                         self.shared.metrics.bytes_in.inc_by(n as u64);
                         self.speak(slot, &scratch[..n]);
                     }
-                    if !more {
+                    // The peer's end may lie right behind its last bytes, and would raise no edge of its own.
+                    if !more && !self.conn(slot).is_some_and(|c| c.is_ending) {
                         break None;
                     }
                 }
@@ -573,6 +577,7 @@ fn new_conn(transport: Transport, protocol: Protocol, generation: u32, peer: Soc
         signed_in: false,
         is_dirty: false,
         is_draining: false,
+        is_ending: false,
         more: false,
         paused: false,
         orderly: false,

@@ -1,0 +1,218 @@
+//! From settings to what the parts of the server want: units and names change here, values do not.
+
+use super::values::Sync;
+use super::{Config, Tls};
+use crate::api::ApiLimits;
+use crate::bootstrap::PresetKeys;
+use crate::gateway::GatewayConfig;
+use crate::gateway::admission::AdmissionLimits;
+use crate::http::HttpConfig;
+use postrider_core::access::Access;
+use postrider_core::id::AppNo;
+use postrider_core::limits::Limits;
+use postrider_proto::{Qos, mqtt, ws};
+use postrider_store::{EmbeddedConfig, SyncMode};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+const DAY_SECS: u64 = 24 * 60 * 60;
+
+impl Config {
+    pub fn core_limits(&self) -> Limits {
+        let l = &self.limits;
+        Limits {
+            payload_bytes_max: l.payload_bytes_max,
+            recipients_max: l.recipients_max,
+            direct_max: l.direct_max,
+            inbox_max: l.inbox_max,
+            inbox_bytes_max: l.inbox_bytes_max,
+            broadcasts_max: l.broadcasts_max,
+            ttl_max: Duration::from_secs(l.ttl_max_secs),
+            ttl_default: Duration::from_secs(l.ttl_default_secs),
+            idempotency_key_bytes_max: l.idempotency_key_bytes_max,
+            idempotency_keep: Duration::from_secs(l.idempotency_keep_secs),
+            name_bytes_max: l.name_bytes_max,
+            tags_max: l.tags_max,
+            attributes_max: l.attributes_max,
+            audience_clauses_max: l.audience_clauses_max,
+            devices_max: l.devices_max,
+            subscriptions_max: l.subscriptions_max,
+            retained_max: l.retained_max,
+            retained_sent_max: l.retained_sent_max,
+            session_expiry_max_secs: l.session_expiry_max_secs,
+            idle_sessions_max: l.idle_sessions_max,
+            connects_per_minute_max: l.connects_per_minute_max,
+            wills_max: l.wills_max,
+            history_keep: Duration::from_secs(l.history_keep_secs),
+            history_max: l.history_max,
+            content_cache_bytes_max: l.content_cache_bytes_max,
+        }
+    }
+
+    pub fn core_access(&self) -> Access {
+        let a = self.access.clone();
+        Access {
+            publish: a.publish,
+            subscribe: a.subscribe,
+            subscribe_deny: a.subscribe_deny,
+            refusal_code: a.refusal_code,
+            retain: a.retain,
+            anonymous: a.anonymous,
+        }
+    }
+
+    pub fn mqtt_server(&self) -> mqtt::ServerConfig {
+        let m = &self.mqtt;
+        mqtt::ServerConfig {
+            packet_bytes_max_before_auth: m.packet_bytes_max_before_auth,
+            packet_bytes_max: m.packet_bytes_max,
+            connect_timeout_ms: m.connect_timeout_secs * 1_000,
+            client_id_is_strict: m.client_id_strict,
+            limits: mqtt::Limits {
+                client_id_bytes_max: m.client_id_bytes_max,
+                user_bytes_max: m.user_bytes_max,
+                password_bytes_max: m.password_bytes_max,
+                topic_bytes_max: m.topic_bytes_max,
+                topic_levels_max: m.topic_levels_max,
+                user_properties_max: m.user_properties_max,
+                user_property_bytes_max: m.user_property_bytes_max,
+                filters_max: m.filters_max,
+            },
+            topic_alias_maximum: m.topic_alias_max,
+            receive_maximum: m.receive_max,
+            awaiting_release_max: m.awaiting_release_max,
+            inflight_max: m.inflight_max,
+            server_keepalive_secs: (m.keepalive_max_secs > 0).then_some(m.keepalive_max_secs),
+            keepalive_zero_secs: m.keepalive_zero_secs,
+            retain_available: m.retain_available,
+            wildcard_available: m.wildcard_available,
+            shared_available: m.shared_available,
+            maximum_qos: Qos::from_u8(m.qos_max).unwrap_or_default(),
+            session_expiry_secs_max: self.limits.session_expiry_max_secs,
+            bad_acks_per_minute_max: m.bad_acks_per_minute_max,
+        }
+    }
+
+    /// MQTT packets come in WebSocket messages: those may be as large as these.
+    pub fn websocket(&self) -> ws::WsConfig {
+        let bytes = self.mqtt.packet_bytes_max.max(ws::WsConfig::default().message_bytes_max);
+        ws::WsConfig { frame_bytes_max: bytes, message_bytes_max: bytes, ..ws::WsConfig::default() }
+    }
+
+    /// `app`: the number of the app that `mqtt.app` names.
+    pub fn gateway_settings(&self, app: AppNo) -> GatewayConfig {
+        let g = &self.gateway;
+        GatewayConfig {
+            workers: threads(g.workers),
+            admission: AdmissionLimits {
+                connections_max: g.connections_max,
+                unauthenticated_max: g.unauthenticated_max,
+                unauthenticated_per_address_max: g.unauthenticated_per_address_max,
+                per_address_max: g.per_address_max,
+            },
+            mqtt: Arc::new(self.mqtt_server()),
+            websocket: Arc::new(self.websocket()),
+            app,
+            out_bytes_max: g.out_bytes_max,
+            waiting_max: g.waiting_max,
+            slow_reader_ms: g.slow_reader_secs * 1_000,
+            publishes_per_sec: g.publishes_per_sec,
+            publishes_burst: g.publishes_burst,
+        }
+    }
+
+    /// The embedded store. `on_fatal` is the caller's to set.
+    pub fn store_settings(&self) -> EmbeddedConfig {
+        let s = &self.store;
+        EmbeddedConfig {
+            sync: match s.sync {
+                Sync::Synced => SyncMode::Synced,
+                Sync::Relaxed => SyncMode::Relaxed,
+            },
+            group_commands_max: s.group_commands_max,
+            group_bytes_max: s.group_bytes_max,
+            queue_commands_max: s.queue_commands_max,
+            queue_bytes_max: s.queue_bytes_max,
+            segment_bytes: s.segment_bytes,
+            checkpoint_bytes: s.checkpoint_bytes,
+            checkpoint_every: Duration::from_secs(s.checkpoint_secs),
+            events_bytes_max: s.events_bytes_max,
+            events_age_max: Duration::from_secs(s.events_days * DAY_SECS),
+            min_free_bytes: s.min_free_bytes,
+            min_free_percent: s.min_free_percent,
+            reserve_bytes: s.reserve_bytes,
+            allow_open_to_others: s.allow_open_to_others,
+            ..EmbeddedConfig::new(self.data_dir())
+        }
+    }
+
+    pub fn data_dir(&self) -> PathBuf {
+        PathBuf::from(&self.store.dir)
+    }
+
+    pub fn api_limits(&self) -> ApiLimits {
+        let h = &self.http;
+        ApiLimits {
+            body_bytes_max: h.body_bytes_max,
+            batch_bytes_max: h.batch_bytes_max,
+            batch_max: h.batch_max,
+            body_time_max: Duration::from_secs(h.body_timeout_secs),
+            body_bytes_per_sec_min: h.body_bytes_per_sec_min,
+            auth_failures_burst: h.auth_failures_burst,
+            auth_failure_secs: h.auth_failure_secs,
+            pushes_per_sec: h.pushes_per_sec,
+            pushes_burst: h.pushes_burst,
+            page_max: h.page_max,
+            polls_max: h.polls_max,
+            poll_max: Duration::from_secs(h.poll_wait_max_secs),
+            origins: h.origins.clone(),
+            ..ApiLimits::default()
+        }
+    }
+
+    pub fn http_settings(&self) -> HttpConfig {
+        let h = &self.http;
+        HttpConfig {
+            head_time_max: Duration::from_secs(h.head_timeout_secs),
+            idle_max: Duration::from_secs(h.idle_secs),
+            write_stall_max: Duration::from_secs(h.slow_reader_secs),
+            head_bytes_max: h.head_bytes_max,
+            head_fields_max: h.head_fields_max,
+            uri_bytes_max: h.uri_bytes_max,
+            streams_max: h.streams_max,
+            connections_max: h.connections_max,
+            connections_per_address_max: h.connections_per_address_max,
+            drain_max: Duration::from_secs(h.stop_secs),
+            ..HttpConfig::default()
+        }
+    }
+
+    /// Threads that serve HTTP requests.
+    pub fn http_workers(&self) -> usize {
+        threads(self.http.workers)
+    }
+
+    /// Keys given by the environment.
+    pub fn preset_keys(&self) -> PresetKeys {
+        self.keys.clone()
+    }
+}
+
+impl Tls {
+    /// Certificate and key.
+    pub fn files(&self) -> Result<(&Path, &Path), String> {
+        if self.certificate.is_empty() || self.key.is_empty() {
+            return Err("`tls.certificate` and `tls.key` are not set".into());
+        }
+        Ok((Path::new(&self.certificate), Path::new(&self.key)))
+    }
+}
+
+/// 0 means one for each core.
+fn threads(set: usize) -> usize {
+    match set {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        set => set,
+    }
+}

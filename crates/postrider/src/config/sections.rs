@@ -1,0 +1,365 @@
+//! Every setting, once: its type, its default, and the sentence that explains it. The structs, the example file and
+//! `docs/config.md` all come from here, so a setting without an explanation does not compile.
+
+use super::values::{LogFormat, Sync, address, address_or_off};
+use crate::api::ApiLimits;
+use crate::bootstrap::PresetKeys;
+use crate::gateway::admission::AdmissionLimits;
+use crate::http::HttpConfig;
+use postrider_core::access::Access as CoreAccess;
+use postrider_core::limits::Limits as CoreLimits;
+use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
+
+/// One key, for the docs. A line of its comment each.
+pub struct KeyDoc {
+    pub name: &'static str,
+    pub doc: &'static [&'static str],
+}
+
+/// One section, for the docs.
+pub struct SectionDoc {
+    pub name: &'static str,
+    pub doc: &'static [&'static str],
+    pub keys: &'static [KeyDoc],
+}
+
+/// Writes each section down as a struct with its defaults, and all of them as a table for the docs.
+macro_rules! settings {
+    ($(
+        $(#[doc = $story:literal])+
+        [$section:ident] $Type:ident {
+            $( $(#[doc = $doc:literal])+ $(#[serde($how:meta)])? $key:ident: $type:ty = $default:expr, )+
+        }
+    )+) => {
+        $(
+            $(#[doc = $story])+
+            #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+            #[serde(default, deny_unknown_fields)]
+            pub struct $Type {
+                $( $(#[doc = $doc])+ $(#[serde($how)])? pub $key: $type, )+
+            }
+
+            impl Default for $Type {
+                fn default() -> $Type {
+                    $Type { $( $key: $default, )+ }
+                }
+            }
+        )+
+
+        /// All settings of a server.
+        #[derive(Clone, Default, Serialize, Deserialize)]
+        #[serde(default, deny_unknown_fields)]
+        pub struct Config {
+            $( pub $section: $Type, )+
+            /// From the environment only: secrets do not belong into the file.
+            #[serde(skip)]
+            pub keys: PresetKeys,
+            /// What looked odd while loading, for the log.
+            #[serde(skip)]
+            pub warnings: Vec<String>,
+        }
+
+        /// The same, to be read by people.
+        pub const SECTIONS: &[SectionDoc] = &[$(
+            SectionDoc {
+                name: stringify!($section),
+                doc: &[$($story),+],
+                keys: &[$( KeyDoc { name: stringify!($key), doc: &[$($doc),+] }, )+],
+            },
+        )+];
+    };
+}
+
+const KIB: usize = 1024;
+const MIB: usize = 1024 * KIB;
+
+fn core() -> CoreLimits {
+    CoreLimits::default()
+}
+
+fn admission() -> AdmissionLimits {
+    AdmissionLimits::default()
+}
+
+fn api() -> ApiLimits {
+    ApiLimits::default()
+}
+
+fn http() -> HttpConfig {
+    HttpConfig::default()
+}
+
+fn local(port: u16) -> SocketAddr {
+    ([127, 0, 0, 1], port).into()
+}
+
+settings! {
+    /// Where the server listens. An address is IP:PORT; port 0 takes a free one. Everything is bound to this machine alone
+    /// until you say otherwise: `0.0.0.0:8080` is open to the network.
+    [listen] Listen {
+        /// HTTP: the API under `/v1`, and MQTT over WebSocket at `/mqtt`.
+        #[serde(with = "address")]
+        http: SocketAddr = local(8080),
+        /// Operations: `/healthz`, `/readyz`, `/metrics`. Not for the public.
+        #[serde(with = "address")]
+        ops: SocketAddr = local(9090),
+        /// MQTT without TLS.
+        #[serde(with = "address")]
+        mqtt: SocketAddr = local(1883),
+        /// MQTT with TLS, usually at port 8883; needs the section `[tls]`. `off`: not at all.
+        #[serde(with = "address_or_off")]
+        mqtt_tls: Option<SocketAddr> = None,
+    }
+
+    /// The certificate of the TLS listeners.
+    [tls] Tls {
+        /// A PEM file with the certificate and those that vouch for it, in that order.
+        certificate: String = String::new(),
+        /// A PEM file with the private key.
+        key: String = String::new(),
+    }
+
+    /// The embedded store: a folder of files.
+    [store] Store {
+        /// The data folder; also `--data DIR` and `POSTRIDER_DATA`. Made where it is missing.
+        dir: String = "postrider-data".into(),
+        /// When something counts as stored. `synced`: the disk said so, nothing accepted is lost whatever fails.
+        /// `relaxed`: the operating system has it, which survives the death of the process and not that of the machine.
+        sync: Sync = Sync::Synced,
+        /// Commands that share one sync of the disk, at most.
+        group_commands_max: usize = 4_000,
+        /// Bytes that share one sync of the disk, at most.
+        group_bytes_max: usize = 8 * MIB,
+        /// Commands that may wait to be written; beyond it requests are answered `overloaded`.
+        queue_commands_max: usize = 100_000,
+        /// Bytes that may wait to be written.
+        queue_bytes_max: usize = 64 * MIB,
+        /// Bytes at which a file of the journal is closed and the next begun.
+        segment_bytes: u64 = 64 * MIB as u64,
+        /// Bytes of journal after which a checkpoint is made. More: less writing; less: a faster start after a crash.
+        checkpoint_bytes: u64 = 64 * MIB as u64,
+        /// Seconds after which a checkpoint is made at the latest, so that deleted data leaves the disk.
+        checkpoint_secs: u64 = 6 * 3_600,
+        /// Days that the stream of events (receipts) is kept.
+        events_days: u64 = 30,
+        /// Bytes of the stream of events that are kept at most, whatever their age.
+        events_bytes_max: u64 = 1_024 * MIB as u64,
+        /// Below this many free bytes on the disk, new messages and devices are refused (P10).
+        min_free_bytes: u64 = 1_024 * MIB as u64,
+        /// Below this share of the disk free, in percent, too (P10).
+        min_free_percent: u8 = 10,
+        /// Bytes held back, so that acknowledgements still find room on a full disk (P10).
+        reserve_bytes: u64 = 64 * MIB as u64,
+        /// Accept a data folder that other users of the machine can look into.
+        allow_open_to_others: bool = false,
+    }
+
+    /// How much of everything. Numbers like L30 name the row of the limits table in the reliability study.
+    [limits] Limits {
+        /// Bytes of a message's payload (L10).
+        payload_bytes_max: usize = core().payload_bytes_max,
+        /// Devices that one message may name one by one; for more there are tags and topics (L26).
+        recipients_max: usize = core().recipients_max,
+        /// With more devices than this a message is stored once, as a broadcast, and not once for each device.
+        direct_max: usize = core().direct_max,
+        /// Undelivered messages that wait for one device; the oldest of the lowest priority is evicted then (L30).
+        inbox_max: u32 = core().inbox_max,
+        /// Bytes of undelivered messages that wait for one device (L30).
+        inbox_bytes_max: u32 = core().inbox_bytes_max,
+        /// Live broadcasts of an app.
+        broadcasts_max: usize = core().broadcasts_max,
+        /// Seconds that a message may live; longer wishes are lowered to it.
+        ttl_max_secs: u64 = core().ttl_max.as_secs(),
+        /// Seconds that a message lives when its sender names none.
+        ttl_default_secs: u64 = core().ttl_default.as_secs(),
+        /// Bytes of an `Idempotency-Key`.
+        idempotency_key_bytes_max: usize = core().idempotency_key_bytes_max,
+        /// Seconds that an `Idempotency-Key` is remembered at least (P2).
+        idempotency_keep_secs: u64 = core().idempotency_keep.as_secs(),
+        /// Bytes of a tag, an alias, a collapse key, the name of an attribute.
+        name_bytes_max: usize = core().name_bytes_max,
+        /// Tags of a device.
+        tags_max: usize = core().tags_max,
+        /// Attributes of a device.
+        attributes_max: usize = core().attributes_max,
+        /// Clauses of an audience expression, nested ones counted.
+        audience_clauses_max: usize = core().audience_clauses_max,
+        /// Devices of an app (L35).
+        devices_max: u64 = core().devices_max,
+        /// Subscriptions of a device (L13).
+        subscriptions_max: usize = core().subscriptions_max,
+        /// Retained messages of an app.
+        retained_max: usize = core().retained_max,
+        /// Retained messages sent to one new subscription.
+        retained_sent_max: usize = core().retained_sent_max,
+        /// Seconds that an MQTT session may outlive its connection; longer wishes are lowered to it (P9).
+        session_expiry_max_secs: u32 = core().session_expiry_max_secs,
+        /// Sessions without subscriptions that are kept in memory after their connection.
+        idle_sessions_max: usize = core().idle_sessions_max,
+        /// Connects of one device in a minute; 0: no limit (L33).
+        connects_per_minute_max: u32 = core().connects_per_minute_max,
+        /// Delayed wills that wait.
+        wills_max: usize = core().wills_max,
+        /// Seconds that the report of a message is kept after its end.
+        history_keep_secs: u64 = core().history_keep.as_secs(),
+        /// Reports kept of messages that ended.
+        history_max: u32 = core().history_max,
+        /// Bytes of recent contents kept in memory, for messages that go to many.
+        content_cache_bytes_max: usize = core().content_cache_bytes_max,
+    }
+
+    /// What devices may do on MQTT topics. Patterns are topic filters; `{device}` stands for the device's own id. Pushes
+    /// (`$push/inbox`) and receipts (`$push/receipts`) are always allowed.
+    [access] Access {
+        /// Topics that devices may publish to.
+        publish: Vec<String> = CoreAccess::default().publish,
+        /// Filters that devices may subscribe to.
+        subscribe: Vec<String> = CoreAccess::default().subscribe,
+        /// Filters refused although `subscribe` covers them.
+        subscribe_deny: Vec<String> = CoreAccess::default().subscribe_deny,
+        /// MQTT 5's reason code for a refused filter: 135 says "not authorized"; some old clients know 128 only.
+        refusal_code: u8 = CoreAccess::default().refusal_code,
+        /// Whether devices may leave retained messages on topics.
+        retain: bool = CoreAccess::default().retain,
+        /// Whether clients that are not registered may connect, without a password.
+        anonymous: bool = CoreAccess::default().anonymous,
+    }
+
+    /// The MQTT protocol.
+    [mqtt] Mqtt {
+        /// The app of clients that name none. Others sign in as `APP/DEVICE`.
+        app: String = crate::bootstrap::FIRST_APP.into(),
+        /// Seconds of the longest keep-alive. MQTT 5 clients that ask for more, or for none, are told this one; 0: as
+        /// they like (L15).
+        keepalive_max_secs: u16 = 1_200,
+        /// Seconds after which a silent client is cut that asked for no keep-alive; 0: never (L15).
+        keepalive_zero_secs: u32 = 3_600,
+        /// Seconds from the connection to its complete CONNECT (L2).
+        connect_timeout_secs: u64 = 5,
+        /// Bytes of a packet before the client has signed in (L9).
+        packet_bytes_max_before_auth: usize = 16 * KIB,
+        /// Bytes of a packet after that; MQTT 5 clients are told (L9).
+        packet_bytes_max: usize = 64 * KIB,
+        /// Refuse client identifiers with characters other than `A-Z a-z 0-9 . _ : @ / -` and the space.
+        client_id_strict: bool = true,
+        /// Bytes of a client identifier (L11).
+        client_id_bytes_max: usize = 128,
+        /// Bytes of a user name (L11).
+        user_bytes_max: usize = 128,
+        /// Bytes of a password (L11).
+        password_bytes_max: usize = 1_024,
+        /// Bytes of a topic (L12).
+        topic_bytes_max: usize = 512,
+        /// Levels of a topic (L12).
+        topic_levels_max: usize = 16,
+        /// User properties of a packet (L12).
+        user_properties_max: usize = 16,
+        /// Bytes of the user properties of a packet together (L12).
+        user_property_bytes_max: usize = 4 * KIB,
+        /// Filters of one SUBSCRIBE (L13).
+        filters_max: usize = 16,
+        /// Topic aliases, for each direction (L12).
+        topic_alias_max: u16 = 16,
+        /// QoS 1 and 2 messages that an MQTT 5 client may have on their way to us; it is told (L14).
+        receive_max: u16 = 32,
+        /// QoS 2 messages of an older client that wait for their release (L14).
+        awaiting_release_max: u16 = 32,
+        /// Messages on their way to a client that it has not acknowledged; more wait in the inbox (L14).
+        inflight_max: u16 = 32,
+        /// Whether retained messages are offered at all.
+        retain_available: bool = true,
+        /// Whether filters may have `+` and `#`.
+        wildcard_available: bool = true,
+        /// Whether `$share/GROUP/FILTER` is offered.
+        shared_available: bool = true,
+        /// The highest quality of service that clients may publish with: 0, 1 or 2.
+        qos_max: u8 = 2,
+        /// Acknowledgements of nothing in a minute, beyond which the connection ends (A18).
+        bad_acks_per_minute_max: u16 = 100,
+    }
+
+    /// The connections of devices, whatever they speak. 0 means: no limit.
+    [gateway] Gateway {
+        /// Threads that serve connections; 0: one for each processor core.
+        workers: usize = 0,
+        /// Connections in all; what the operating system allows comes first.
+        connections_max: usize = admission().connections_max,
+        /// Connections that have not signed in, in all (L4).
+        unauthenticated_max: usize = admission().unauthenticated_max,
+        /// Connections that have not signed in, of one address or IPv6 /64 network (L4).
+        unauthenticated_per_address_max: usize = admission().unauthenticated_per_address_max,
+        /// Connections of one address or IPv6 /64 network (L5).
+        per_address_max: usize = admission().per_address_max,
+        /// Bytes queued to one connection, beyond which messages at QoS 0 are dropped (P14).
+        out_bytes_max: usize = 64 * KIB,
+        /// Messages above QoS 0 without an inbox entry that wait for one connection's window.
+        waiting_max: usize = 1_000,
+        /// Seconds that a client may read nothing of what is sent to it, before it is cut (P14).
+        slow_reader_secs: u64 = 30,
+        /// Publishes of one connection in a second (L16).
+        publishes_per_sec: u32 = 10,
+        /// Publishes that may come at once all the same (L16).
+        publishes_burst: u32 = 50,
+    }
+
+    /// The HTTP API.
+    [http] Http {
+        /// Threads that serve requests; 0: one for each processor core.
+        workers: usize = 0,
+        /// Connections open at once (L5).
+        connections_max: usize = http().connections_max,
+        /// Connections open at once of one address or IPv6 /64 network (L5).
+        connections_per_address_max: usize = http().connections_per_address_max,
+        /// Bytes of a request's head (L24).
+        head_bytes_max: usize = http().head_bytes_max,
+        /// Fields of a request's head (L24).
+        head_fields_max: usize = http().head_fields_max,
+        /// Bytes of a request's path and query (L24).
+        uri_bytes_max: usize = http().uri_bytes_max,
+        /// Seconds in which the head has to be there (L25).
+        head_timeout_secs: u64 = http().head_time_max.as_secs(),
+        /// Seconds in which the body has to be there (L25).
+        body_timeout_secs: u64 = api().body_time_max.as_secs(),
+        /// Bytes of a body that have to come in a second, after the first few seconds (L25).
+        body_bytes_per_sec_min: usize = api().body_bytes_per_sec_min,
+        /// Seconds that an idle connection is kept (L25).
+        idle_secs: u64 = http().idle_max.as_secs(),
+        /// Seconds that a client may take nothing of an answer before it is cut (P14).
+        slow_reader_secs: u64 = http().write_stall_max.as_secs(),
+        /// Streams of one HTTP/2 connection at once (L28).
+        streams_max: u32 = http().streams_max,
+        /// Bytes of a request's body (L26).
+        body_bytes_max: usize = api().body_bytes_max,
+        /// Bytes of the body of a batch (L26).
+        batch_bytes_max: usize = api().batch_bytes_max,
+        /// Messages of a batch (L26).
+        batch_max: usize = api().batch_max,
+        /// Messages that an app may send in a second; 0: no limit (L35).
+        pushes_per_sec: u64 = api().pushes_per_sec,
+        /// Messages that an app may send at once all the same (L35).
+        pushes_burst: u64 = api().pushes_burst,
+        /// Wrong credentials of one address that are answered at once (L31).
+        auth_failures_burst: u64 = api().auth_failures_burst,
+        /// After them, one in so many seconds (L31).
+        auth_failure_secs: u64 = api().auth_failure_secs,
+        /// Entries of a page, at most.
+        page_max: usize = api().page_max,
+        /// Requests of one app that wait for events at once (L29).
+        polls_max: usize = api().polls_max,
+        /// Seconds that a request may wait for events (L29).
+        poll_wait_max_secs: u64 = api().poll_max.as_secs(),
+        /// Origins of web pages that may connect to `/mqtt`, such as `https://app.example`; `*` allows all.
+        origins: Vec<String> = api().origins,
+        /// Seconds that requests under way may still take when the server stops.
+        stop_secs: u64 = http().drain_max.as_secs(),
+    }
+
+    /// What the server tells of itself, on its standard error.
+    [log] Log {
+        /// `error`, `warn`, `info`, `debug` or `trace`; also by part, as in `info,postrider::gateway=debug`.
+        level: String = "info".into(),
+        /// `text` for people, `json` for machines.
+        format: LogFormat = LogFormat::Text,
+    }
+}

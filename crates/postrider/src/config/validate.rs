@@ -1,0 +1,164 @@
+//! What no single value can tell: settings that contradict each other, or that no server could run with.
+
+use super::sections::Config;
+
+impl Config {
+    /// Everything that is wrong, a sentence each.
+    pub fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        self.check_listeners(&mut problems);
+        self.check_access(&mut problems);
+        self.check_numbers(&mut problems);
+        if !self.log.level.split(',').all(is_log_directive) {
+            problems.push(format!(
+                "log.level: `{}`: write error, warn, info, debug, trace or off, or `part=level`, separated by commas",
+                self.log.level
+            ));
+        }
+        if self.store.dir.is_empty() {
+            problems.push("store.dir: must not be empty".into());
+        }
+        problems
+    }
+
+    fn check_listeners(&self, problems: &mut Vec<String>) {
+        let listen = &self.listen;
+        let all = [
+            ("listen.http", Some(listen.http)),
+            ("listen.ops", Some(listen.ops)),
+            ("listen.mqtt", Some(listen.mqtt)),
+            ("listen.mqtt_tls", listen.mqtt_tls),
+        ];
+        for (at, (name, address)) in all.iter().enumerate() {
+            let Some(address) = address.filter(|a| a.port() != 0) else { continue };
+            if let Some((other, _)) = all[..at].iter().find(|(_, other)| *other == Some(address)) {
+                problems.push(format!("{name}: {address} is taken by {other}"));
+            }
+        }
+        let tls = &self.tls;
+        if tls.certificate.is_empty() != tls.key.is_empty() {
+            problems.push("tls: `certificate` and `key` are set together or not at all".into());
+        }
+        if listen.mqtt_tls.is_some() && tls.certificate.is_empty() {
+            problems.push("listen.mqtt_tls: needs `tls.certificate` and `tls.key`".into());
+        }
+    }
+
+    fn check_access(&self, problems: &mut Vec<String>) {
+        let access = &self.access;
+        let lists = [
+            ("access.publish", &access.publish),
+            ("access.subscribe", &access.subscribe),
+            ("access.subscribe_deny", &access.subscribe_deny),
+        ];
+        for (name, patterns) in lists {
+            for pattern in patterns.iter().filter(|pattern| !is_filter(pattern)) {
+                problems.push(format!(
+                    "{name}: `{pattern}` is no topic filter: `#` stands alone at the end, `+` alone between slashes"
+                ));
+            }
+        }
+        if access.refusal_code < 0x80 {
+            problems.push(
+                "access.refusal_code: refusals are 128 and above; below it the filter would be granted"
+                    .into(),
+            );
+        }
+    }
+
+    fn check_numbers(&self, problems: &mut Vec<String>) {
+        let (limits, mqtt, http, store) = (&self.limits, &self.mqtt, &self.http, &self.store);
+        let positive = [
+            ("limits.payload_bytes_max", limits.payload_bytes_max),
+            ("limits.recipients_max", limits.recipients_max),
+            ("limits.inbox_max", limits.inbox_max as usize),
+            ("limits.name_bytes_max", limits.name_bytes_max),
+            ("mqtt.receive_max", usize::from(mqtt.receive_max)),
+            ("mqtt.inflight_max", usize::from(mqtt.inflight_max)),
+            ("mqtt.awaiting_release_max", usize::from(mqtt.awaiting_release_max)),
+            ("mqtt.connect_timeout_secs", mqtt.connect_timeout_secs as usize),
+            ("mqtt.filters_max", mqtt.filters_max),
+            ("gateway.out_bytes_max", self.gateway.out_bytes_max),
+            ("gateway.slow_reader_secs", self.gateway.slow_reader_secs as usize),
+            ("http.body_bytes_max", http.body_bytes_max),
+            ("http.batch_max", http.batch_max),
+            ("store.group_commands_max", store.group_commands_max),
+            ("store.group_bytes_max", store.group_bytes_max),
+            ("store.segment_bytes", store.segment_bytes as usize),
+        ];
+        problems.extend(
+            positive.iter().filter(|(_, n)| *n == 0).map(|(name, _)| format!("{name}: must be above 0")),
+        );
+        // Each pair: the first must not be above the second.
+        let ordered = [
+            ("limits.ttl_default_secs", limits.ttl_default_secs, "limits.ttl_max_secs", limits.ttl_max_secs),
+            (
+                "store.group_commands_max",
+                store.group_commands_max as u64,
+                "store.queue_commands_max",
+                store.queue_commands_max as u64,
+            ),
+            (
+                "store.group_bytes_max",
+                store.group_bytes_max as u64,
+                "store.queue_bytes_max",
+                store.queue_bytes_max as u64,
+            ),
+            (
+                "http.body_bytes_max",
+                http.body_bytes_max as u64,
+                "http.batch_bytes_max",
+                http.batch_bytes_max as u64,
+            ),
+            (
+                "limits.payload_bytes_max",
+                limits.payload_bytes_max as u64,
+                "http.body_bytes_max",
+                http.body_bytes_max as u64,
+            ),
+            (
+                "mqtt.packet_bytes_max_before_auth",
+                mqtt.packet_bytes_max_before_auth as u64,
+                "mqtt.packet_bytes_max",
+                mqtt.packet_bytes_max as u64,
+            ),
+        ];
+        for (low, value, high, bound) in ordered {
+            if value > bound {
+                problems.push(format!("{low}: {value} is above {high}, which is {bound}"));
+            }
+        }
+        if mqtt.qos_max > 2 {
+            problems.push(format!("mqtt.qos_max: {} is none of 0, 1, 2", mqtt.qos_max));
+        }
+        if self.gateway.workers > 1_024 {
+            problems.push(format!(
+                "gateway.workers: {} threads are more than any machine has use for",
+                self.gateway.workers
+            ));
+        }
+        if store.min_free_percent > 90 {
+            problems.push("store.min_free_percent: above 90 a disk is hardly ever free enough".into());
+        }
+    }
+}
+
+/// `info`, or `postrider::gateway=debug`. A filter would take `verbose` for the name of a part, and log nothing.
+fn is_log_directive(directive: &str) -> bool {
+    let level = directive.rsplit('=').next().unwrap_or_default().trim();
+    let known = ["error", "warn", "info", "debug", "trace", "off"];
+    known.iter().any(|name| name.eq_ignore_ascii_case(level))
+        && tracing_subscriber::EnvFilter::try_new(directive).is_ok()
+}
+
+/// MQTT 5 §4.7.1.
+fn is_filter(filter: &str) -> bool {
+    let levels: Vec<_> = filter.split('/').collect();
+    let last = levels.len() - 1;
+    let fits = |(at, level): (usize, &&str)| match *level {
+        "#" => at == last,
+        "+" => true,
+        level => !level.contains(['+', '#', '\0']),
+    };
+    !filter.is_empty() && filter.len() <= 65_535 && levels.iter().enumerate().all(fits)
+}
