@@ -211,11 +211,8 @@ impl Credentials {
         let text = value.to_str().map_err(|_| ambiguous())?;
         let (scheme, rest) = text.split_once(' ').unwrap_or((text, ""));
         let rest = rest.trim();
-        if rest.contains([' ', ',']) {
+        if rest.is_empty() || rest.contains([' ', ',']) {
             return Err(ambiguous());
-        }
-        if rest.is_empty() {
-            return Err(Code::MissingCredentials.into());
         }
         if scheme.eq_ignore_ascii_case("bearer") {
             return Ok(Credentials::Bearer(rest.to_owned()));

@@ -94,7 +94,7 @@ refusals! {
     UriTooLong 414 "uri_too_long" "The request target is too long." "At most 8 KiB."
     UnsupportedMediaType 415 "unsupported_media_type" "The body must be JSON." "Send `Content-Type: application/json`."
     UnsupportedEncoding 415 "unsupported_encoding" "Compressed bodies are not accepted." "Send the body without `Content-Encoding`."
-    UnknownRecipient 404 "unknown_recipient" "The audience names devices one by one, and none of them exists."
+    UnknownRecipient 422 "unknown_recipient" "The audience names devices one by one, and none of them exists."
         "Check the ids and aliases; nothing was accepted."
     WebSocketVersion 426 "websocket_version" "Only version 13 of the WebSocket protocol is spoken." "Send `Sec-WebSocket-Version: 13`."
     HeadTooLarge 431 "head_too_large" "The request's headers are too large." "At most 64 fields and 16 KiB."

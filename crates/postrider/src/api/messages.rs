@@ -332,7 +332,7 @@ impl Input for EstimateRequest {}
 /// Whom a message would reach now.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct Estimate {
-    targeted: u64,
+    count: u64,
     connected: u64,
     by_platform: BTreeMap<&'static str, u64>,
     device: Option<DeviceVerdict>,
@@ -364,7 +364,7 @@ pub async fn estimate(
         e => e,
     })?;
     Ok(Json(Estimate {
-        targeted: estimate.count,
+        count: estimate.count,
         connected: estimate.connected,
         by_platform: estimate.by_platform.into_iter().map(|(p, n)| (p.name(), n)).collect(),
         device: estimate.verdict.map(DeviceVerdict::from),
@@ -387,7 +387,7 @@ pub struct Message {
     /// Devices that it was for.
     targeted: u64,
     /// Deliveries by the state they are in; their sum is `targeted`.
-    counts: BTreeMap<&'static str, u64>,
+    states: BTreeMap<&'static str, u64>,
     /// Deliveries that ever came to a step.
     reached: BTreeMap<&'static str, u64>,
     reasons: Vec<ReasonCount>,
@@ -420,7 +420,7 @@ impl From<MessageView> for Message {
             priority: view.priority,
             collapse_key: view.collapse_key,
             targeted: view.targeted,
-            counts: named(view.now),
+            states: named(view.now),
             reached: named(view.reached),
             reasons: reasons.collect(),
         }

@@ -148,7 +148,7 @@ async fn a_message_is_accepted_reported_and_traced_to_its_click() {
         );
     }
     let report = world.ok(200, &format!("GET /v1/messages/{id}"), Value::Null).await;
-    assert_eq!((&report["counts"], &report["targeted"]), (&json!({ "clicked": 1 }), &json!(1)));
+    assert_eq!((&report["states"], &report["targeted"]), (&json!({ "clicked": 1 }), &json!(1)));
     assert_eq!((&report["priority"], &report["collapse_key"]), (&json!("high"), &json!("c")));
     assert_eq!(report["expires_at"], "2023-11-14T22:14:20.000Z");
     let trace = world.ok(200, &format!("GET /v1/messages/{id}/deliveries/d1"), Value::Null).await;
@@ -212,7 +212,7 @@ async fn a_message_that_cannot_be_is_refused_with_its_field() {
             json!("/audience/and/0/tag"),
         ),
         (with("audience", json!({ "and": [] })), 400, "invalid_audience", json!("/audience")),
-        (with("audience", json!({ "device": "nobody" })), 404, "unknown_recipient", Value::Null),
+        (with("audience", json!({ "device": "nobody" })), 422, "unknown_recipient", Value::Null),
         (with("ttl_secs", json!(2_592_001)), 400, "invalid_field", json!("/ttl_secs")),
         (with("ttl_secs", json!(-1)), 400, "invalid_field", json!("/ttl_secs")),
         (with("collapse_key", json!("")), 400, "invalid_field", json!("/collapse_key")),
@@ -326,7 +326,7 @@ async fn an_estimate_counts_and_explains() {
     let ask = json!({ "audience": { "not": { "tag": "beta" } }, "device": "d2" });
     let estimate = world.ok(200, "POST /v1/messages/estimate", ask).await;
     let expected = json!({
-        "targeted": 1, "connected": 1, "by_platform": { "android": 1 },
+        "count": 1, "connected": 1, "by_platform": { "android": 1 },
         "device": { "included": false, "clause": "not.tag \"beta\"" },
     });
     assert_eq!(estimate, expected);
@@ -356,7 +356,7 @@ async fn messages_are_listed_newest_first_and_cancelled() {
     assert_eq!(world.ok(200, &line, Value::Null).await["cancelled"], 1);
     assert_eq!(world.ok(200, &line, Value::Null).await["cancelled"], 0);
     let report = world.ok(200, &format!("GET /v1/messages/{}", ids[0]), Value::Null).await;
-    assert_eq!(report["counts"], json!({ "cancelled": 1 }));
+    assert_eq!(report["states"], json!({ "cancelled": 1 }));
     assert_eq!(report["reasons"], json!([{ "state": "cancelled", "reason": "recalled", "count": 1 }]));
     assert!(report["cancelled_at"].is_string());
 }
