@@ -208,7 +208,8 @@ impl Credentials {
         if values.next().is_some() {
             return Err(ambiguous());
         }
-        let (scheme, rest) = value.to_str().ok().and_then(|v| v.split_once(' ')).ok_or_else(ambiguous)?;
+        let text = value.to_str().map_err(|_| ambiguous())?;
+        let (scheme, rest) = text.split_once(' ').unwrap_or((text, ""));
         let rest = rest.trim();
         if rest.is_empty() || rest.contains([' ', ',']) {
             return Err(ambiguous());

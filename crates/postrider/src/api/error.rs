@@ -19,6 +19,7 @@ macro_rules! refusals {
         pub enum Code { $($name),* }
 
         impl Code {
+            #[cfg(test)]
             pub const ALL: &'static [Code] = &[$(Code::$name),*];
 
             /// Code, status, sentence, remedy.
@@ -121,6 +122,7 @@ const RETRY_SECS: u64 = 1;
 const RETRY_STORAGE_SECS: u64 = 10;
 
 impl Code {
+    #[cfg(test)]
     pub fn name(self) -> &'static str {
         self.row().0
     }
@@ -286,6 +288,7 @@ impl From<PublishError> for ApiError {
 }
 
 /// `docs/errors.md`.
+#[cfg(test)]
 pub fn markdown() -> String {
     let mut text = String::from(
         "# Errors of the HTTP API\n\n\

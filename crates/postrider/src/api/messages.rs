@@ -403,9 +403,9 @@ pub struct ReasonCount {
 
 impl From<MessageView> for Message {
     fn from(view: MessageView) -> Message {
-        let counts = |of: [u64; Step::ALL.len()]| {
-            let named = Step::ALL.into_iter().map(|step| (step.name(), of[step as usize]));
-            named.filter(|(_, n)| *n > 0).collect()
+        let named = |of: [u64; Step::ALL.len()]| {
+            let all = Step::ALL.into_iter().map(|step| (step.name(), of[step as usize]));
+            all.filter(|(_, n)| *n > 0).collect()
         };
         let reasons = view.reasons.into_iter().map(|(step, reason, count)| ReasonCount {
             state: step.name(),
@@ -420,8 +420,8 @@ impl From<MessageView> for Message {
             priority: view.priority,
             collapse_key: view.collapse_key,
             targeted: view.targeted,
-            states: counts(view.now),
-            reached: counts(view.reached),
+            states: named(view.now),
+            reached: named(view.reached),
             reasons: reasons.collect(),
         }
     }

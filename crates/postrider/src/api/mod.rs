@@ -19,10 +19,11 @@ use crate::http::{self, Adopt};
 use auth::Buckets;
 use axum::Router;
 use axum::extract::{MatchedPath, Request, State};
+use axum::handler::Handler;
 use axum::http::{HeaderMap, HeaderValue, Method, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{MethodRouter, delete, get, post, put};
+use axum::routing::{MethodFilter, MethodRouter, on};
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use error::{ApiError, Code};
@@ -151,50 +152,60 @@ impl Default for ApiLimits {
 pub struct Route {
     pub method: Method,
     pub path: &'static str,
-    handler: MethodRouter<Api>,
+    handler: Box<dyn FnOnce(MethodFilter) -> MethodRouter<Api>>,
+}
+
+fn route<H, T>(method: Method, path: &'static str, handler: H) -> Route
+where
+    H: Handler<T, Api>,
+    T: 'static,
+{
+    Route { method, path, handler: Box::new(move |filter| on(filter, handler)) }
 }
 
 /// Every route there is.
 pub fn routes() -> Vec<Route> {
     use Method as M;
-    let table: Vec<(Method, &'static str, MethodRouter<Api>)> = vec![
-        (M::POST, "/v1/devices", post(devices::register)),
-        (M::GET, "/v1/devices", get(devices::list)),
-        (M::GET, "/v1/devices/{id}", get(devices::show)),
-        (M::PATCH, "/v1/devices/{id}", axum::routing::patch(devices::change)),
-        (M::DELETE, "/v1/devices/{id}", delete(devices::remove)),
-        (M::PUT, "/v1/devices/{id}/tags/{tag}", put(devices::add_tag)),
-        (M::DELETE, "/v1/devices/{id}/tags/{tag}", delete(devices::remove_tag)),
-        (M::PUT, "/v1/devices/{id}/alias", put(devices::set_alias)),
-        (M::DELETE, "/v1/devices/{id}/alias", delete(devices::remove_alias)),
-        (M::POST, "/v1/messages", post(messages::send)),
-        (M::GET, "/v1/messages", get(messages::list)),
-        (M::POST, "/v1/messages/batch", post(messages::send_batch)),
-        (M::POST, "/v1/messages/estimate", post(messages::estimate)),
-        (M::GET, "/v1/messages/{id}", get(messages::show)),
-        (M::DELETE, "/v1/messages/{id}", delete(messages::cancel)),
-        (M::GET, "/v1/messages/{id}/deliveries", get(messages::deliveries)),
-        (M::GET, "/v1/messages/{id}/deliveries/{device}", get(messages::delivery)),
-        (M::POST, "/v1/messages/{id}/receipts", post(messages::receipt)),
-        (M::GET, "/v1/events", get(events::read)),
-        (M::GET, "/v1/topics/{topic}", get(topics::show)),
-        (M::POST, "/v1/topics/{topic}/publish", post(topics::publish)),
-        (M::POST, "/v1/apps", post(apps::create)),
-        (M::GET, "/v1/apps", get(apps::list)),
-        (M::GET, "/v1/apps/{id}", get(apps::show)),
-        (M::POST, "/v1/apps/{id}/keys", post(apps::add_key)),
-        (M::GET, "/v1/apps/{id}/keys", get(apps::keys)),
-        (M::DELETE, "/v1/apps/{id}/keys/{key}", delete(apps::revoke_key)),
-        (M::POST, "/v1/admin/audit", post(apps::audit)),
-        (M::GET, "/openapi.json", get(openapi::serve)),
-        (M::GET, "/mqtt", get(http::upgrade_to_mqtt)),
-    ];
-    table.into_iter().map(|(method, path, handler)| Route { method, path, handler }).collect()
+    vec![
+        route(M::POST, "/v1/devices", devices::register),
+        route(M::GET, "/v1/devices", devices::list),
+        route(M::GET, "/v1/devices/{id}", devices::show),
+        route(M::PATCH, "/v1/devices/{id}", devices::change),
+        route(M::DELETE, "/v1/devices/{id}", devices::remove),
+        route(M::PUT, "/v1/devices/{id}/tags/{tag}", devices::add_tag),
+        route(M::DELETE, "/v1/devices/{id}/tags/{tag}", devices::remove_tag),
+        route(M::PUT, "/v1/devices/{id}/alias", devices::set_alias),
+        route(M::DELETE, "/v1/devices/{id}/alias", devices::remove_alias),
+        route(M::POST, "/v1/messages", messages::send),
+        route(M::GET, "/v1/messages", messages::list),
+        route(M::POST, "/v1/messages/batch", messages::send_batch),
+        route(M::POST, "/v1/messages/estimate", messages::estimate),
+        route(M::GET, "/v1/messages/{id}", messages::show),
+        route(M::DELETE, "/v1/messages/{id}", messages::cancel),
+        route(M::GET, "/v1/messages/{id}/deliveries", messages::deliveries),
+        route(M::GET, "/v1/messages/{id}/deliveries/{device}", messages::delivery),
+        route(M::POST, "/v1/messages/{id}/receipts", messages::receipt),
+        route(M::GET, "/v1/events", events::read),
+        route(M::GET, "/v1/topics/{topic}", topics::show),
+        route(M::POST, "/v1/topics/{topic}/publish", topics::publish),
+        route(M::POST, "/v1/apps", apps::create),
+        route(M::GET, "/v1/apps", apps::list),
+        route(M::GET, "/v1/apps/{id}", apps::show),
+        route(M::POST, "/v1/apps/{id}/keys", apps::add_key),
+        route(M::GET, "/v1/apps/{id}/keys", apps::keys),
+        route(M::DELETE, "/v1/apps/{id}/keys/{key}", apps::revoke_key),
+        route(M::POST, "/v1/admin/audit", apps::audit),
+        route(M::GET, "/openapi.json", openapi::serve),
+        route(M::GET, "/mqtt", http::upgrade_to_mqtt),
+    ]
 }
 
 /// All routes, ready to be served.
 pub fn router(api: Api) -> Router {
-    let routed = routes().into_iter().fold(Router::new(), |r, route| r.route(route.path, route.handler));
+    let routed = routes().into_iter().fold(Router::new(), |router, Route { method, path, handler }| {
+        let filter = MethodFilter::try_from(method).expect("the table has common methods only");
+        router.route(path, handler(filter))
+    });
     routed
         .method_not_allowed_fallback(|| async { ApiError::from(Code::MethodNotAllowed) })
         .fallback(|| async { ApiError::from(Code::NoSuchRoute) })
@@ -259,7 +270,7 @@ fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, ApiError> {
 /// The size of a page.
 fn page_size(api: &Api, limit: Option<usize>) -> Result<usize, ApiError> {
     let max = api.limits.page_max;
-    match limit.unwrap_or(api.limits.page_default) {
+    match limit.unwrap_or(api.limits.page_default.min(max)) {
         n @ 1.. if n <= max => Ok(n),
         _ => Err(Code::InvalidParameter.at("limit", format!("`limit` is from 1 to {max}."))),
     }

@@ -124,6 +124,13 @@ const OPERATIONS: &[Operation] = &[
     call(("get", "/mqtt"), "openMqtt", "MQTT over WebSocket; devices sign in by MQTT", None, (101, None)),
 ];
 
+/// Whom the document says that a route (`GET /v1/devices`) serves.
+#[cfg(test)]
+pub fn said_needs(route: &str) -> Option<Needs> {
+    let is = |o: &&Operation| format!("{} {}", o.method.to_uppercase(), o.path) == route;
+    OPERATIONS.iter().find(is).and_then(|o| o.needs)
+}
+
 /// The shapes, out of the types themselves.
 #[derive(OpenApi)]
 #[openapi(components(schemas(

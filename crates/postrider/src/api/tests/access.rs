@@ -1,6 +1,7 @@
 //! Who may call what: every route with every kind of credentials.
 
 use super::*;
+use crate::api::auth::Needs;
 use crate::api::routes;
 
 /// Whom a route serves, said here once more and independently of the code.
@@ -172,6 +173,23 @@ fn every_route_has_its_row() {
     routes.sort();
     rows.sort();
     assert_eq!(routes, rows);
+}
+
+#[test]
+fn the_document_says_whom_each_route_serves() {
+    for (route, serves, ..) in ROWS {
+        let needs = match serves {
+            Serves::Anybody => None,
+            Serves::Admin => Some(Needs::Admin),
+            Serves::Manage => Some(Needs::App(KeyScope::App)),
+            Serves::Send => Some(Needs::App(KeyScope::Send)),
+            Serves::Read => Some(Needs::App(KeyScope::Read)),
+            Serves::ManageOrSelf => Some(Needs::AppOrDevice(KeyScope::App)),
+            Serves::ReadOrSelf => Some(Needs::AppOrDevice(KeyScope::Read)),
+            Serves::Device => Some(Needs::Device),
+        };
+        assert_eq!(crate::api::openapi::said_needs(route), needs, "{route}");
+    }
 }
 
 #[tokio::test]
