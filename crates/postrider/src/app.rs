@@ -106,7 +106,9 @@ fn open_store(config: &Config) -> Result<EmbeddedStore, ServeError> {
         std::process::exit(EXIT_STORE_FAILED);
     }));
     if settings.sync == postrider_store::SyncMode::Relaxed {
-        tracing::warn!("store.sync is \"relaxed\": what was accepted in the last seconds may be lost with the power");
+        tracing::warn!(
+            "store.sync is \"relaxed\": what was accepted in the last seconds may be lost with the power"
+        );
     }
     let store = EmbeddedStore::open(settings, Arc::new(OsFiles))?;
     for problem in store.problems() {

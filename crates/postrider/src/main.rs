@@ -17,7 +17,9 @@ fn main() {
     sources.data = option("--data");
     let config = config::Config::load(&sources).expect("config");
     tracing_subscriber::fmt()
-        .with_env_filter(tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into()))
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into()),
+        )
         .with_writer(std::io::stderr)
         .init();
     app::serve(config, Default::default(), |l| println!("{l}")).unwrap();
