@@ -80,10 +80,12 @@ class Ledger:
             for sight in sights:
                 before = last.get(sight.intent)
                 last[sight.intent] = sight
-                copies[sight.intent] += 1
+                # Each attempt may have become a message, and each of those may come again in each life of the connection.
+                life = (sight.intent, sight.epoch, sight.connection)
+                copies[life] += 1
                 if before is None:
                     continue
-                if attempts_excuse and copies[sight.intent] <= self.intents[sight.intent]:
+                if attempts_excuse and copies[life] <= self.intents[sight.intent]:
                     continue
                 by_crash[sight.epoch] += 1
                 count += self.has_no_excuse(device, sight, before) or by_crash[sight.epoch] > self.window

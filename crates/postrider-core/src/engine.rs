@@ -4,6 +4,7 @@ use crate::access::Access;
 use crate::delivery::drain::Contents;
 use crate::delivery::expire::{Connects, Wills};
 use crate::delivery::publish::Retaining;
+use crate::delivery::receipt::Acking;
 use crate::hub::Hub;
 use crate::id::*;
 use crate::limits::Limits;
@@ -27,6 +28,7 @@ pub struct Inner {
     pub(crate) wills: Wills,
     pub(crate) connects: Connects,
     pub(crate) retaining: Retaining,
+    pub(crate) acking: Acking,
     pub(crate) last_sweep: Mutex<UnixMillis>,
 }
 
@@ -71,6 +73,7 @@ impl Engine {
             wills: Wills::default(),
             connects: Connects::default(),
             retaining: Retaining::default(),
+            acking: Acking::default(),
             last_sweep: Mutex::default(),
         }));
         engine.restore_sessions();

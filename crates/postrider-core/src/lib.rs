@@ -7,6 +7,7 @@ pub mod access;
 pub mod audience;
 pub mod command;
 pub mod delivery;
+pub mod devices;
 mod engine;
 pub mod hub;
 pub mod id;

@@ -47,6 +47,8 @@ pub struct FaultyFiles {
 struct Disk {
     names: BTreeMap<PathBuf, u64>,
     lasting_names: BTreeMap<PathBuf, u64>,
+    /// Changes of names since the last sync of their folder.
+    unsynced_names: Vec<NameChange>,
     dirs: BTreeSet<PathBuf>,
     inodes: HashMap<u64, Inode>,
     next_inode: u64,
@@ -73,6 +75,25 @@ enum Change {
     SetLen(usize),
 }
 
+/// One change of the folder, atomic as it is on any file system.
+struct NameChange {
+    gone: Option<PathBuf>,
+    come: Option<(PathBuf, u64)>,
+}
+
+impl NameChange {
+    fn apply(self, names: &mut BTreeMap<PathBuf, u64>) {
+        if let Some(path) = self.gone {
+            names.remove(&path);
+        }
+        names.extend(self.come);
+    }
+
+    fn dir(&self) -> Option<&Path> {
+        self.gone.as_ref().or(self.come.as_ref().map(|(path, _)| path))?.parent()
+    }
+}
+
 impl Change {
     fn apply(&self, to: &mut Vec<u8>) {
         match self {
@@ -96,6 +117,7 @@ impl FaultyFiles {
         let disk = Disk {
             names: BTreeMap::new(),
             lasting_names: BTreeMap::new(),
+            unsynced_names: Vec::new(),
             dirs: BTreeSet::new(),
             inodes: HashMap::new(),
             next_inode: 1,
@@ -170,8 +192,21 @@ impl FaultyFiles {
         disk.power_on += 1;
         disk.locked.clear();
         (disk.fail_at, disk.power_fails_at_sync) = (None, None);
-        disk.names = disk.lasting_names.clone();
         let mut random = disk.random;
+        let mode = next(&mut random) % 4;
+        for (i, change) in std::mem::take(&mut disk.unsynced_names).into_iter().enumerate() {
+            // None, all, those done by some moment, or any of them: a file system promises no order.
+            let through = match mode {
+                0 => false,
+                1 => true,
+                2 => i < 3,
+                _ => chance(&mut random, 2),
+            };
+            if through {
+                change.apply(&mut disk.lasting_names);
+            }
+        }
+        disk.names = disk.lasting_names.clone();
         let mut numbers: Vec<u64> = disk.inodes.keys().copied().collect();
         numbers.sort_unstable();
         for number in numbers {
@@ -288,12 +323,14 @@ impl Disk {
 
     /// A removed file loses its bytes when the removal is lasting, even for those who have it open: stricter than a
     /// real disk, so that a reader who relies on a file that may go is found out.
-    fn drop_unnamed(&mut self, number: u64) {
-        let named =
-            self.names.values().any(|n| *n == number) || self.lasting_names.values().any(|n| *n == number);
-        if !named {
-            self.inodes.remove(&number);
-        }
+    fn drop_unnamed(&mut self) {
+        let named: BTreeSet<u64> = self.names.values().chain(self.lasting_names.values()).copied().collect();
+        self.inodes.retain(|number, _| named.contains(number));
+    }
+
+    fn rename(&mut self, gone: Option<PathBuf>, come: Option<(PathBuf, u64)>) {
+        NameChange { gone: gone.clone(), come: come.clone() }.apply(&mut self.names);
+        self.unsynced_names.push(NameChange { gone, come });
     }
 }
 
@@ -393,7 +430,7 @@ impl Files for FaultyFiles {
         let inode = disk.next_inode;
         disk.next_inode += 1;
         disk.inodes.insert(inode, Inode::default());
-        disk.names.insert(path.to_path_buf(), inode);
+        disk.rename(None, Some((path.to_path_buf(), inode)));
         Ok(self.handle(inode, path))
     }
 
@@ -405,16 +442,18 @@ impl Files for FaultyFiles {
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         let mut disk = self.begin(|| format!("rename {} {}", short_name(from), short_name(to)))?;
-        let inode = disk.names.remove(from).ok_or_else(not_found)?;
-        if let Some(replaced) = disk.names.insert(to.to_path_buf(), inode) {
-            disk.drop_unnamed(replaced);
-        }
+        let inode = *disk.names.get(from).ok_or_else(not_found)?;
+        disk.rename(Some(from.to_path_buf()), Some((to.to_path_buf(), inode)));
         Ok(())
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
         let mut disk = self.begin(|| format!("remove {}", short_name(path)))?;
-        disk.names.remove(path).map(|_| ()).ok_or_else(not_found)
+        if !disk.names.contains_key(path) {
+            return Err(not_found());
+        }
+        disk.rename(Some(path.to_path_buf()), None);
+        Ok(())
     }
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
@@ -422,16 +461,14 @@ impl Files for FaultyFiles {
         if disk.sync_is_cut() {
             return Err(Fault::Io.error());
         }
-        let under = |path: &PathBuf| path.parent() == Some(dir);
-        let fresh: Vec<(PathBuf, u64)> =
-            disk.names.iter().filter(|(path, _)| under(path)).map(|(p, i)| (p.clone(), *i)).collect();
-        let gone: Vec<u64> =
-            disk.lasting_names.iter().filter(|(path, _)| under(path)).map(|(_, i)| *i).collect();
-        disk.lasting_names.retain(|path, _| !under(path));
-        disk.lasting_names.extend(fresh);
-        for inode in gone {
-            disk.drop_unnamed(inode);
+        for change in std::mem::take(&mut disk.unsynced_names) {
+            if change.dir() == Some(dir) {
+                change.apply(&mut disk.lasting_names);
+            } else {
+                disk.unsynced_names.push(change);
+            }
         }
+        disk.drop_unnamed();
         Ok(())
     }
 

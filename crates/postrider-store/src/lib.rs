@@ -26,7 +26,7 @@ mod memory;
 mod watch;
 
 pub use check::{CheckReport, FileReport, check};
-pub use embedded::config::{EmbeddedConfig, SyncMode};
+pub use embedded::config::{EmbeddedConfig, FatalHook, SyncMode};
 pub use embedded::{EmbeddedStore, OpenError, Problem};
 pub use files::{Files, OsFiles};
 pub use memory::MemoryStore;

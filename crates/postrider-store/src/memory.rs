@@ -132,8 +132,12 @@ impl MemoryStore {
 
     /// Tells all held batches and holds no more.
     pub fn release_all(&self) {
-        self.inner().holding = false;
-        self.release(usize::MAX.min(self.held()));
+        let held = {
+            let mut inner = self.inner();
+            inner.holding = false;
+            inner.held.len()
+        };
+        self.release(held);
     }
 
     /// To be told of new receipts.

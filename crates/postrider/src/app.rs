@@ -40,7 +40,7 @@ pub enum ServeError {
 }
 
 /// Where the server listens, once it does; printed as the machine-readable line of the design, §11.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Listening {
     pub http: SocketAddr,
     pub ops: SocketAddr,
@@ -82,7 +82,7 @@ pub fn serve(
         .build()?;
     let ticking = Ticker::start(engine.clone())?;
     let served = runtime.block_on(async {
-        let web = Web::start(&config, &engine, &gateway, &metrics, &store)?;
+        let web = Web::start(&config, &engine, app, (&gateway, &metrics), &store)?;
         ready(&Listening { http: web.http, ops: web.ops, mqtt, mqtt_tls, new_keys });
         wait_for_stop(&stop).await;
         tracing::info!("stopping");
@@ -106,7 +106,9 @@ fn open_store(config: &Config) -> Result<EmbeddedStore, ServeError> {
         std::process::exit(EXIT_STORE_FAILED);
     }));
     if settings.sync == postrider_store::SyncMode::Relaxed {
-        tracing::warn!("store.sync is \"relaxed\": what was accepted in the last seconds may be lost with the power");
+        tracing::warn!(
+            "store.sync is \"relaxed\": what was accepted in the last seconds may be lost with the power"
+        );
     }
     let store = EmbeddedStore::open(settings, Arc::new(OsFiles))?;
     for problem in store.problems() {
@@ -151,7 +153,7 @@ fn start_gateway(
 struct Web {
     http: SocketAddr,
     ops: SocketAddr,
-    stop: Arc<tokio::sync::Notify>,
+    stop: tokio::sync::watch::Sender<bool>,
     tasks: Vec<tokio::task::JoinHandle<()>>,
 }
 
@@ -159,8 +161,8 @@ impl Web {
     fn start(
         config: &Config,
         engine: &Engine,
-        gateway: &Arc<Gateway>,
-        metrics: &GatewayMetrics,
+        app: AppNo,
+        (gateway, metrics): (&Arc<Gateway>, &GatewayMetrics),
         store: &Arc<EmbeddedStore>,
     ) -> Result<Web, ServeError> {
         let changed = Arc::new(tokio::sync::Notify::new());
@@ -174,20 +176,20 @@ impl Web {
                 tracing::warn!(%error, "a WebSocket could not be handed to the gateway");
             }
         });
-        let api = api::Api::new(engine.clone(), changed, config.api_limits(), adopt);
+        let api = api::Api::new(engine.clone(), app, changed, config.api_limits(), adopt);
         let counts = Arc::downgrade(gateway);
         let connections = move || counts.upgrade().map_or((0, 0), |g| g.counts());
         let ops = api::health::Ops::new(engine.clone(), api.metrics.clone(), metrics.clone(), connections);
-        let stop = Arc::new(tokio::sync::Notify::new());
+        let (stop, stopping) = tokio::sync::watch::channel(false);
         let settings = config.http_settings();
         let mut tasks = Vec::new();
         let mut bind = |what, address, router| {
             let listener = std::net::TcpListener::bind(address);
             let listener = listener.map_err(|why| ServeError::Listen { what, address, why })?;
             let bound = listener.local_addr()?;
-            let (settings, stop) = (settings.clone(), stop.clone());
+            let (settings, stopping) = (settings.clone(), stopping.clone());
             tasks.push(tokio::spawn(async move {
-                if let Err(error) = http::serve(listener, router, settings, stop).await {
+                if let Err(error) = http::serve(listener, router, settings, stopping).await {
                     tracing::error!(%error, what, "a listener ended");
                 }
             }));
@@ -199,7 +201,7 @@ impl Web {
     }
 
     async fn stop(self) {
-        self.stop.notify_waiters();
+        _ = self.stop.send(true);
         for task in self.tasks {
             _ = tokio::time::timeout(Duration::from_secs(10), task).await;
         }

@@ -34,10 +34,15 @@ pub fn ensure(
 ) -> Result<(AppNo, NewKeys), StoreError> {
     let app = match store.app_by_id(FIRST_APP) {
         Some(app) => app,
-        None => match submit(store, Command::CreateApp { id: FIRST_APP.into(), name: "Default".into(), at: now })? {
-            Outcome::AppCreated(app) => app,
-            other => return Err(StoreError::Failed(format!("the first app could not be made: {other:?}"))),
-        },
+        None => {
+            match submit(store, Command::CreateApp { id: FIRST_APP.into(), name: "Default".into(), at: now })?
+            {
+                Outcome::AppCreated(app) => app,
+                other => {
+                    return Err(StoreError::Failed(format!("the first app could not be made: {other:?}")));
+                }
+            }
+        }
     };
     let made = NewKeys {
         app: ensure_key(store, chance, now, (Some(app), KeyScope::App, "prk_"), preset.app.as_deref())?,

@@ -19,7 +19,10 @@ impl SteadyClock {
         let wall = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as UnixMillis);
         if last > wall + JUMP_MS {
             let behind_secs = (last - wall) / 1000;
-            tracing::warn!(behind_secs, "the wall clock is behind the last stored time; time goes on from the stored one");
+            tracing::warn!(
+                behind_secs,
+                "the wall clock is behind the last stored time; time goes on from the stored one"
+            );
         }
         SteadyClock { start: wall.max(last), since: Instant::now() }
     }

@@ -33,6 +33,8 @@ impl Engine {
         let Some((at, client, push_qos)) = self.drainable(session) else { return Vec::new() };
         let now = self.clock.now();
         let mut outgoing = Vec::new();
+        // Asked for before the store is: an acknowledgement that is committed in between is found in one place or the other.
+        let acked = self.acking.of(at);
         while outgoing.len() < max {
             let wanted = max - outgoing.len();
             let page = self.store.pending(at, *position, wanted, now);
@@ -40,6 +42,9 @@ impl Engine {
             for pending in page {
                 let lane = if pending.urgent { &mut position.urgent } else { &mut position.normal };
                 *lane = (*lane).max(pending.seq);
+                if acked.contains(&pending.seq) {
+                    continue;
+                }
                 outgoing.extend(self.outgoing(at, &client, push_qos, pending, now));
             }
             if last {

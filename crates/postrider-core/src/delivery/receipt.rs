@@ -6,7 +6,9 @@ use crate::id::*;
 use crate::model::*;
 use crate::port::*;
 use crate::topics::SessionNo;
+use rustc_hash::FxHashMap;
 use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
 
 /// One acknowledgement, or another end, that a connection learned of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,8 +47,18 @@ impl Engine {
             });
         }
         drop(hub);
-        let commands = by_app.into_iter().map(|(app, steps)| Command::Progress { app, steps, now });
-        self.submit_quietly(commands.collect());
+        for (app, steps) in by_app {
+            let acked: Vec<(DeviceRef, Seq)> = steps.iter().filter_map(|s| named(app, s)).collect();
+            self.acking.begin(&acked);
+            let engine = self.clone();
+            let done: Done = Box::new(move |outcome| {
+                engine.acking.end(&acked);
+                if let Err(error) = outcome {
+                    tracing::warn!(%error, count = acked.len(), "acknowledgements were not stored: they are sent again");
+                }
+            });
+            self.store.submit(vec![Command::Progress { app, steps, now }], done);
+        }
     }
 
     /// Written to a connection.
@@ -92,5 +104,39 @@ impl Engine {
         let hub = self.hub();
         let s = hub.get(session)?;
         Some(DeviceRef { app: s.app, device: s.device? })
+    }
+}
+
+fn named(app: AppNo, step: &Progress) -> Option<(DeviceRef, Seq)> {
+    match step.which {
+        Which::Seq(seq) => Some((DeviceRef { app, device: step.device }, seq)),
+        Which::Id(_) => None,
+    }
+}
+
+/// Acknowledgements whose commit is under way: a connection that comes back in that moment must not get the message again.
+#[derive(Default)]
+pub(crate) struct Acking(Mutex<FxHashMap<DeviceRef, Vec<Seq>>>);
+
+impl Acking {
+    fn begin(&self, acked: &[(DeviceRef, Seq)]) {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        acked.iter().for_each(|(at, seq)| all.entry(*at).or_default().push(*seq));
+    }
+
+    fn end(&self, acked: &[(DeviceRef, Seq)]) {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        for (at, seq) in acked {
+            if let Some(seqs) = all.get_mut(at) {
+                seqs.retain(|s| s != seq);
+                if seqs.is_empty() {
+                    all.remove(at);
+                }
+            }
+        }
+    }
+
+    pub fn of(&self, at: DeviceRef) -> Vec<Seq> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&at).cloned().unwrap_or_default()
     }
 }

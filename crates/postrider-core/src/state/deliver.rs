@@ -42,7 +42,7 @@ impl State {
         app.counters.messages += 1;
         app.counters.created += targeted;
         self.ledger(new.app, effects).record(
-            event(&message, None, (Step::Queued, Reason::None), targeted, new.accepted_at),
+            event(&message, only(&direct), (Step::Queued, Reason::None), targeted, new.accepted_at),
             new.tracked,
         );
         if let Some(id) = message.id() {
@@ -370,6 +370,14 @@ impl State {
 
     fn ledger<'a>(&'a mut self, app: AppNo, effects: &'a mut Effects) -> Ledger<'a> {
         Ledger { events: &mut self.events, counters: &mut self.apps[app.0 as usize].counters, effects }
+    }
+}
+
+/// The device, where there is just one.
+fn only(targets: &[Target]) -> Option<DeviceNo> {
+    match targets {
+        [one] => Some(one.device),
+        _ => None,
     }
 }
 

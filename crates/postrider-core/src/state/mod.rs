@@ -46,7 +46,7 @@ pub struct State {
 
     // Indexes, made again by `rebuild`.
     #[serde(skip)]
-    by_id: FxHashMap<MessageId, Seq>,
+    by_id: BTreeMap<MessageId, Seq>,
     #[serde(skip)]
     expiries: BTreeMap<u64, Vec<Seq>>,
     #[serde(skip)]

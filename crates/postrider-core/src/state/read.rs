@@ -7,6 +7,7 @@ use crate::id::*;
 use crate::model::*;
 use crate::port::*;
 use std::collections::BTreeMap;
+use std::ops::Bound;
 
 impl State {
     /// See [`Store::sent`].
@@ -237,16 +238,10 @@ impl State {
     }
 
     pub fn messages(&self, app: AppNo, before: Option<MessageId>, max: usize) -> Vec<MessageView> {
-        let mut ids: Vec<MessageId> = self
-            .by_id
-            .iter()
-            .filter(|(id, seq)| {
-                before.is_none_or(|b| **id < b) && self.messages.get(seq).is_some_and(|m| m.app == app)
-            })
-            .map(|(id, _)| *id)
-            .collect();
-        ids.sort_unstable_by(|a, b| b.cmp(a));
-        ids.into_iter().take(max).filter_map(|id| self.message(app, id)).collect()
+        let end = before.map_or(Bound::Unbounded, Bound::Excluded);
+        let newest_first = self.by_id.range((Bound::Unbounded, end)).rev();
+        let mine = newest_first.filter_map(|(_, seq)| self.messages.get(seq)).filter(|m| m.app == app);
+        mine.filter_map(|m| Some(view_of(m, m.report()?))).take(max).collect()
     }
 
     pub fn deliveries(

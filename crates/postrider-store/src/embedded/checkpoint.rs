@@ -31,6 +31,8 @@ use std::sync::{Arc, PoisonError};
 const CONTENTS_BYTES_MAX: u64 = 1 << 30;
 /// Bytes of the state in a frame, and bytes copied at once.
 const CHUNK: usize = 1024 * 1024;
+/// Synced after so many bytes, so that the writer's syncs never stand behind a long one of ours.
+const SYNC_EVERY: u64 = 4 * 1024 * 1024;
 
 /// Why there is no checkpoint.
 #[derive(Debug)]
@@ -202,7 +204,8 @@ fn write(folder: &Folder, state: &mut State) -> Result<(Moved, Checkpoint), Fail
     blobs.dedup();
     let (stay, go) = choose(folder, &blobs);
     blobs.retain(|blob| go.contains(&blob.file));
-    let mut copier = Copier { folder, made: Vec::new(), moved: Moved::default(), window: Vec::new() };
+    let mut copier =
+        Copier { folder, made: Vec::new(), moved: Moved::default(), window: Vec::new(), unsynced: 0 };
     let copied = copier.copy(&blobs);
     let (made, moved) = (std::mem::take(&mut copier.made), copier.moved);
     let abandon = |error: Failure| {
@@ -222,9 +225,9 @@ fn write(folder: &Folder, state: &mut State) -> Result<(Moved, Checkpoint), Fail
     contents.extend(made.iter().map(|contents| (contents.number, contents.len)));
     let seq = state.seq();
     let manifest = Manifest { seq, next_file: folder.next_file_number(), contents };
-    let bytes = write_state(folder, state, &manifest)?;
+    let state_bytes = write_state(folder, state, &manifest)?;
     let copied: u64 = made.iter().map(|contents| contents.len).sum();
-    Ok((moved, Checkpoint { seq, bytes: bytes + copied, contents: manifest.contents }))
+    Ok((moved, Checkpoint { seq, bytes: state_bytes + copied, state_bytes, contents: manifest.contents }))
 }
 
 /// Content files that stay as they are, and the files whose contents are copied: every journal segment, and content files
@@ -261,6 +264,7 @@ struct Copier<'a> {
     moved: Moved,
     /// Of the file being made, not written yet.
     window: Vec<u8>,
+    unsynced: u64,
 }
 
 impl Copier<'_> {
@@ -284,6 +288,11 @@ impl Copier<'_> {
     fn flush(&mut self) -> Result<(), Failure> {
         if let Some(current) = self.made.last() {
             current.file.write_all_at(&self.window, current.len - self.window.len() as u64)?;
+            self.unsynced += self.window.len() as u64;
+            if self.unsynced >= SYNC_EVERY {
+                current.file.sync()?;
+                self.unsynced = 0;
+            }
         }
         self.window.clear();
         Ok(())
@@ -345,7 +354,8 @@ fn write_state(folder: &Folder, state: &State, manifest: &Manifest) -> Result<u6
     let unfinished = folder.path(&format!("{name}.tmp"));
     folder.remove(&format!("{name}.tmp"))?;
     let written = folder.files.create(&unfinished).map_err(Failure::Io).and_then(|file| {
-        let mut frames = Frames { file: &*file, at: HEADER_LEN as u64, chunk: Vec::new(), frame: Vec::new() };
+        let mut frames =
+            Frames { file: &*file, at: HEADER_LEN as u64, chunk: Vec::new(), frame: Vec::new(), unsynced: 0 };
         file.write_all_at(&folder.header(record::CHECKPOINT, 0, manifest.seq).encode(), 0)?;
         postcard::to_io(manifest, &mut frames).map_err(io::Error::other)?;
         frames.end_frame()?;
@@ -381,6 +391,7 @@ struct Frames<'a> {
     at: u64,
     chunk: Vec<u8>,
     frame: Vec<u8>,
+    unsynced: u64,
 }
 
 impl Frames<'_> {
@@ -390,6 +401,11 @@ impl Frames<'_> {
         record::append_frame(&self.chunk, &mut self.frame).map_err(io::Error::other)?;
         self.file.write_all_at(&self.frame, self.at)?;
         self.at += self.frame.len() as u64;
+        self.unsynced += self.frame.len() as u64;
+        if self.unsynced >= SYNC_EVERY {
+            self.file.sync()?;
+            self.unsynced = 0;
+        }
         self.chunk.clear();
         Ok(())
     }

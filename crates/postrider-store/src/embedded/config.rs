@@ -18,6 +18,9 @@ pub enum SyncMode {
     Relaxed,
 }
 
+/// Is told why the store has failed.
+pub type FatalHook = Arc<dyn Fn(&str) + Send + Sync>;
+
 /// How an embedded store is to be; [`EmbeddedConfig::new`] gives sane values.
 #[derive(Clone)]
 pub struct EmbeddedConfig {
@@ -49,7 +52,7 @@ pub struct EmbeddedConfig {
     /// Accept a data folder that others than its owner can look into.
     pub allow_open_to_others: bool,
     /// Called once with the reason when the store has failed for good: the process should end.
-    pub on_fatal: Option<Arc<dyn Fn(&str) + Send + Sync>>,
+    pub on_fatal: Option<FatalHook>,
 }
 
 impl EmbeddedConfig {

@@ -288,6 +288,10 @@ impl Inner {
             folder.files.sync_dir(&folder.dir)?;
         }
         let first = self.waiting.first;
+        let last = self.segments.back().map_or(0, |segment| segment.last);
+        if last + 1 < first {
+            tracing::error!(last, first, "receipts between these positions are gone");
+        }
         let path = folder.path(&Name::Events { first }.text());
         let file = folder.files.create(&path)?;
         let header = folder.header(record::EVENTS, 0, first).encode();

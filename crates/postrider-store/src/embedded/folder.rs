@@ -93,8 +93,10 @@ impl Segment {
 #[derive(Clone, Debug)]
 pub struct Checkpoint {
     pub seq: Seq,
-    /// What it took to write it.
+    /// What it took to write it: its state, and the contents that were copied.
     pub bytes: u64,
+    /// Of its own file.
+    pub state_bytes: u64,
     pub contents: Vec<(u32, u64)>,
 }
 
@@ -248,8 +250,12 @@ impl Folder {
                 inventory.checkpoints.iter().flat_map(|c| c.contents.iter().map(|(file, _)| *file)).collect();
             (checkpoints, gone, needed)
         };
-        for seq in checkpoints {
-            self.remove(&Name::Checkpoint { seq }.text())?;
+        for seq in &checkpoints {
+            self.remove(&Name::Checkpoint { seq: *seq }.text())?;
+        }
+        if !checkpoints.is_empty() {
+            // A checkpoint that came back after a crash must not come back without what it needs.
+            self.files.sync_dir(&self.dir)?;
         }
         for segment in &segments {
             self.remove(&segment.name())?;
@@ -284,7 +290,8 @@ impl Folder {
             inventory.checkpoints.iter().flat_map(|c| c.contents.iter().copied()).collect();
         contents.sort_unstable();
         contents.dedup();
-        segments + contents.iter().map(|(_, len)| len).sum::<u64>()
+        let states: u64 = inventory.checkpoints.iter().map(|c| c.state_bytes).sum();
+        segments + states + contents.iter().map(|(_, len)| len).sum::<u64>()
     }
 }
 

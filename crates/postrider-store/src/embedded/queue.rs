@@ -119,15 +119,15 @@ impl Queue {
     }
 
     /// An empty queue takes any batch, else a large one would never get in.
-    pub fn push(&self, batch: Batch) -> Result<(), (Batch, StoreError)> {
+    pub fn push(&self, batch: Batch) -> Result<(), Box<(Batch, StoreError)>> {
         let (commands, bytes) = (batch.commands.len(), batch.bytes());
         let mut inner = self.inner();
         if let Some(why) = inner.closed.clone() {
-            return Err((batch, why));
+            return Err(Box::new((batch, why)));
         }
         let full = inner.commands + commands > self.commands_max || inner.bytes + bytes > self.bytes_max;
         if full && inner.commands > 0 {
-            return Err((batch, StoreError::Overloaded));
+            return Err(Box::new((batch, StoreError::Overloaded)));
         }
         inner.commands += commands;
         inner.bytes += bytes;

@@ -211,7 +211,12 @@ impl Found {
 
 fn checkpoint_of(manifest: &Manifest, state_bytes: u64) -> Checkpoint {
     let contents = manifest.contents.iter().map(|(_, len)| len).sum::<u64>();
-    Checkpoint { seq: manifest.seq, bytes: state_bytes + contents, contents: manifest.contents.clone() }
+    Checkpoint {
+        seq: manifest.seq,
+        bytes: state_bytes + contents,
+        state_bytes,
+        contents: manifest.contents.clone(),
+    }
 }
 
 /// Opens the content files of a checkpoint; one that is missing or short is told, its contents will not be readable.

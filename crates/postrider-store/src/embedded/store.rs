@@ -29,7 +29,8 @@ impl Store for EmbeddedStore {
             Ok(batch) => self.shared.queue.push(batch).err(),
             Err((done, why)) => return call(done, Err(why)),
         };
-        if let Some((batch, why)) = refused {
+        if let Some(refused) = refused {
+            let (batch, why) = *refused;
             batch.tell(Err(why));
         }
     }

@@ -380,6 +380,73 @@ fn a_content_that_was_never_there_is_missing(make: Make<'_>) {
 }
 
 #[test]
+fn what_is_held_back_is_executed_but_does_not_count_as_stored() {
+    let store = MemoryStore::new();
+    populate(&store, 1);
+    let watch = store.watch_events();
+    let (tell, told) = std::sync::mpsc::channel();
+    store.hold();
+    for n in 1..=2 {
+        let tell = tell.clone();
+        store
+            .submit(vec![accept(n, &[0])], Box::new(move |result| tell.send(result.unwrap().len()).unwrap()));
+    }
+    assert_eq!((store.held(), inbox(&store, 0).len(), told.try_iter().count()), (2, 0, 0));
+    assert_eq!(store.events(APP, 0, 10).unwrap().events, vec![]);
+    store.release(1);
+    assert_eq!((store.held(), inbox(&store, 0).len(), told.try_iter().count()), (1, 1, 1));
+    assert_eq!(watch.latest(), 1);
+    store.release_all();
+    assert_eq!((store.held(), inbox(&store, 0).len()), (0, 2));
+    run_one(&store, accept(3, &[0]));
+    assert_eq!(inbox(&store, 0).len(), 3);
+}
+
+#[test]
+fn an_injected_fault_is_told_and_nothing_is_done() {
+    let store = MemoryStore::new();
+    populate(&store, 1);
+    store.fail_next(StoreError::Overloaded);
+    assert_eq!(run(&store, vec![accept(1, &[0])]), Err(StoreError::Overloaded));
+    let low = StoreError::StorageLow { free_bytes: 5 };
+    store.refuse(Some(low.clone()));
+    assert_eq!(run(&store, vec![accept(1, &[0])]), Err(low.clone()));
+    assert_eq!(store.refuses(), Some(low));
+    assert!(run(&store, vec![expire(NOW)]).is_ok());
+    store.refuse(None);
+    run_one(&store, accept(2, &[0]));
+    assert_eq!(inbox(&store, 0).len(), 1);
+}
+
+#[test]
+fn receipts_beyond_their_retention_are_told_as_missed() {
+    let files = FaultyFiles::new(1);
+    let config = postrider_store::EmbeddedConfig { events_bytes_max: 8 * 1024, ..small(DIR) };
+    let open = || EmbeddedStore::open(config.clone(), Arc::new(files.clone())).unwrap();
+    let store = open();
+    populate(&store, 1);
+    let heard = Arc::new(std::sync::atomic::AtomicU64::new(0));
+    let ear = heard.clone();
+    store.watch_events().on_new(move |position| ear.store(position, std::sync::atomic::Ordering::SeqCst));
+    for n in 0..600 {
+        run_one(&store, accept(n, &[0]));
+    }
+    assert_eq!((heard.load(std::sync::atomic::Ordering::SeqCst), store.watch_events().latest()), (600, 600));
+    let assert_missed = |store: &dyn Store| {
+        let page = store.events(APP, 0, 10_000).unwrap();
+        assert!(page.missed && page.next == 600);
+        assert!(
+            page.events.len() < 300 && page.events.windows(2).all(|p| p[0].position + 1 == p[1].position)
+        );
+        let recent = store.events(APP, 590, 10_000).unwrap();
+        assert_eq!((recent.missed, recent.events.len()), (false, 10));
+    };
+    assert_missed(&store);
+    drop(store);
+    assert_missed(&open());
+}
+
+#[test]
 fn both_stores_give_the_same_answers_to_a_long_random_history() {
     let memory = MemoryStore::new();
     let files = FaultyFiles::new(5);
@@ -432,7 +499,7 @@ pub fn random_command(random: &mut Random, n: u64) -> Command {
         10 => Command::Retain {
             app: APP,
             topic: format!("t/{device}"),
-            message: (n % 3 > 0).then(|| RetainedMessage {
+            message: (!n.is_multiple_of(3)).then(|| RetainedMessage {
                 qos: 0,
                 expires_at: NOW * 2,
                 content: Some(content(n)),

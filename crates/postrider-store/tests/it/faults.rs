@@ -48,9 +48,7 @@ fn fail_everywhere(fault: Fault, for_good: bool) {
         let store = open(&after).unwrap_or_else(|error| panic!("{fault:?} at operation {n}: {error}"));
         assert!(store.problems().is_empty(), "{fault:?} at operation {n}: {:?}", store.problems());
         promises.assert_kept(&store, 2);
-        if store.app(APP).is_none() {
-            populate(&store, 2);
-        }
+        populate_rest(&store, 2);
         promises.accept(&store, 500, &[1]).unwrap();
         promises.assert_kept(&store, 2);
         if !happened {

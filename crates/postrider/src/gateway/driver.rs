@@ -145,8 +145,13 @@ impl Driver {
                 Token(t) if t >= LISTENERS => self.accept(t - LISTENERS),
                 Token(slot) => {
                     let slot = slot as u32;
-                    if event.is_writable() && self.conn(slot).is_some_and(|c| c.backlog() > 0 || c.transport.has_pending()) {
+                    if event.is_writable()
+                        && self.conn(slot).is_some_and(|c| c.backlog() > 0 || c.transport.has_pending())
+                    {
                         self.mark_dirty(slot);
+                    }
+                    if let Some(conn) = self.conn(slot) {
+                        conn.is_ending |= event.is_read_closed() || event.is_error();
                     }
                     if event.is_readable() || event.is_read_closed() || event.is_error() {
                         self.guarded(slot, |d| d.readable(slot));
@@ -195,9 +200,12 @@ impl Driver {
                 (socket.accept(), speaks.clone())
             };
             match accepted {
-                Ok((stream, peer)) => self.admit(Incoming { stream, peer, speaks, first: bytes::Bytes::new() }),
+                Ok((stream, peer)) => {
+                    self.admit(Incoming { stream, peer, speaks, first: bytes::Bytes::new() })
+                }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
-                Err(e) if matches!(e.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted) => {}
+                Err(e)
+                    if matches!(e.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted) => {}
                 Err(error) => {
                     tracing::warn!(%error, "accepting a connection failed");
                     return self.retry_accept(listener);
@@ -268,7 +276,9 @@ impl Driver {
         let mut scratch = std::mem::take(&mut self.scratch);
         let mut reads = 0;
         let end = loop {
-            let Some(conn) = self.conn(slot).filter(|c| !c.paused && c.phase != Phase::Settling) else { break None };
+            let Some(conn) = self.conn(slot).filter(|c| !c.paused && c.phase != Phase::Settling) else {
+                break None;
+            };
             if reads == READS_PER_TURN {
                 self.again.push(slot);
                 break None;
@@ -280,7 +290,8 @@ impl Driver {
                         self.shared.metrics.bytes_in.inc_by(n as u64);
                         self.speak(slot, &scratch[..n]);
                     }
-                    if !more {
+                    // The peer's end may lie right behind its last bytes, and would raise no edge of its own.
+                    if !more && !self.conn(slot).is_some_and(|c| c.is_ending) {
                         break None;
                     }
                 }
@@ -510,7 +521,9 @@ impl Driver {
                 Mail::Live(live, targets) => self.deliver_live_mail(&live, targets),
                 Mail::Close(at, why) => self.farewell(at, why),
                 Mail::Reply(at, reply) => self.late_reply(at, reply),
-                Mail::Replies(replies) => replies.into_iter().for_each(|(at, reply)| self.late_reply(at, reply)),
+                Mail::Replies(replies) => {
+                    replies.into_iter().for_each(|(at, reply)| self.late_reply(at, reply))
+                }
                 Mail::Adopt(incoming) => self.admit(*incoming),
                 Mail::Shutdown => self.begin_stop(),
             }
@@ -573,6 +586,7 @@ fn new_conn(transport: Transport, protocol: Protocol, generation: u32, peer: Soc
         signed_in: false,
         is_dirty: false,
         is_draining: false,
+        is_ending: false,
         more: false,
         paused: false,
         orderly: false,

@@ -8,8 +8,8 @@
 //! To add a gateway: implement `postrider_proto::ServerProtocol`, add it to [`Protocol`] and to `listener::Speaks`, and
 //! translate what is special about it in a file beside `mqtt.rs`.
 
-pub mod admission;
 mod act;
+pub mod admission;
 mod conn;
 mod driver;
 pub mod listener;
@@ -91,7 +91,10 @@ impl Protocol {
 pub(crate) enum Reply {
     Protocol(ProtoReply),
     /// A SUBSCRIBE: the answer, then the retained messages of what was granted.
-    Subscribed { token: u32, outcomes: Vec<postrider_proto::SubscribeOutcome> },
+    Subscribed {
+        token: u32,
+        outcomes: Vec<postrider_proto::SubscribeOutcome>,
+    },
 }
 
 type Label = [(&'static str, String); 1];
@@ -166,7 +169,12 @@ impl Gateway {
     }
 
     /// Takes over a socket that began as HTTP, with the bytes already read from it.
-    pub fn adopt(&self, stream: std::net::TcpStream, peer: SocketAddr, first: bytes::Bytes) -> io::Result<()> {
+    pub fn adopt(
+        &self,
+        stream: std::net::TcpStream,
+        peer: SocketAddr,
+        first: bytes::Bytes,
+    ) -> io::Result<()> {
         stream.set_nonblocking(true)?;
         stream.set_nodelay(true)?;
         self.accepted_elsewhere.fetch_add(1, Ordering::Relaxed);

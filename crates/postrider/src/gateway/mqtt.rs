@@ -65,7 +65,8 @@ pub(crate) fn publish_request(publish: &proto::Publish) -> postrider_core::deliv
 
 pub(crate) fn will_of(will: &proto::Will) -> Will {
     let publish = publish_request(&will.publish);
-    let (content, qos, retain, expiry_secs) = (publish.content, publish.qos, publish.retain, publish.expiry_secs);
+    let (content, qos, retain, expiry_secs) =
+        (publish.content, publish.qos, publish.retain, publish.expiry_secs);
     Will { content, qos, retain, expiry_secs, delay_secs: will.delay_secs }
 }
 
@@ -136,9 +137,10 @@ pub(crate) fn receipts_of(payload: &[u8]) -> Option<Vec<DeviceReceipt>> {
         Body::Many(many) => many,
     };
     let receipt = |r: One| Some(DeviceReceipt { message: r.id.parse().ok()?, step: r.step });
-    all.into_iter().map(receipt).collect::<Option<Vec<_>>>().filter(|all| {
-        all.len() <= 1_000 && all.iter().all(|r| r.step == Step::Delivered || r.step.by_app())
-    })
+    all.into_iter()
+        .map(receipt)
+        .collect::<Option<Vec<_>>>()
+        .filter(|all| all.len() <= 1_000 && all.iter().all(|r| r.step == Step::Delivered || r.step.by_app()))
 }
 
 #[cfg(test)]
@@ -149,7 +151,10 @@ mod tests {
     fn receipts_are_read_one_or_many_and_nothing_else_is() {
         let id = postrider_core::id::MessageId::new(5, 7);
         let one = format!(r#"{{"id":"{id}","step":"displayed"}}"#);
-        assert_eq!(receipts_of(one.as_bytes()), Some(vec![DeviceReceipt { message: id, step: Step::Displayed }]));
+        assert_eq!(
+            receipts_of(one.as_bytes()),
+            Some(vec![DeviceReceipt { message: id, step: Step::Displayed }])
+        );
         assert_eq!(receipts_of(format!("[{one},{one}]").as_bytes()).map(|r| r.len()), Some(2));
         for bad in ["", "{}", r#"{"id":"x","step":"displayed"}"#, &one.replace("displayed", "expired")] {
             assert_eq!(receipts_of(bad.as_bytes()), None, "{bad}");

@@ -2,9 +2,9 @@
 
 use super::conn::{Conn, Waiting};
 use super::driver::Driver;
+use super::label;
 use super::mailbox::Mail;
 use super::mqtt::{self, Wanted};
-use super::label;
 use postrider_core::delivery::drain::Outgoing;
 use postrider_core::delivery::publish::Publish as CorePublish;
 use postrider_core::delivery::receipt::Ack;
@@ -83,11 +83,18 @@ impl Driver {
     }
 
     /// Encodes a message into the connection's buffer.
-    fn put(&mut self, slot: u32, fanned: &mut Fanned, how: Deliver<'_>, expires_at: Option<UnixMillis>) -> Delivered {
+    fn put(
+        &mut self,
+        slot: u32,
+        fanned: &mut Fanned,
+        how: Deliver<'_>,
+        expires_at: Option<UnixMillis>,
+    ) -> Delivered {
         let now = self.now;
         let expiry_left_secs = expires_at.map(|at| mqtt::expiry_left(at, self.shared.engine.clock.now()));
         let how = Deliver { expiry_left_secs, ..how };
-        let mut spare = self.conns[slot as usize].as_ref().filter(|c| c.out.capacity() == 0).and(self.spare.pop());
+        let mut spare =
+            self.conns[slot as usize].as_ref().filter(|c| c.out.capacity() == 0).and(self.spare.pop());
         let Some(conn) = self.conn(slot) else { return Delivered::NotReady };
         if let Some(buffer) = spare.take() {
             conn.out = buffer;
@@ -231,7 +238,9 @@ impl Driver {
             if conn.protocol.as_mut().window() == 0 {
                 return;
             }
-            let Some(Waiting { content, target, expires_at }) = conn.busy().waiting.pop_front() else { break };
+            let Some(Waiting { content, target, expires_at }) = conn.busy().waiting.pop_front() else {
+                break;
+            };
             conn.rest();
             if expires_at.is_some_and(|at| at <= self.shared.engine.clock.now()) {
                 continue;

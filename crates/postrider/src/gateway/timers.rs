@@ -33,7 +33,8 @@ impl Driver {
         let mut all = Vec::new();
         self.wheel.due(self.now, |tick, places| all.extend(places.into_iter().map(|p| (tick, p))));
         for (tick, (slot, generation)) in all {
-            let same = self.conn(slot).is_some_and(|c| c.generation == generation && u64::from(c.armed) == tick);
+            let same =
+                self.conn(slot).is_some_and(|c| c.generation == generation && u64::from(c.armed) == tick);
             if same {
                 self.guarded(slot, |d| d.look_at(slot));
             }
@@ -68,7 +69,8 @@ impl Driver {
 
     /// The publisher's budget has refilled: read on.
     fn resume(&mut self, slot: u32) {
-        let (now, rate, burst) = (self.now, self.shared.config.publishes_per_sec, self.shared.config.publishes_burst);
+        let (now, rate, burst) =
+            (self.now, self.shared.config.publishes_per_sec, self.shared.config.publishes_burst);
         let Some(conn) = self.conn(slot) else { return };
         let budget = conn.busy.as_mut().and_then(|b| b.budget.as_mut());
         if budget.is_none_or(|b| b.refill(rate, burst, now)) {

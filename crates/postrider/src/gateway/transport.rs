@@ -17,7 +17,10 @@ pub struct Tls {
 /// What a read brought.
 pub enum Received {
     /// Bytes in the buffer; `more`: the socket may hold more.
-    Bytes { n: usize, more: bool },
+    Bytes {
+        n: usize,
+        more: bool,
+    },
     Nothing,
     Closed,
 }

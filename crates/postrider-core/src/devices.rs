@@ -1,0 +1,217 @@
+//! Devices come to be and change: what is checked before the store is asked. Signing in is told in `session`.
+
+use crate::Engine;
+use crate::command::*;
+use crate::delivery::accept::{AcceptError, check_name, digest};
+use crate::id::*;
+use crate::limits::Limits;
+use crate::model::*;
+use crate::port::*;
+use crate::session::secret_hash;
+use std::collections::BTreeMap;
+
+/// Bytes of a device's own id; of a provider's token; providers of a device; bytes of an attribute's text.
+pub const DEVICE_ID_BYTES_MAX: usize = 64;
+const TOKEN_BYTES_MAX: usize = 4_096;
+const TOKENS_MAX: usize = 16;
+const ATTRIBUTE_BYTES_MAX: usize = 1_024;
+
+/// A device that registers.
+#[derive(Clone, Debug)]
+pub struct NewDevice {
+    /// The caller's own choice; else one is drawn.
+    pub id: Option<String>,
+    /// As the device will give it; only its hash is kept.
+    pub secret: String,
+    pub profile: Profile,
+    pub idempotency_key: Option<String>,
+}
+
+/// The answer to a registration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Registered {
+    pub at: DeviceRef,
+    /// A repeated request: nothing was stored, the secret is still the first one.
+    pub repeated: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum DeviceError {
+    #[error("{field}: {why}")]
+    Invalid { field: &'static str, why: String },
+    #[error("a device with this id exists")]
+    Exists,
+    #[error("no such device")]
+    Missing,
+    #[error("the idempotency key was used with another request")]
+    IdempotencyMismatch,
+    #[error("the app has as many devices as it may have: {max}")]
+    TooMany { max: u64 },
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+pub type RegisterDone = Box<dyn FnOnce(Result<Registered, DeviceError>) + Send>;
+pub type ChangeDone = Box<dyn FnOnce(Result<(), DeviceError>) + Send>;
+
+impl Engine {
+    /// Registers a device; `done` is called once it is on stable storage.
+    pub fn register(&self, app: AppNo, device: NewDevice, done: RegisterDone) {
+        if let Err(error) = self.check_new(app, &device) {
+            return done(Err(error));
+        }
+        let now = self.clock.now();
+        let keep_until = now + self.limits.idempotency_keep.as_millis() as u64;
+        let idempotency = device.idempotency_key.as_deref().map(|key| Idempotency {
+            // A key names one request of one kind: the same key on a message does not meet this one.
+            key: digest(format!("device\n{key}").as_bytes()),
+            request: digest(format!("{:?}{:?}", device.id, device.profile).as_bytes()),
+            keep_until,
+        });
+        let id = device.id.unwrap_or_else(|| format!("dev-{:032x}", self.chance.bits128()));
+        let registration = Registration {
+            app,
+            id,
+            secret_hash: Some(secret_hash(device.secret.as_bytes())),
+            profile: device.profile,
+            now,
+            idempotency,
+        };
+        let told = |outcomes: Result<Vec<Outcome>, StoreError>| match outcomes?.first() {
+            Some(Outcome::Registered { at, existed }) => Ok(Registered { at: *at, repeated: *existed }),
+            other => Err(refused(other)),
+        };
+        self.store.submit(
+            vec![Command::Register(Box::new(registration))],
+            Box::new(move |outcomes| done(told(outcomes))),
+        );
+    }
+
+    /// Changes what is said of a device.
+    pub fn change_device(&self, at: DeviceRef, change: ProfileChange, done: ChangeDone) {
+        if let Err(error) = self.check_change(at, &change) {
+            return done(Err(error));
+        }
+        let told = |outcomes: Result<Vec<Outcome>, StoreError>| match outcomes?.first() {
+            Some(Outcome::Done) => Ok(()),
+            other => Err(refused(other)),
+        };
+        self.store.submit(
+            vec![Command::ChangeDevice { at, change }],
+            Box::new(move |outcomes| done(told(outcomes))),
+        );
+    }
+
+    fn check_new(&self, app: AppNo, device: &NewDevice) -> Result<(), DeviceError> {
+        let limits = &self.limits;
+        if let Some(id) = &device.id {
+            check_device_id(id)?;
+        }
+        name("Idempotency-Key", device.idempotency_key.as_deref(), limits.idempotency_key_bytes_max)?;
+        let Profile { alias, tags, attributes, provider_tokens, .. } = &device.profile;
+        name("alias", alias.as_deref(), limits.name_bytes_max)?;
+        check_tags(tags.iter(), limits)?;
+        check_attributes(attributes.iter(), limits)?;
+        count("attributes", attributes.len(), limits.attributes_max)?;
+        check_tokens(provider_tokens.iter(), limits)?;
+        count("provider_tokens", provider_tokens.len(), TOKENS_MAX)?;
+        let known = self.store.app(app).map_or(0, |a| a.devices);
+        if known >= limits.devices_max {
+            return Err(DeviceError::TooMany { max: limits.devices_max });
+        }
+        Ok(())
+    }
+
+    fn check_change(&self, at: DeviceRef, change: &ProfileChange) -> Result<(), DeviceError> {
+        let limits = &self.limits;
+        let profile = self.store.device(at).ok_or(DeviceError::Missing)?.profile;
+        name("alias", change.alias.as_ref().and_then(|a| a.as_deref()), limits.name_bytes_max)?;
+        let tags = change.tags.as_ref().unwrap_or(&profile.tags);
+        check_tags(tags.iter().chain(&change.add_tags), limits)?;
+        check_attributes(change.attributes.iter().filter_map(|(k, v)| Some((k, v.as_ref()?))), limits)?;
+        count("attributes", merged(&profile.attributes, &change.attributes), limits.attributes_max)?;
+        check_tokens(change.provider_tokens.iter().filter_map(|(k, v)| Some((k, v.as_ref()?))), limits)?;
+        count("provider_tokens", merged(&profile.provider_tokens, &change.provider_tokens), TOKENS_MAX)
+    }
+}
+
+/// Ids are put into topics, paths and logs, so their letters are few.
+fn check_device_id(id: &str) -> Result<(), DeviceError> {
+    let fits = |c: u8| c.is_ascii_alphanumeric() || b"._:@-".contains(&c);
+    if id.is_empty() || id.len() > DEVICE_ID_BYTES_MAX || !id.bytes().all(fits) {
+        return Err(invalid("device_id", "1 to 64 letters, digits, or . _ : @ -"));
+    }
+    Ok(())
+}
+
+fn check_tags<'a>(tags: impl Iterator<Item = &'a String>, limits: &Limits) -> Result<(), DeviceError> {
+    let mut number = 0;
+    for tag in tags {
+        name("tags", Some(tag), limits.name_bytes_max)?;
+        number += 1;
+    }
+    count("tags", number, limits.tags_max)
+}
+
+fn check_attributes<'a>(
+    attributes: impl Iterator<Item = (&'a String, &'a Attribute)>,
+    limits: &Limits,
+) -> Result<(), DeviceError> {
+    for (key, value) in attributes {
+        name("attributes", Some(key), limits.name_bytes_max)?;
+        match value {
+            Attribute::Text(text) if text.len() > ATTRIBUTE_BYTES_MAX => {
+                return Err(invalid(
+                    "attributes",
+                    format!("a value has at most {ATTRIBUTE_BYTES_MAX} bytes"),
+                ));
+            }
+            Attribute::Number(number) if !number.is_finite() => {
+                return Err(invalid("attributes", "a number must be finite"));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn check_tokens<'a>(
+    tokens: impl Iterator<Item = (&'a String, &'a String)>,
+    limits: &Limits,
+) -> Result<(), DeviceError> {
+    for (provider, token) in tokens {
+        name("provider_tokens", Some(provider), limits.name_bytes_max)?;
+        name("provider_tokens", Some(token), TOKEN_BYTES_MAX)?;
+    }
+    Ok(())
+}
+
+/// Entries after a merge in which `None` removes.
+fn merged<T, U>(old: &BTreeMap<String, T>, change: &BTreeMap<String, Option<U>>) -> usize {
+    let kept = old.keys().filter(|k| !change.contains_key(*k)).count();
+    kept + change.values().filter(|v| v.is_some()).count()
+}
+
+fn name(field: &'static str, text: Option<&str>, bytes_max: usize) -> Result<(), DeviceError> {
+    check_name(field, text, bytes_max).map_err(|error| match error {
+        AcceptError::Invalid { field, why } => DeviceError::Invalid { field, why },
+        other => invalid(field, other.to_string()),
+    })
+}
+
+fn count(field: &'static str, number: usize, max: usize) -> Result<(), DeviceError> {
+    if number > max { Err(invalid(field, format!("at most {max}"))) } else { Ok(()) }
+}
+
+fn invalid(field: &'static str, why: impl Into<String>) -> DeviceError {
+    DeviceError::Invalid { field, why: why.into() }
+}
+
+fn refused(outcome: Option<&Outcome>) -> DeviceError {
+    match outcome {
+        Some(Outcome::Refused(Refusal::Exists)) => DeviceError::Exists,
+        Some(Outcome::Refused(Refusal::NoSuchDevice)) => DeviceError::Missing,
+        Some(Outcome::Refused(Refusal::IdempotencyMismatch)) => DeviceError::IdempotencyMismatch,
+        other => StoreError::Failed(format!("unexpected outcome {other:?}")).into(),
+    }
+}

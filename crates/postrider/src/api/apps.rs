@@ -1,0 +1,298 @@
+//! Apps and their keys, and the audit: what holders of an admin key do.
+
+use super::auth::ByAdmin;
+use super::error::{ApiError, Code};
+use super::json::{Body, Input, Path, Query};
+use super::{Api, Time, aside, ask, cursor, page_size, read_cursor};
+use crate::platform::new_secret;
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use postrider_core::command::{Command, Outcome, Refusal};
+use postrider_core::id::AppNo;
+use postrider_core::model::{KeyScope, Step, StoredKey};
+use postrider_core::port::{AppView, StoreError};
+use postrider_core::session::secret_hash;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use utoipa::ToSchema;
+
+/// Keys begin with it, so that scanners find them where they should not be.
+const KEY_PREFIX: &str = "prk_";
+const NAME_BYTES_MAX: usize = 128;
+/// Keys of an app, revoked ones included.
+const KEYS_MAX: usize = 1_000;
+
+/// An app to make.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NewApp {
+    /// 1 to 64 lower-case letters, digits, `-` or `_`; for good.
+    id: String,
+    name: Option<String>,
+}
+
+impl Input for NewApp {}
+
+/// An app.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct App {
+    id: String,
+    name: String,
+    #[schema(value_type = String, format = DateTime)]
+    created_at: Time,
+    devices: u64,
+    /// Messages ever accepted.
+    messages: u64,
+    deliveries: Deliveries,
+}
+
+/// The books of an app: `created` is always `open` plus all that ended.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Deliveries {
+    created: u64,
+    open: u64,
+    /// How the others ended.
+    ended: BTreeMap<&'static str, u64>,
+}
+
+impl From<AppView> for App {
+    fn from(view: AppView) -> App {
+        let counters = view.counters;
+        let ended = Step::ALL.into_iter().map(|step| (step.name(), counters.ended[step as usize]));
+        App {
+            id: view.id,
+            name: view.name,
+            created_at: Time(view.created_at),
+            devices: view.devices,
+            messages: counters.messages,
+            deliveries: Deliveries {
+                created: counters.created,
+                open: counters.open(),
+                ended: ended.filter(|(_, n)| *n > 0).collect(),
+            },
+        }
+    }
+}
+
+fn check_name(name: &str) -> Result<(), ApiError> {
+    if name.len() > NAME_BYTES_MAX || name.chars().any(char::is_control) {
+        let why = format!("At most {NAME_BYTES_MAX} bytes, without control characters.");
+        return Err(Code::InvalidField.at("/name", why));
+    }
+    Ok(())
+}
+
+async fn submit(api: &Api, command: Command) -> Result<Outcome, ApiError> {
+    let outcomes = ask(|done| api.engine.store.submit(vec![command], done)).await??;
+    outcomes.into_iter().next().ok_or_else(|| StoreError::Missing.into())
+}
+
+fn unexpected(outcome: &Outcome) -> ApiError {
+    StoreError::Failed(format!("unexpected outcome {outcome:?}")).into()
+}
+
+fn app_no(api: &Api, id: &str) -> Result<AppNo, ApiError> {
+    api.engine.store.app_by_id(id).ok_or_else(|| Code::NoSuchApp.into())
+}
+
+fn app_view(api: &Api, no: AppNo) -> Result<App, ApiError> {
+    api.engine.store.app(no).map(App::from).ok_or_else(|| Code::NoSuchApp.into())
+}
+
+pub async fn create(
+    _: ByAdmin,
+    State(api): State<Api>,
+    Body(new): Body<NewApp>,
+) -> Result<(StatusCode, Json<App>), ApiError> {
+    let fits = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || b"-_".contains(&c);
+    if new.id.is_empty() || new.id.len() > 64 || !new.id.bytes().all(fits) {
+        return Err(Code::InvalidField.at("/id", "1 to 64 lower-case letters, digits, - or _."));
+    }
+    let name = new.name.unwrap_or_else(|| new.id.clone());
+    check_name(&name)?;
+    match submit(&api, Command::CreateApp { id: new.id, name, at: api.engine.clock.now() }).await? {
+        Outcome::AppCreated(no) => Ok((StatusCode::CREATED, Json(app_view(&api, no)?))),
+        Outcome::Refused(Refusal::Exists) => Err(Code::AppExists.into()),
+        other => Err(unexpected(&other)),
+    }
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PageQuery {
+    limit: Option<usize>,
+    cursor: Option<String>,
+}
+
+/// A page of apps.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct AppPage {
+    apps: Vec<App>,
+    /// Give it back as `cursor` for the next page; null on the last one.
+    next_cursor: Option<String>,
+}
+
+pub async fn list(
+    _: ByAdmin,
+    State(api): State<Api>,
+    Query(query): Query<PageQuery>,
+) -> Result<Json<AppPage>, ApiError> {
+    let limit = page_size(&api, query.limit)?;
+    let from = read_cursor("app-", query.cursor.as_deref())?.map_or(0, |n| n as usize);
+    let all = api.engine.store.apps();
+    let next_cursor =
+        (all.len() > from.saturating_add(limit)).then(|| cursor("app-", (from + limit) as u128));
+    let apps = all.into_iter().skip(from).take(limit).map(App::from).collect();
+    Ok(Json(AppPage { apps, next_cursor }))
+}
+
+pub async fn show(_: ByAdmin, State(api): State<Api>, Path(id): Path<String>) -> Result<Json<App>, ApiError> {
+    app_view(&api, app_no(&api, &id)?).map(Json)
+}
+
+/// What a key may do within its app: everything; send and read; read.
+#[derive(Clone, Copy, Debug, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum AppKeyScope {
+    App,
+    Send,
+    Read,
+}
+
+/// A key to make.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NewKey {
+    scope: AppKeyScope,
+    /// What the key is for, for people.
+    #[serde(default)]
+    name: String,
+}
+
+impl Input for NewKey {}
+
+/// A key of an app.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Key {
+    id: String,
+    name: String,
+    #[schema(value_type = String, example = "send")]
+    scope: KeyScope,
+    #[schema(value_type = String, format = DateTime)]
+    created_at: Time,
+    #[schema(value_type = Option<String>, format = DateTime)]
+    revoked_at: Option<Time>,
+    /// The key itself: shown once, when it is made.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    key: Option<String>,
+}
+
+impl Key {
+    fn of(stored: StoredKey, key: Option<String>) -> Key {
+        Key {
+            id: stored.id,
+            name: stored.name,
+            scope: stored.scope,
+            created_at: Time(stored.created_at),
+            revoked_at: stored.revoked_at.map(Time),
+            key,
+        }
+    }
+}
+
+pub async fn add_key(
+    _: ByAdmin,
+    State(api): State<Api>,
+    Path(id): Path<String>,
+    Body(new): Body<NewKey>,
+) -> Result<(StatusCode, Json<Key>), ApiError> {
+    let app = app_no(&api, &id)?;
+    check_name(&new.name)?;
+    if api.engine.store.keys(Some(app)).len() >= KEYS_MAX {
+        return Err(Code::InvalidField.at("/scope", format!("An app has at most {KEYS_MAX} keys.")));
+    }
+    let text = new_secret(KEY_PREFIX, &*api.engine.chance);
+    let key = StoredKey {
+        id: format!("key-{:016x}", api.engine.chance.bits128() as u64),
+        name: new.name,
+        scope: match new.scope {
+            AppKeyScope::App => KeyScope::App,
+            AppKeyScope::Send => KeyScope::Send,
+            AppKeyScope::Read => KeyScope::Read,
+        },
+        hash: secret_hash(text.as_bytes()),
+        created_at: api.engine.clock.now(),
+        revoked_at: None,
+    };
+    match submit(&api, Command::AddKey { app: Some(app), key: key.clone() }).await? {
+        Outcome::Done => Ok((StatusCode::CREATED, Json(Key::of(key, Some(text))))),
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// The keys of an app.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct KeyList {
+    keys: Vec<Key>,
+}
+
+pub async fn keys(
+    _: ByAdmin,
+    State(api): State<Api>,
+    Path(id): Path<String>,
+) -> Result<Json<KeyList>, ApiError> {
+    let app = app_no(&api, &id)?;
+    let keys = api.engine.store.keys(Some(app)).into_iter().map(|k| Key::of(k, None)).collect();
+    Ok(Json(KeyList { keys }))
+}
+
+pub async fn revoke_key(
+    _: ByAdmin,
+    State(api): State<Api>,
+    Path((id, key_id)): Path<(String, String)>,
+) -> Result<StatusCode, ApiError> {
+    let app = Some(app_no(&api, &id)?);
+    match submit(&api, Command::RevokeKey { app, key_id, at: api.engine.clock.now() }).await? {
+        Outcome::Done => Ok(StatusCode::NO_CONTENT),
+        Outcome::Refused(Refusal::NoSuchKey) => Err(Code::NoSuchKey.into()),
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// Every delivery counted anew, and compared with the books.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct AuditReport {
+    /// All gaps are 0.
+    balanced: bool,
+    apps: Vec<AppAudit>,
+}
+
+/// The books of one app, audited.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct AppAudit {
+    id: String,
+    created: u64,
+    ended: u64,
+    open: u64,
+    /// 0, or something was lost or invented.
+    gap: i64,
+}
+
+pub async fn audit(_: ByAdmin, State(api): State<Api>) -> Result<Json<AuditReport>, ApiError> {
+    let store = api.engine.store.clone();
+    let audit = aside(move || store.audit()).await?;
+    let name = |no| api.engine.store.app(no).map_or(String::new(), |a| a.id);
+    let apps: Vec<_> = audit
+        .apps
+        .into_iter()
+        .map(|(no, a)| AppAudit {
+            id: name(no),
+            created: a.created,
+            ended: a.ended,
+            open: a.open,
+            gap: a.gap(),
+        })
+        .collect();
+    Ok(Json(AuditReport { balanced: apps.iter().all(|a| a.gap == 0), apps }))
+}

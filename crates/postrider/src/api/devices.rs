@@ -1,0 +1,344 @@
+//! Devices: register, show, change, delete, list.
+
+use super::auth::{ByApp, ByAppOrDevice, Manages, Reads};
+use super::error::{ApiError, Code};
+use super::json::{Body, Input, Path, Query};
+use super::{Api, Time, ask, cursor, idempotency_key, page_size, read_cursor};
+use crate::platform::new_secret;
+use axum::Json;
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode};
+use postrider_core::command::{Outcome, Refusal};
+use postrider_core::devices::NewDevice;
+use postrider_core::id::*;
+use postrider_core::model::{Attribute, DeviceView, Platform, Profile, ProfileChange};
+use postrider_core::port::{DeviceFilter, StoreError};
+use serde::{Deserialize, Deserializer, Serialize};
+use std::collections::BTreeMap;
+use utoipa::ToSchema;
+
+/// The value of an attribute.
+#[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
+#[serde(untagged, expecting = "expected a string, a number or a boolean")]
+pub enum AttributeValue {
+    Text(String),
+    Number(f64),
+    Bool(bool),
+}
+
+impl From<AttributeValue> for Attribute {
+    fn from(value: AttributeValue) -> Attribute {
+        match value {
+            AttributeValue::Text(text) => Attribute::Text(text),
+            AttributeValue::Number(number) => Attribute::Number(number),
+            AttributeValue::Bool(yes) => Attribute::Bool(yes),
+        }
+    }
+}
+
+impl From<Attribute> for AttributeValue {
+    fn from(value: Attribute) -> AttributeValue {
+        match value {
+            Attribute::Text(text) => AttributeValue::Text(text),
+            Attribute::Number(number) => AttributeValue::Number(number),
+            Attribute::Bool(yes) => AttributeValue::Bool(yes),
+        }
+    }
+}
+
+/// A device to register.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NewDeviceRequest {
+    /// The caller's own id: 1 to 64 letters, digits, or `. _ : @ -`. Left out, one is drawn.
+    device_id: Option<String>,
+    #[schema(value_type = String, example = "android")]
+    platform: Platform,
+    /// The app's name for the user; several devices may share it.
+    alias: Option<String>,
+    #[serde(default)]
+    tags: Vec<String>,
+    #[serde(default)]
+    attributes: BTreeMap<String, AttributeValue>,
+    /// Tokens of outside providers, by the provider's name.
+    #[serde(default)]
+    provider_tokens: BTreeMap<String, String>,
+}
+
+impl Input for NewDeviceRequest {}
+
+/// A device was registered.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct RegisteredDevice {
+    device_id: String,
+    /// Shown this once. Null where the request was a repetition: then the first answer had it.
+    device_secret: Option<String>,
+    /// The request was a repetition: nothing was done.
+    #[serde(skip_serializing_if = "super::is_false")]
+    repeated: bool,
+}
+
+pub async fn register(
+    ByApp(app, _): ByApp<Manages>,
+    State(api): State<Api>,
+    headers: HeaderMap,
+    Body(request): Body<NewDeviceRequest>,
+) -> Result<(StatusCode, Json<RegisteredDevice>), ApiError> {
+    let secret = new_secret("", &*api.engine.chance);
+    let device = NewDevice {
+        id: request.device_id,
+        secret: secret.clone(),
+        profile: Profile {
+            platform: request.platform,
+            alias: request.alias,
+            tags: request.tags,
+            attributes: request.attributes.into_iter().map(|(k, v)| (k, v.into())).collect(),
+            provider_tokens: request.provider_tokens,
+        },
+        idempotency_key: idempotency_key(&headers)?,
+    };
+    let registered = ask(|done| api.engine.register(app, device, done)).await??;
+    // A repeated registration may name a device that has been deleted since.
+    let known = api.engine.store.device_ids(app, &[registered.at.device]).into_iter().next().flatten();
+    let device_id = known.ok_or(Code::NoSuchDevice)?;
+    let repeated = registered.repeated;
+    let status = if repeated { StatusCode::OK } else { StatusCode::CREATED };
+    Ok((status, Json(RegisteredDevice { device_id, device_secret: (!repeated).then_some(secret), repeated })))
+}
+
+/// A device.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Device {
+    device_id: String,
+    #[schema(value_type = String, example = "android")]
+    platform: Platform,
+    alias: Option<String>,
+    tags: Vec<String>,
+    attributes: BTreeMap<String, AttributeValue>,
+    /// Providers that the device has given tokens of.
+    providers: Vec<String>,
+    /// Connected without a registration, as a listener may allow.
+    anonymous: bool,
+    /// It has a connection now.
+    connected: bool,
+    #[schema(value_type = String, format = DateTime)]
+    created_at: Time,
+    #[schema(value_type = Option<String>, format = DateTime)]
+    last_seen_at: Option<Time>,
+    subscriptions: Vec<Subscription>,
+    /// Undelivered messages.
+    inbox_len: usize,
+    session: Option<Session>,
+}
+
+/// A subscription to a topic filter.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Subscription {
+    filter: String,
+    /// The group of a shared subscription.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    share: Option<String>,
+    qos: u8,
+}
+
+/// What outlives the device's connection.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Session {
+    expiry_secs: u32,
+    /// When the last connection ended.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    left_at: Option<Time>,
+}
+
+impl Device {
+    fn of(api: &Api, view: DeviceView) -> Device {
+        let profile = view.profile;
+        let subscriptions = view.subscriptions.into_iter().map(|s| Subscription {
+            filter: s.filter,
+            share: s.share,
+            qos: s.qos,
+        });
+        Device {
+            connected: api.engine.is_connected(view.at),
+            device_id: view.id,
+            platform: profile.platform,
+            alias: profile.alias,
+            tags: profile.tags,
+            attributes: profile.attributes.into_iter().map(|(k, v)| (k, v.into())).collect(),
+            providers: profile.provider_tokens.into_keys().collect(),
+            anonymous: view.anonymous,
+            created_at: Time(view.created_at),
+            last_seen_at: view.last_seen_at.map(Time),
+            subscriptions: subscriptions.collect(),
+            inbox_len: view.inbox_len,
+            session: view
+                .session
+                .map(|s| Session { expiry_secs: s.expiry_secs, left_at: s.left_at.map(Time) }),
+        }
+    }
+}
+
+fn shown(api: &Api, at: DeviceRef) -> Result<Json<Device>, ApiError> {
+    let view = api.engine.store.device(at).ok_or(Code::NoSuchDevice)?;
+    Ok(Json(Device::of(api, view)))
+}
+
+pub async fn show(
+    caller: ByAppOrDevice<Reads>,
+    State(api): State<Api>,
+    Path(id): Path<String>,
+) -> Result<Json<Device>, ApiError> {
+    shown(&api, caller.device(&api, &id)?)
+}
+
+/// What to change; what is left out stays.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct DeviceChange {
+    #[schema(value_type = Option<String>)]
+    platform: Option<Platform>,
+    /// Null takes it away.
+    #[serde(deserialize_with = "present")]
+    #[schema(value_type = Option<String>)]
+    alias: Option<Option<String>>,
+    /// All tags anew.
+    tags: Option<Vec<String>>,
+    add_tags: Vec<String>,
+    remove_tags: Vec<String>,
+    /// Merged with the old ones; null takes one away.
+    #[schema(value_type = Object)]
+    attributes: BTreeMap<String, Option<AttributeValue>>,
+    /// Merged with the old ones; null takes one away.
+    #[schema(value_type = Object)]
+    provider_tokens: BTreeMap<String, Option<String>>,
+}
+
+impl Input for DeviceChange {}
+
+/// Tells a null from a field that is not there.
+fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Option<String>>, D::Error> {
+    Option::deserialize(deserializer).map(Some)
+}
+
+async fn apply(api: &Api, at: DeviceRef, change: ProfileChange) -> Result<(), ApiError> {
+    ask(|done| api.engine.change_device(at, change, done)).await??;
+    Ok(())
+}
+
+pub async fn change(
+    caller: ByAppOrDevice<Manages>,
+    State(api): State<Api>,
+    Path(id): Path<String>,
+    Body(change): Body<DeviceChange>,
+) -> Result<Json<Device>, ApiError> {
+    let at = caller.device(&api, &id)?;
+    let change = ProfileChange {
+        platform: change.platform,
+        alias: change.alias,
+        tags: change.tags,
+        add_tags: change.add_tags,
+        remove_tags: change.remove_tags,
+        attributes: change.attributes.into_iter().map(|(k, v)| (k, v.map(Attribute::from))).collect(),
+        provider_tokens: change.provider_tokens,
+    };
+    apply(&api, at, change).await?;
+    shown(&api, at)
+}
+
+pub async fn remove(
+    caller: ByAppOrDevice<Manages>,
+    State(api): State<Api>,
+    Path(id): Path<String>,
+) -> Result<StatusCode, ApiError> {
+    let at = caller.device(&api, &id)?;
+    match ask(|done| api.engine.delete_device(at, done)).await??.first() {
+        Some(Outcome::Done) => Ok(StatusCode::NO_CONTENT),
+        Some(Outcome::Refused(Refusal::NoSuchDevice)) => Err(Code::NoSuchDevice.into()),
+        other => Err(StoreError::Failed(format!("unexpected outcome {other:?}")).into()),
+    }
+}
+
+pub async fn add_tag(
+    caller: ByAppOrDevice<Manages>,
+    State(api): State<Api>,
+    Path((id, tag)): Path<(String, String)>,
+) -> Result<StatusCode, ApiError> {
+    let at = caller.device(&api, &id)?;
+    apply(&api, at, ProfileChange { add_tags: vec![tag], ..ProfileChange::default() }).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+pub async fn remove_tag(
+    caller: ByAppOrDevice<Manages>,
+    State(api): State<Api>,
+    Path((id, tag)): Path<(String, String)>,
+) -> Result<StatusCode, ApiError> {
+    let at = caller.device(&api, &id)?;
+    apply(&api, at, ProfileChange { remove_tags: vec![tag], ..ProfileChange::default() }).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// The app's name for the user of a device.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AliasRequest {
+    alias: String,
+}
+
+impl Input for AliasRequest {}
+
+pub async fn set_alias(
+    caller: ByAppOrDevice<Manages>,
+    State(api): State<Api>,
+    Path(id): Path<String>,
+    Body(request): Body<AliasRequest>,
+) -> Result<StatusCode, ApiError> {
+    let at = caller.device(&api, &id)?;
+    apply(&api, at, ProfileChange { alias: Some(Some(request.alias)), ..ProfileChange::default() }).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+pub async fn remove_alias(
+    caller: ByAppOrDevice<Manages>,
+    State(api): State<Api>,
+    Path(id): Path<String>,
+) -> Result<StatusCode, ApiError> {
+    let at = caller.device(&api, &id)?;
+    apply(&api, at, ProfileChange { alias: Some(None), ..ProfileChange::default() }).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DeviceQuery {
+    platform: Option<Platform>,
+    tag: Option<String>,
+    alias: Option<String>,
+    limit: Option<usize>,
+    cursor: Option<String>,
+}
+
+/// A page of devices.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct DevicePage {
+    devices: Vec<Device>,
+    /// Give it back as `cursor` for the next page; null on the last one.
+    next_cursor: Option<String>,
+}
+
+pub async fn list(
+    ByApp(app, _): ByApp<Reads>,
+    State(api): State<Api>,
+    Query(query): Query<DeviceQuery>,
+) -> Result<Json<DevicePage>, ApiError> {
+    let limit = page_size(&api, query.limit)?;
+    let after = read_cursor("device-", query.cursor.as_deref())?.map(|no| DeviceNo(no as u32));
+    let filter =
+        DeviceFilter { platform: query.platform, tag: query.tag, alias: query.alias, anonymous: None };
+    let mut views = api.engine.store.devices(app, &filter, after, limit + 1);
+    let more = views.len() > limit;
+    views.truncate(limit);
+    let last = views.last().filter(|_| more).map(|v| cursor("device-", v.at.device.0.into()));
+    let devices = views.into_iter().map(|v| Device::of(&api, v)).collect();
+    Ok(Json(DevicePage { devices, next_cursor: last }))
+}

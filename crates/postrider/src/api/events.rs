@@ -1,0 +1,192 @@
+//! The receipt stream: every step of every delivery of an app, durable and in order, read with a cursor.
+//!
+//! A cursor is `<epoch>-<position>`. The epoch names the history: after a restore the positions mean other events, so a
+//! cursor of another epoch is refused rather than silently skipping or repeating some (design, invariant 7).
+
+use super::auth::{ByApp, Reads};
+use super::error::{ApiError, Code};
+use super::json::Query;
+use super::{Api, Time, page_size};
+use crate::http::Stopping;
+use axum::extract::State;
+use axum::{Extension, Json};
+use postrider_core::id::*;
+use postrider_core::model::{Reason, ReceiptEvent, Step};
+use postrider_core::port::EventPage;
+use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::time::{Instant, timeout_at};
+use utoipa::ToSchema;
+
+/// A lost notification costs this much time, no more.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EventQuery {
+    after: Option<String>,
+    /// Seconds to wait for the first event.
+    wait: Option<u64>,
+    limit: Option<usize>,
+}
+
+/// A page of the receipt stream.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Events {
+    events: Vec<Event>,
+    /// Give it back as `after`.
+    next: String,
+    /// Events before the first of these were no longer kept.
+    missed: bool,
+}
+
+/// One step of one delivery, or of many that it happened to together.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Event {
+    /// As `after`, it reads on behind this event.
+    cursor: String,
+    #[schema(value_type = String, format = DateTime)]
+    occurred_at: Time,
+    message_id: String,
+    /// Null where the step is that of several deliveries, or the device was deleted.
+    device_id: Option<String>,
+    #[schema(value_type = String, example = "delivered")]
+    step: Step,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'static str>,
+    /// How many deliveries came to this step.
+    count: u64,
+}
+
+pub async fn read(
+    ByApp(app, _): ByApp<Reads>,
+    State(api): State<Api>,
+    stopping: Option<Extension<Stopping>>,
+    Query(query): Query<EventQuery>,
+) -> Result<Json<Events>, ApiError> {
+    let limit = page_size(&api, query.limit)?;
+    let epoch = api.engine.store.epoch();
+    let after = query.after.as_deref().map_or(Ok(0), |cursor| position(cursor, epoch))?;
+    let max = api.limits.poll_max;
+    let wait = Duration::from_secs(query.wait.unwrap_or(0));
+    if wait > max {
+        return Err(
+            Code::InvalidParameter.at("wait", format!("`wait` is at most {} seconds.", max.as_secs()))
+        );
+    }
+    let page = if wait.is_zero() {
+        api.engine.store.events(app, after, limit)?
+    } else {
+        let _poll = api.polls.enter(app, api.limits.polls_max)?;
+        wait_for_events(&api, app, (after, limit), Instant::now() + wait, stopping).await?
+    };
+    Ok(Json(shown(&api, app, epoch, page)))
+}
+
+async fn wait_for_events(
+    api: &Api,
+    app: AppNo,
+    (after, limit): (u64, usize),
+    until: Instant,
+    stopping: Option<Extension<Stopping>>,
+) -> Result<EventPage, ApiError> {
+    let mut stopped = stopping.map(|Extension(Stopping(watch))| watch);
+    // Events of other apps move the place to look from, so that they are looked at once only.
+    let mut from = after;
+    loop {
+        let changed = api.events_changed.notified();
+        tokio::pin!(changed);
+        // From here on no notification is missed, so nothing can slip in between looking and waiting.
+        changed.as_mut().enable();
+        let page = api.engine.store.events(app, from, limit)?;
+        let stop = stopped.as_ref().is_some_and(|s| *s.borrow());
+        if !page.events.is_empty() || page.missed || stop || Instant::now() >= until {
+            return Ok(page);
+        }
+        from = page.next;
+        let look_again = until.min(Instant::now() + LOOK_AGAIN);
+        match &mut stopped {
+            Some(stopped) => tokio::select! {
+                _ = timeout_at(look_again, changed) => {}
+                _ = stopped.changed() => {}
+            },
+            None => _ = timeout_at(look_again, changed).await,
+        }
+    }
+}
+
+fn shown(api: &Api, app: AppNo, epoch: u64, page: EventPage) -> Events {
+    let devices: Vec<DeviceNo> = page.events.iter().map(|e| e.device.unwrap_or(DeviceNo(u32::MAX))).collect();
+    let ids = api.engine.store.device_ids(app, &devices);
+    let event = |(event, device_id): (ReceiptEvent, Option<String>)| Event {
+        cursor: cursor(epoch, event.position),
+        occurred_at: Time(event.at),
+        message_id: event.message.to_string(),
+        device_id,
+        step: event.step,
+        reason: reason(event.reason),
+        count: event.count,
+    };
+    Events {
+        events: page.events.into_iter().zip(ids).map(event).collect(),
+        next: cursor(epoch, page.next),
+        missed: page.missed,
+    }
+}
+
+/// A reason's name, where there is a reason.
+pub fn reason(reason: Reason) -> Option<&'static str> {
+    Some(reason.name()).filter(|name| !name.is_empty())
+}
+
+fn cursor(epoch: u64, position: u64) -> String {
+    format!("{epoch:x}-{position}")
+}
+
+fn position(cursor: &str, epoch: u64) -> Result<u64, ApiError> {
+    let parts = cursor.split_once('-');
+    let numbers = parts.and_then(|(e, p)| Some((u64::from_str_radix(e, 16).ok()?, p.parse().ok()?)));
+    match numbers {
+        Some((of, position)) if of == epoch => Ok(position),
+        Some(_) => Err(Code::CursorFromOtherHistory.into()),
+        None => Err(Code::InvalidCursor.into()),
+    }
+}
+
+/// How many requests of each app wait.
+#[derive(Default)]
+pub struct Polls(Mutex<HashMap<AppNo, usize>>);
+
+/// One of them; leaves when it is dropped.
+struct Poll(Arc<Polls>, AppNo);
+
+impl Polls {
+    #[cfg(test)]
+    pub fn waiting(&self) -> usize {
+        self.0.lock().unwrap().values().sum()
+    }
+
+    fn enter(self: &Arc<Self>, app: AppNo, max: usize) -> Result<Poll, ApiError> {
+        let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = waiting.entry(app).or_default();
+        if *count >= max {
+            return Err(Code::TooManyPolls.retry_after(1));
+        }
+        *count += 1;
+        Ok(Poll(self.clone(), app))
+    }
+}
+
+impl Drop for Poll {
+    fn drop(&mut self) {
+        let mut waiting = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = waiting.get_mut(&self.1) {
+            *count -= 1;
+            if *count == 0 {
+                waiting.remove(&self.1);
+            }
+        }
+    }
+}

@@ -1,0 +1,293 @@
+//! The operations listener: alive, ready, measured. For operators and their machines; it has no secrets and takes no input.
+
+use crate::gateway::GatewayMetrics;
+use axum::Json;
+use axum::Router;
+use axum::extract::State;
+use axum::http::{Method, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use postrider_core::Engine;
+use postrider_core::model::Step;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, text};
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Registry, Unit};
+use serde::Serialize;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+type Durations = Family<[(&'static str, String); 1], Histogram, fn() -> Histogram>;
+
+/// What operators see of the API.
+#[derive(Clone, Debug)]
+pub struct ApiMetrics {
+    /// By `method`, `route`, `status`.
+    pub requests: Family<[(&'static str, String); 3], Counter>,
+    /// By `route`.
+    pub durations: Durations,
+    pub panics: Counter,
+}
+
+impl Default for ApiMetrics {
+    fn default() -> ApiMetrics {
+        ApiMetrics {
+            requests: Family::default(),
+            durations: Family::new_with_constructor(duration_buckets),
+            panics: Counter::default(),
+        }
+    }
+}
+
+fn duration_buckets() -> Histogram {
+    Histogram::new([0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 60.0])
+}
+
+impl ApiMetrics {
+    /// Adds the metrics to a registry with the prefix `postrider`.
+    pub fn register(&self, registry: &mut Registry) {
+        registry.register("api_requests", "Requests of the HTTP API", self.requests.clone());
+        registry.register_with_unit(
+            "api_request_duration",
+            "Time from a request's head to its answer's",
+            Unit::Seconds,
+            self.durations.clone(),
+        );
+        registry.register("api_panics", "Requests whose handler panicked", self.panics.clone());
+    }
+
+    pub fn count(&self, method: &Method, route: String, status: StatusCode, took: Duration) {
+        // Methods are the caller's words: only the known ones become labels.
+        let known = [Method::GET, Method::POST, Method::PUT, Method::PATCH, Method::DELETE, Method::HEAD];
+        let method = if known.contains(method) { method.as_str() } else { "other" };
+        let labels =
+            [("method", method.to_owned()), ("route", route.clone()), ("status", status.as_str().to_owned())];
+        self.requests.get_or_create(&labels).inc();
+        self.durations.get_or_create(&[("route", route)]).observe(took.as_secs_f64());
+    }
+}
+
+fn register_gateway(gateway: &GatewayMetrics, registry: &mut Registry) {
+    for (name, help, counter) in [
+        ("gateway_connections_accepted", "Connections let in", &gateway.connections_accepted),
+        ("gateway_messages_in", "Messages that devices published", &gateway.messages_in),
+        ("gateway_messages_out", "Messages written to devices", &gateway.messages_out),
+        ("gateway_writes", "Writes to sockets", &gateway.writes),
+        ("gateway_panics", "Connections whose handling panicked", &gateway.panics),
+        ("gateway_slow_readers_closed", "Connections closed for not reading", &gateway.slow_readers_closed),
+        ("gateway_keepalive_timeouts", "Connections closed for silence", &gateway.keepalive_timeouts),
+    ] {
+        registry.register(name, help, counter.clone());
+    }
+    for (name, help, counter) in [
+        ("gateway_received", "Bytes read from devices", &gateway.bytes_in),
+        ("gateway_sent", "Bytes written to devices", &gateway.bytes_out),
+    ] {
+        registry.register_with_unit(name, help, Unit::Bytes, counter.clone());
+    }
+    for (name, help, family) in [
+        ("gateway_connections_closed", "Connections that ended, by kind", &gateway.connections_closed),
+        ("gateway_connections_refused", "Connections not let in, by limit", &gateway.connections_refused),
+        ("gateway_messages_dropped", "Live messages not taken, by reason", &gateway.messages_dropped),
+    ] {
+        registry.register(name, help, family.clone());
+    }
+}
+
+/// Numbers that are asked for only when they are looked at: the store's and the books'.
+pub struct StoreCollector {
+    pub engine: Engine,
+    /// Connections of the gateways: open, and of those not signed in.
+    pub connections: Box<dyn Fn() -> (usize, usize) + Send + Sync>,
+}
+
+impl fmt::Debug for StoreCollector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("StoreCollector")
+    }
+}
+
+impl Collector for StoreCollector {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        self.encode_store(&mut encoder)?;
+        self.encode_connections(&mut encoder)?;
+        self.encode_apps(&mut encoder)
+    }
+}
+
+impl StoreCollector {
+    fn encode_store(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let stats = self.engine.store.stats();
+        for (name, help, value) in [
+            ("store_commands", "Commands executed", stats.commands),
+            ("store_commits", "Groups of commands made durable", stats.commits),
+            ("store_checkpoints", "Checkpoints written", stats.checkpoints),
+            ("store_quarantined", "Damaged records found", stats.quarantined),
+        ] {
+            counter(encoder, name, help, None, value)?;
+        }
+        let bytes = Some(&Unit::Bytes);
+        counter(encoder, "store_written", "Bytes written to files", bytes, stats.bytes_written)?;
+        for (name, help, micros) in [
+            ("store_commit", "Time spent in commits, syncs included", stats.commit_micros_total),
+            ("store_sync", "Time spent waiting for the disk to sync", stats.sync_micros_total),
+        ] {
+            let seconds = ConstCounter::new(micros as f64 / 1e6);
+            let unit = Some(&Unit::Seconds);
+            seconds.encode(encoder.encode_descriptor(name, help, unit, seconds.metric_type())?)?;
+        }
+        gauge(encoder, "store_disk", "Bytes that the store's files take", bytes, stats.disk_bytes)?;
+        gauge(encoder, "store_queue", "Commands that wait for a commit", None, stats.queue)?;
+        gauge(encoder, "open_messages", "Messages with open deliveries", None, stats.open_messages)?;
+        gauge(encoder, "open_deliveries", "Deliveries that have not ended", None, stats.open_deliveries)?;
+        let refuses = u64::from(self.engine.store.refuses().is_some());
+        gauge(encoder, "store_refuses", "1 while nothing new is accepted", None, refuses)
+    }
+
+    fn encode_connections(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let (open, unauthenticated) = (self.connections)();
+        gauge(encoder, "connections", "Open connections of the gateways", None, open as u64)?;
+        let help = "Open connections that have not signed in";
+        gauge(encoder, "connections_unauthenticated", help, None, unauthenticated as u64)?;
+        let signed_in = self.engine.connected_count() as u64;
+        gauge(encoder, "sessions_connected", "Sessions with a connection", None, signed_in)
+    }
+
+    fn encode_apps(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let store = &self.engine.store;
+        let apps = store.apps();
+        let audit = store.audit();
+        let zero = ConstCounter::new(0u64);
+        let mut family =
+            encoder.encode_descriptor("messages_accepted", "Messages accepted", None, zero.metric_type())?;
+        for app in &apps {
+            ConstCounter::new(app.counters.messages).encode(family.encode_family(&[("app", &*app.id)])?)?;
+        }
+        let help = "Deliveries that ended, by how they ended";
+        let mut family = encoder.encode_descriptor("deliveries_ended", help, None, zero.metric_type())?;
+        for app in &apps {
+            for step in Step::ALL.into_iter().filter(|step| step.ends() && !step.by_app()) {
+                let ended = ConstCounter::new(app.counters.ended[step as usize]);
+                ended.encode(family.encode_family(&[("app", &*app.id), ("state", step.name())])?)?;
+            }
+        }
+        for (name, help, value) in [
+            ("deliveries_open", "Deliveries that are open, counted anew", 0),
+            (
+                "accounting_gap",
+                "Deliveries created, less those that ended or are open: 0, or something is wrong",
+                1,
+            ),
+        ] {
+            let mut family =
+                encoder.encode_descriptor(name, help, None, ConstGauge::new(0i64).metric_type())?;
+            for (no, books) in &audit.apps {
+                let app = apps.iter().find(|a| a.no == *no).map_or("", |a| &a.id);
+                let number = if value == 0 { books.open as i64 } else { books.gap() };
+                ConstGauge::new(number).encode(family.encode_family(&[("app", app)])?)?;
+            }
+        }
+        let help = "Registered devices";
+        let mut family =
+            encoder.encode_descriptor("devices", help, None, ConstGauge::new(0i64).metric_type())?;
+        for app in &apps {
+            ConstGauge::new(app.devices as i64).encode(family.encode_family(&[("app", &*app.id)])?)?;
+        }
+        Ok(())
+    }
+}
+
+fn counter(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    unit: Option<&Unit>,
+    value: u64,
+) -> fmt::Result {
+    let counter = ConstCounter::new(value);
+    counter.encode(encoder.encode_descriptor(name, help, unit, counter.metric_type())?)
+}
+
+fn gauge(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    unit: Option<&Unit>,
+    value: u64,
+) -> fmt::Result {
+    let gauge = ConstGauge::new(value as i64);
+    gauge.encode(encoder.encode_descriptor(name, help, unit, gauge.metric_type())?)
+}
+
+/// What the operations listener shows.
+#[derive(Clone)]
+pub struct Ops {
+    engine: Engine,
+    registry: Arc<Registry>,
+}
+
+impl Ops {
+    /// `connections`: those of the gateways that are open, and of these the ones that have not signed in.
+    pub fn new(
+        engine: Engine,
+        api: ApiMetrics,
+        gateway: GatewayMetrics,
+        connections: impl Fn() -> (usize, usize) + Send + Sync + 'static,
+    ) -> Ops {
+        let mut registry = Registry::with_prefix("postrider");
+        api.register(&mut registry);
+        register_gateway(&gateway, &mut registry);
+        let connections = Box::new(connections);
+        registry.register_collector(Box::new(StoreCollector { engine: engine.clone(), connections }));
+        Ops { engine, registry: Arc::new(registry) }
+    }
+}
+
+/// The routes of the operations listener.
+pub fn router(ops: Ops) -> Router {
+    Router::new()
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(metrics))
+        .with_state(ops)
+}
+
+/// Whether the server takes messages.
+#[derive(Debug, Serialize)]
+struct Readiness {
+    ready: bool,
+    /// Why not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    refuses: Option<String>,
+    sessions_connected: usize,
+}
+
+async fn ready(State(ops): State<Ops>) -> Response {
+    let refuses = ops.engine.store.refuses();
+    let status = if refuses.is_none() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let readiness = Readiness {
+        ready: refuses.is_none(),
+        refuses: refuses.map(|why| why.to_string()),
+        sessions_connected: ops.engine.connected_count(),
+    };
+    (status, Json(readiness)).into_response()
+}
+
+async fn metrics(State(ops): State<Ops>) -> Response {
+    // Counting everything anew takes a while where much is open.
+    let encoded = super::aside(move || {
+        let mut text = String::new();
+        text::encode(&mut text, &ops.registry).map(|()| text)
+    });
+    match encoded.await {
+        Ok(Ok(text)) => {
+            let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+            ([(header::CONTENT_TYPE, kind)], text).into_response()
+        }
+        _ => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+    }
+}

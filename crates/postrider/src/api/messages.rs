@@ -1,0 +1,630 @@
+//! Messages: send one or many, estimate, report, trace, cancel; and what devices tell of theirs.
+
+use super::auth::{ByApp, ByDevice, Reads, Sends};
+use super::error::{ApiError, Code, Problem};
+use super::events::reason;
+use super::json::{self, Body, Input, Path, Query, RawBody};
+use super::topics::from_base64;
+use super::{Api, ApiLimits, Time, ask, cursor, idempotency_key, page_size, read_cursor};
+use axum::Json;
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode};
+use bytes::Bytes;
+use postrider_core::audience::{Audience, Verdict};
+use postrider_core::command::{Command, Outcome, Refusal};
+use postrider_core::delivery::accept::{Accepted, Push, PushData, digest};
+use postrider_core::delivery::receipt::DeviceReceipt;
+use postrider_core::id::*;
+use postrider_core::model::{Backlog, Priority, Step};
+use postrider_core::port::{DeliveryView, MessageView, StoreError};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use std::collections::BTreeMap;
+use utoipa::ToSchema;
+
+/// A message to send.
+#[derive(Clone, Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct MessageRequest {
+    #[schema(schema_with = super::openapi::audience)]
+    audience: Audience,
+    /// Devices of the audience that are not to get it.
+    #[schema(schema_with = super::openapi::audience, required = false)]
+    exclude: Option<Audience>,
+    notification: Option<Notification>,
+    /// Any JSON value, for the app on the device; travels in the envelope.
+    data: Option<Value>,
+    /// Instead of all that: the payload as it is, without an envelope.
+    data_text: Option<String>,
+    /// The same, for any bytes, in base64.
+    data_base64: Option<String>,
+    /// Seconds until it is no longer worth delivering: up to 2,592,000, where nothing is said 2,419,200. 0: only to
+    /// devices that are connected now.
+    ttl_secs: Option<u64>,
+    /// Of messages with the same key, devices keep only the newest (see `backlog`).
+    collapse_key: Option<String>,
+    #[schema(value_type = Option<String>, example = "normal")]
+    priority: Option<Priority>,
+    /// How many pending messages of its collapse key a device keeps: `"all"`, `"latest"` or `{"last": n}`.
+    #[schema(value_type = Option<Object>, example = "latest")]
+    backlog: Option<Backlog>,
+    durability: Option<Durability>,
+    on_full: Option<OnFull>,
+    /// As the header Idempotency-Key; for the messages of a batch.
+    idempotency_key: Option<String>,
+}
+
+impl Input for MessageRequest {}
+
+/// What is shown to the user.
+#[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Notification {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    title: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    subtitle: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    body: Option<String>,
+    /// Address of a picture.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    image: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    icon: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    color: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sound: Option<String>,
+    /// The number on the app's icon.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    badge: Option<u32>,
+    /// Shown together with others of the group.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    group: Option<String>,
+    /// The app's kind of notification, as users configure it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    category: Option<String>,
+    /// What a tap opens.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    click: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    actions: Option<Vec<Action>>,
+}
+
+/// A button of a notification.
+#[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Action {
+    id: String,
+    title: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    icon: Option<String>,
+    /// What a tap on it opens.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    click: Option<String>,
+}
+
+/// `synced`: on stable storage before the answer. `transient`: to devices connected now, without being stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Durability {
+    Synced,
+    Transient,
+}
+
+/// What happens where a device's inbox is full: its oldest message goes, or this one does not come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum OnFull {
+    Evict,
+    Reject,
+}
+
+/// A message was accepted.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct AcceptedMessage {
+    message_id: String,
+    /// Devices that it is for.
+    targeted: u64,
+    /// What was done: `transient` also where `ttl_secs` is 0.
+    durability: Durability,
+    /// Devices that had no room, where the message asked not to evict.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    inbox_full: Option<u64>,
+    /// The request was a repetition: nothing was done, this is the first answer.
+    #[serde(skip_serializing_if = "super::is_false")]
+    repeated: bool,
+}
+
+impl From<Accepted> for AcceptedMessage {
+    fn from(accepted: Accepted) -> AcceptedMessage {
+        AcceptedMessage {
+            message_id: accepted.id.to_string(),
+            targeted: accepted.targeted,
+            durability: if accepted.transient { Durability::Transient } else { Durability::Synced },
+            inbox_full: Some(accepted.full).filter(|n| *n > 0),
+            repeated: accepted.repeated,
+        }
+    }
+}
+
+/// Takes messages out of the app's allowance (L35, A32: of the app, whatever key is used).
+pub fn charge(api: &Api, app: AppNo, messages: usize) -> Result<(), ApiError> {
+    let allowed = api.pushes.take(app, messages as u64, api.engine.clock.now());
+    allowed.map_err(|secs| Code::RateLimited.retry_after(secs))
+}
+
+fn push_of(request: MessageRequest, key: Option<String>) -> Result<Push, ApiError> {
+    let data = match (request.data, request.data_text, request.data_base64) {
+        (data, None, None) => data.map(PushData::Json),
+        (None, Some(text), None) => Some(PushData::Raw(Bytes::from(text))),
+        (None, None, Some(base64)) => Some(PushData::Raw(from_base64("/data_base64", &base64)?)),
+        _ => {
+            let why = "At most one of `data`, `data_text` and `data_base64`.";
+            return Err(Code::InvalidField.at("/data", why));
+        }
+    };
+    let idempotency_key = match (key, request.idempotency_key) {
+        (Some(_), Some(_)) => {
+            let why = "Either the header or the field, not both.";
+            return Err(Code::InvalidField.at("/idempotency_key", why));
+        }
+        (header, field) => header.or(field),
+    };
+    Ok(Push {
+        audience: request.audience,
+        exclude: request.exclude,
+        notification: request.notification.map(shown).transpose()?,
+        data,
+        ttl_secs: request.ttl_secs,
+        collapse_key: request.collapse_key,
+        priority: request.priority.unwrap_or_default(),
+        backlog: request.backlog,
+        transient: request.durability == Some(Durability::Transient),
+        reject_when_full: request.on_full == Some(OnFull::Reject),
+        idempotency_key,
+    })
+}
+
+/// The notification as it goes out, without control characters (A35): it is shown by parsers that are not ours.
+fn shown(notification: Notification) -> Result<Map<String, Value>, ApiError> {
+    let Ok(Value::Object(map)) = serde_json::to_value(notification) else {
+        return Err(Code::Internal.into());
+    };
+    let actions = map.get("actions").and_then(Value::as_array).into_iter().flatten();
+    let fields = map.iter().chain(actions.filter_map(Value::as_object).flatten());
+    for (name, value) in fields {
+        let lines = name == "body";
+        let bad = |c: char| c.is_control() && !(lines && (c == '\n' || c == '\t'));
+        if value.as_str().is_some_and(|text| text.contains(bad)) {
+            let why = format!("`{name}` must not contain control characters.");
+            return Err(Code::InvalidField.at(format!("/notification/{name}"), why));
+        }
+    }
+    Ok(map)
+}
+
+pub async fn send(
+    ByApp(app, _): ByApp<Sends>,
+    State(api): State<Api>,
+    headers: HeaderMap,
+    Body(request): Body<MessageRequest>,
+) -> Result<(StatusCode, Json<AcceptedMessage>), ApiError> {
+    let push = push_of(request, idempotency_key(&headers)?)?;
+    charge(&api, app, 1)?;
+    let results = ask(|done| api.engine.accept(app, vec![push], done)).await?;
+    let accepted = results.into_iter().next().ok_or(Code::Internal)??;
+    Ok((StatusCode::ACCEPTED, Json(accepted.into())))
+}
+
+/// Many messages, each standing for itself.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct BatchRequest {
+    /// At most 500.
+    #[schema(max_items = 500)]
+    messages: Vec<MessageRequest>,
+}
+
+impl Input for BatchRequest {
+    fn bytes_max(limits: &ApiLimits) -> usize {
+        limits.batch_bytes_max
+    }
+}
+
+/// The results, in the order of the messages.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct BatchResults {
+    results: Vec<BatchResult>,
+}
+
+/// What came of one message of a batch.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(untagged)]
+pub enum BatchResult {
+    Accepted(AcceptedMessage),
+    Refused(Problem),
+}
+
+impl From<Result<AcceptedMessage, ApiError>> for BatchResult {
+    fn from(result: Result<AcceptedMessage, ApiError>) -> BatchResult {
+        match result {
+            Ok(accepted) => BatchResult::Accepted(accepted),
+            Err(error) => BatchResult::Refused(error.problem()),
+        }
+    }
+}
+
+pub async fn send_batch(
+    ByApp(app, _): ByApp<Sends>,
+    State(api): State<Api>,
+    headers: HeaderMap,
+    RawBody(bytes, _): RawBody<BatchRequest>,
+) -> Result<Json<BatchResults>, ApiError> {
+    let requests = read_batch(&bytes)?;
+    let max = api.limits.batch_max;
+    if requests.is_empty() || requests.len() > max {
+        return Err(Code::InvalidField.at("/messages", format!("From 1 to {max} messages.")));
+    }
+    let batch_key = idempotency_key(&headers)?;
+    if batch_key.as_ref().is_some_and(|key| key.len() > api.engine.limits.idempotency_key_bytes_max) {
+        let max = api.engine.limits.idempotency_key_bytes_max;
+        return Err(Code::InvalidHeader.at("Idempotency-Key", format!("At most {max} bytes.")));
+    }
+    charge(&api, app, requests.len())?;
+    let mut pushes = Vec::with_capacity(requests.len());
+    let mut refused = Vec::with_capacity(requests.len());
+    for (i, request) in requests.into_iter().enumerate() {
+        let push = request.and_then(|request| {
+            // The key of the batch names each of its messages by its place.
+            let of_batch = batch_key.as_ref().filter(|_| request.idempotency_key.is_none());
+            let key = of_batch.map(|key| format!("{:032x}", digest(format!("batch\n{key}\n{i}").as_bytes())));
+            push_of(request, key)
+        });
+        match push {
+            Ok(push) => {
+                pushes.push(push);
+                refused.push(None);
+            }
+            Err(error) => refused.push(Some(error)),
+        }
+    }
+    let mut accepted = ask(|done| api.engine.accept(app, pushes, done)).await?.into_iter();
+    let results = refused.into_iter().map(|refused| match refused {
+        Some(error) => Err(error).into(),
+        None => {
+            let result = accepted.next().unwrap_or(Err(StoreError::Missing.into()));
+            result.map(AcceptedMessage::from).map_err(ApiError::from).into()
+        }
+    });
+    Ok(Json(BatchResults { results: results.collect() }))
+}
+
+/// The messages of a batch. A wrong one is refused alone: so where not all can be read at one go, each is read by itself.
+fn read_batch(bytes: &[u8]) -> Result<Vec<Result<MessageRequest, ApiError>>, ApiError> {
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct OneByOne {
+        messages: Vec<Value>,
+    }
+
+    if let Ok(batch) = serde_json::from_slice::<BatchRequest>(bytes) {
+        return Ok(batch.messages.into_iter().map(Ok).collect());
+    }
+    let batch: OneByOne = json::read_into(bytes)?;
+    Ok(batch.messages.into_iter().map(json::read_value).collect())
+}
+
+/// An audience to estimate.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct EstimateRequest {
+    #[schema(schema_with = super::openapi::audience)]
+    audience: Audience,
+    #[schema(schema_with = super::openapi::audience, required = false)]
+    exclude: Option<Audience>,
+    /// The id of a device: is it in or out, and why?
+    device: Option<String>,
+}
+
+impl Input for EstimateRequest {}
+
+/// Whom a message would reach now.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Estimate {
+    count: u64,
+    connected: u64,
+    by_platform: BTreeMap<&'static str, u64>,
+    device: Option<DeviceVerdict>,
+}
+
+/// How one device fares.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct DeviceVerdict {
+    included: bool,
+    /// The clause that decided, as a path into the expression.
+    clause: String,
+}
+
+impl From<Verdict> for DeviceVerdict {
+    fn from(verdict: Verdict) -> DeviceVerdict {
+        DeviceVerdict { included: verdict.included, clause: verdict.clause }
+    }
+}
+
+pub async fn estimate(
+    ByApp(app, _): ByApp<Reads>,
+    State(api): State<Api>,
+    Body(request): Body<EstimateRequest>,
+) -> Result<Json<Estimate>, ApiError> {
+    let EstimateRequest { audience, exclude, device } = request;
+    let estimate = api.engine.estimate(app, &audience, exclude.as_ref(), device.as_deref());
+    let estimate = estimate.map_err(|error| match ApiError::from(error) {
+        e if e.code == Code::UnknownRecipient => Code::NoSuchDevice.at("/device", "No such device."),
+        e => e,
+    })?;
+    Ok(Json(Estimate {
+        count: estimate.count,
+        connected: estimate.connected,
+        by_platform: estimate.by_platform.into_iter().map(|(p, n)| (p.name(), n)).collect(),
+        device: estimate.verdict.map(DeviceVerdict::from),
+    }))
+}
+
+/// A message and what became of it.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Message {
+    message_id: String,
+    #[schema(value_type = String, format = DateTime)]
+    accepted_at: Time,
+    #[schema(value_type = String, format = DateTime)]
+    expires_at: Time,
+    #[schema(value_type = Option<String>, format = DateTime)]
+    cancelled_at: Option<Time>,
+    #[schema(value_type = String, example = "normal")]
+    priority: Priority,
+    collapse_key: Option<String>,
+    /// Devices that it was for.
+    targeted: u64,
+    /// Deliveries by the state they are in; their sum is `targeted`.
+    states: BTreeMap<&'static str, u64>,
+    /// Deliveries that ever came to a step.
+    reached: BTreeMap<&'static str, u64>,
+    reasons: Vec<ReasonCount>,
+}
+
+/// How many deliveries ended in a state for a reason.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ReasonCount {
+    state: &'static str,
+    reason: &'static str,
+    count: u64,
+}
+
+impl From<MessageView> for Message {
+    fn from(view: MessageView) -> Message {
+        let named = |of: [u64; Step::ALL.len()]| {
+            let all = Step::ALL.into_iter().map(|step| (step.name(), of[step as usize]));
+            all.filter(|(_, n)| *n > 0).collect()
+        };
+        let reasons = view.reasons.into_iter().map(|(step, reason, count)| ReasonCount {
+            state: step.name(),
+            reason: reason.name(),
+            count,
+        });
+        Message {
+            message_id: view.id.to_string(),
+            accepted_at: Time(view.accepted_at),
+            expires_at: Time(view.expires_at),
+            cancelled_at: view.cancelled_at.map(Time),
+            priority: view.priority,
+            collapse_key: view.collapse_key,
+            targeted: view.targeted,
+            states: named(view.now),
+            reached: named(view.reached),
+            reasons: reasons.collect(),
+        }
+    }
+}
+
+/// A text that is not an id names no message.
+fn message_id(text: &str) -> Result<MessageId, ApiError> {
+    text.parse().map_err(|()| Code::NoSuchMessage.into())
+}
+
+pub async fn show(
+    ByApp(app, _): ByApp<Reads>,
+    State(api): State<Api>,
+    Path(id): Path<String>,
+) -> Result<Json<Message>, ApiError> {
+    let view = api.engine.store.message(app, message_id(&id)?).ok_or(Code::NoSuchMessage)?;
+    Ok(Json(view.into()))
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PageQuery {
+    limit: Option<usize>,
+    cursor: Option<String>,
+}
+
+/// A page of messages, newest first.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct MessagePage {
+    messages: Vec<Message>,
+    /// Give it back as `cursor` for the next page; null on the last one.
+    next_cursor: Option<String>,
+}
+
+pub async fn list(
+    ByApp(app, _): ByApp<Reads>,
+    State(api): State<Api>,
+    Query(query): Query<PageQuery>,
+) -> Result<Json<MessagePage>, ApiError> {
+    let limit = page_size(&api, query.limit)?;
+    let before = read_cursor("message-", query.cursor.as_deref())?.map(MessageId);
+    let store = api.engine.store.clone();
+    let mut views = super::aside(move || store.messages(app, before, limit + 1)).await?;
+    let more = views.len() > limit;
+    views.truncate(limit);
+    let next_cursor = views.last().filter(|_| more).map(|v| cursor("message-", v.id.0));
+    Ok(Json(MessagePage { messages: views.into_iter().map(Message::from).collect(), next_cursor }))
+}
+
+/// One delivery: a message on its way to a device.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Delivery {
+    /// Null where the device was deleted.
+    device_id: Option<String>,
+    #[schema(value_type = String, example = "delivered")]
+    state: Step,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'static str>,
+    /// Every step, in order of time.
+    timeline: Vec<Moment>,
+}
+
+/// A step of a delivery.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Moment {
+    #[schema(value_type = String, example = "sent")]
+    step: Step,
+    #[schema(value_type = String, format = DateTime)]
+    at: Time,
+    /// The same, in milliseconds since 1970.
+    at_unix_ms: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'static str>,
+}
+
+impl Delivery {
+    fn of(view: DeliveryView, device_id: Option<String>) -> Delivery {
+        let moment = |(step, why, at)| Moment { step, at: Time(at), at_unix_ms: at, reason: reason(why) };
+        Delivery {
+            device_id,
+            state: view.step,
+            reason: reason(view.reason),
+            timeline: view.timeline.into_iter().map(moment).collect(),
+        }
+    }
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DeliveryQuery {
+    state: Option<Step>,
+    limit: Option<usize>,
+    cursor: Option<String>,
+}
+
+/// A page of deliveries of one message.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct DeliveryPage {
+    deliveries: Vec<Delivery>,
+    /// Give it back as `cursor` for the next page; null on the last one.
+    next_cursor: Option<String>,
+}
+
+pub async fn deliveries(
+    ByApp(app, _): ByApp<Reads>,
+    State(api): State<Api>,
+    Path(id): Path<String>,
+    Query(query): Query<DeliveryQuery>,
+) -> Result<Json<DeliveryPage>, ApiError> {
+    let id = message_id(&id)?;
+    let store = &api.engine.store;
+    store.message(app, id).ok_or(Code::NoSuchMessage)?;
+    let limit = page_size(&api, query.limit)?;
+    let after = read_cursor("delivery-", query.cursor.as_deref())?.map(|no| DeviceNo(no as u32));
+    let mut views = store.deliveries(app, id, query.state, after, limit + 1);
+    let more = views.len() > limit;
+    views.truncate(limit);
+    let next_cursor = views.last().filter(|_| more).map(|v| cursor("delivery-", v.device.0.into()));
+    let devices: Vec<DeviceNo> = views.iter().map(|v| v.device).collect();
+    let ids = store.device_ids(app, &devices);
+    let deliveries = views.into_iter().zip(ids).map(|(view, id)| Delivery::of(view, id)).collect();
+    Ok(Json(DeliveryPage { deliveries, next_cursor }))
+}
+
+pub async fn delivery(
+    ByApp(app, _): ByApp<Reads>,
+    State(api): State<Api>,
+    Path((id, device)): Path<(String, String)>,
+) -> Result<Json<Delivery>, ApiError> {
+    let id = message_id(&id)?;
+    let store = &api.engine.store;
+    store.message(app, id).ok_or(Code::NoSuchMessage)?;
+    let at = store.device_by_id(app, &device).ok_or(Code::NoSuchDevice)?;
+    let view = store.delivery(app, id, at.device).ok_or(Code::NoSuchDelivery)?;
+    Ok(Json(Delivery::of(view, Some(device))))
+}
+
+/// A message was cancelled.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Cancelled {
+    message_id: String,
+    /// Deliveries that were still open and are not made any more.
+    cancelled: u64,
+}
+
+pub async fn cancel(
+    ByApp(app, _): ByApp<Sends>,
+    State(api): State<Api>,
+    Path(id): Path<String>,
+) -> Result<Json<Cancelled>, ApiError> {
+    let message = message_id(&id)?;
+    let command = Command::Cancel { app, message, now: api.engine.clock.now() };
+    match ask(|done| api.engine.store.submit(vec![command], done)).await??.first() {
+        Some(Outcome::Cancelled { open }) => Ok(Json(Cancelled { message_id: id, cancelled: *open })),
+        Some(Outcome::Refused(Refusal::NoSuchMessage)) => Err(Code::NoSuchMessage.into()),
+        other => Err(StoreError::Failed(format!("unexpected outcome {other:?}")).into()),
+    }
+}
+
+/// What the app on the device did with a message.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ReceiptRequest {
+    step: ReceiptStep,
+}
+
+impl Input for ReceiptRequest {}
+
+/// The steps that a device may tell of.
+#[derive(Clone, Copy, Debug, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ReceiptStep {
+    Delivered,
+    Displayed,
+    Dismissed,
+    Replied,
+    Clicked,
+}
+
+/// A receipt was recorded.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ReceiptTaken {
+    /// False where the step was known already, or came too late to count.
+    recorded: bool,
+}
+
+pub async fn receipt(
+    ByDevice(at): ByDevice,
+    State(api): State<Api>,
+    Path(id): Path<String>,
+    Body(request): Body<ReceiptRequest>,
+) -> Result<Json<ReceiptTaken>, ApiError> {
+    let message = message_id(&id)?;
+    // Whether a message that is not the device's exists is none of its business.
+    api.engine.store.delivery(at.app, message, at.device).ok_or(Code::NoSuchMessage)?;
+    let step = match request.step {
+        ReceiptStep::Delivered => Step::Delivered,
+        ReceiptStep::Displayed => Step::Displayed,
+        ReceiptStep::Dismissed => Step::Dismissed,
+        ReceiptStep::Replied => Step::Replied,
+        ReceiptStep::Clicked => Step::Clicked,
+    };
+    let receipts = [DeviceReceipt { message, step }];
+    let taken = ask(|done| api.engine.device_receipts(at, &receipts, done)).await??;
+    Ok(Json(ReceiptTaken { recorded: taken > 0 }))
+}

@@ -1,0 +1,327 @@
+//! The HTTP API: what app servers, operators and devices ask over HTTP. It translates and decides nothing.
+//!
+//! [`routes`] lists every route. A handler's first argument says whom it serves (`auth`), its others what it reads
+//! (`json`: strictly), and every refusal is a row of one table (`error`). `openapi` describes the same routes; a test
+//! holds the two together. The operations listener is `health`.
+
+mod apps;
+pub mod auth;
+mod devices;
+pub mod error;
+mod events;
+pub mod health;
+pub mod json;
+mod messages;
+pub mod openapi;
+mod topics;
+
+use crate::http::{self, Adopt};
+use auth::Buckets;
+use axum::Router;
+use axum::extract::{MatchedPath, Request, State};
+use axum::handler::Handler;
+use axum::http::{HeaderMap, HeaderValue, Method, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{MethodFilter, MethodRouter, on};
+use base64::Engine as _;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+use error::{ApiError, Code};
+pub use health::ApiMetrics;
+use postrider_core::Engine;
+use postrider_core::id::{AppNo, UnixMillis};
+use serde::{Serialize, Serializer};
+use std::future::Future;
+use std::net::IpAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::{Duration, Instant};
+use tokio::sync::{Notify, oneshot};
+
+/// What all handlers share. Cheap to clone.
+#[derive(Clone)]
+pub struct Api {
+    pub engine: Engine,
+    /// Notified (`notify_waiters`) when the receipt stream grew: those who wait for events look again.
+    pub events_changed: Arc<Notify>,
+    pub limits: Arc<ApiLimits>,
+    pub metrics: ApiMetrics,
+    /// The app of devices that name none, as on the gateways.
+    pub default_app: AppNo,
+    /// Where `GET /mqtt` hands its socket to.
+    pub adopt: Adopt,
+    failures: Arc<Buckets<IpAddr>>,
+    pushes: Arc<Buckets<AppNo>>,
+    polls: Arc<events::Polls>,
+}
+
+impl Api {
+    pub fn new(
+        engine: Engine,
+        default_app: AppNo,
+        events_changed: Arc<Notify>,
+        limits: ApiLimits,
+        adopt: Adopt,
+    ) -> Api {
+        let second = 1_000_000;
+        let every_push = second / limits.pushes_per_sec.clamp(1, second);
+        Api {
+            engine,
+            events_changed,
+            metrics: ApiMetrics::default(),
+            default_app,
+            adopt,
+            failures: Arc::new(Buckets::new(
+                limits.auth_failures_burst,
+                limits.auth_failure_secs * second,
+                limits.auth_addresses_max,
+            )),
+            pushes: Arc::new(Buckets::new(
+                limits.pushes_burst,
+                if limits.pushes_per_sec == 0 { 0 } else { every_push },
+                usize::MAX,
+            )),
+            polls: Arc::default(),
+            limits: Arc::new(limits),
+        }
+    }
+}
+
+#[cfg(test)]
+impl Api {
+    fn polls_waiting(&self) -> usize {
+        self.polls.waiting()
+    }
+}
+
+/// Every maximum of the API; numbers in brackets are those of the reliability study. What a message may be is in core.
+#[derive(Clone, Debug)]
+pub struct ApiLimits {
+    /// Bytes of a body, and of a batch (L26).
+    pub body_bytes_max: usize,
+    pub batch_bytes_max: usize,
+    /// Messages of a batch (L26).
+    pub batch_max: usize,
+    /// How long a body may take in all, before its rate counts, and the least rate (L25).
+    pub body_time_max: Duration,
+    pub body_grace: Duration,
+    pub body_bytes_per_sec_min: usize,
+    /// Wrong credentials from one address: at once, then one in so many seconds (L31); addresses remembered.
+    pub auth_failures_burst: u64,
+    pub auth_failure_secs: u64,
+    pub auth_addresses_max: usize,
+    /// Messages of an app (L35); 0 a second: no limit.
+    pub pushes_per_sec: u64,
+    pub pushes_burst: u64,
+    /// Entries of a page, where the request says nothing, and at most.
+    pub page_default: usize,
+    pub page_max: usize,
+    /// Requests of one app that wait for events, and how long one waits (L29).
+    pub polls_max: usize,
+    pub poll_max: Duration,
+    /// Pages of other origins that may open `/mqtt`; `*` allows all.
+    pub origins: Vec<String>,
+}
+
+impl Default for ApiLimits {
+    fn default() -> ApiLimits {
+        ApiLimits {
+            body_bytes_max: 256 * 1024,
+            batch_bytes_max: 4 * 1024 * 1024,
+            batch_max: 500,
+            body_time_max: Duration::from_secs(30),
+            body_grace: Duration::from_secs(5),
+            body_bytes_per_sec_min: 1024,
+            auth_failures_burst: 30,
+            auth_failure_secs: 60,
+            auth_addresses_max: 100_000,
+            pushes_per_sec: 1_000,
+            pushes_burst: 5_000,
+            page_default: 100,
+            page_max: 1_000,
+            polls_max: 32,
+            poll_max: Duration::from_secs(60),
+            origins: Vec::new(),
+        }
+    }
+}
+
+/// One row of the route table.
+pub struct Route {
+    pub method: Method,
+    pub path: &'static str,
+    handler: Box<dyn FnOnce(MethodFilter) -> MethodRouter<Api>>,
+}
+
+fn route<H, T>(method: Method, path: &'static str, handler: H) -> Route
+where
+    H: Handler<T, Api>,
+    T: 'static,
+{
+    Route { method, path, handler: Box::new(move |filter| on(filter, handler)) }
+}
+
+/// Every route there is.
+pub fn routes() -> Vec<Route> {
+    use Method as M;
+    vec![
+        route(M::POST, "/v1/devices", devices::register),
+        route(M::GET, "/v1/devices", devices::list),
+        route(M::GET, "/v1/devices/{id}", devices::show),
+        route(M::PATCH, "/v1/devices/{id}", devices::change),
+        route(M::DELETE, "/v1/devices/{id}", devices::remove),
+        route(M::PUT, "/v1/devices/{id}/tags/{tag}", devices::add_tag),
+        route(M::DELETE, "/v1/devices/{id}/tags/{tag}", devices::remove_tag),
+        route(M::PUT, "/v1/devices/{id}/alias", devices::set_alias),
+        route(M::DELETE, "/v1/devices/{id}/alias", devices::remove_alias),
+        route(M::POST, "/v1/messages", messages::send),
+        route(M::GET, "/v1/messages", messages::list),
+        route(M::POST, "/v1/messages/batch", messages::send_batch),
+        route(M::POST, "/v1/messages/estimate", messages::estimate),
+        route(M::GET, "/v1/messages/{id}", messages::show),
+        route(M::DELETE, "/v1/messages/{id}", messages::cancel),
+        route(M::GET, "/v1/messages/{id}/deliveries", messages::deliveries),
+        route(M::GET, "/v1/messages/{id}/deliveries/{device}", messages::delivery),
+        route(M::POST, "/v1/messages/{id}/receipts", messages::receipt),
+        route(M::GET, "/v1/events", events::read),
+        route(M::GET, "/v1/topics/{topic}", topics::show),
+        route(M::POST, "/v1/topics/{topic}/publish", topics::publish),
+        route(M::POST, "/v1/apps", apps::create),
+        route(M::GET, "/v1/apps", apps::list),
+        route(M::GET, "/v1/apps/{id}", apps::show),
+        route(M::POST, "/v1/apps/{id}/keys", apps::add_key),
+        route(M::GET, "/v1/apps/{id}/keys", apps::keys),
+        route(M::DELETE, "/v1/apps/{id}/keys/{key}", apps::revoke_key),
+        route(M::POST, "/v1/admin/audit", apps::audit),
+        route(M::GET, "/openapi.json", openapi::serve),
+        route(M::GET, "/mqtt", http::upgrade_to_mqtt),
+    ]
+}
+
+/// All routes, ready to be served.
+pub fn router(api: Api) -> Router {
+    let routed = routes().into_iter().fold(Router::new(), |router, Route { method, path, handler }| {
+        let filter = MethodFilter::try_from(method).expect("the table has common methods only");
+        router.route(path, handler(filter))
+    });
+    routed
+        .method_not_allowed_fallback(|| async { ApiError::from(Code::MethodNotAllowed) })
+        .fallback(|| async { ApiError::from(Code::NoSuchRoute) })
+        .layer(axum::middleware::from_fn_with_state(api.clone(), around))
+        .with_state(api)
+}
+
+/// Around every request: it is counted, timed, and its panic stays its own (P15).
+async fn around(State(api): State<Api>, request: Request, next: Next) -> Response {
+    let start = Instant::now();
+    let method = request.method().clone();
+    let route = request.extensions().get::<MatchedPath>().map_or("none", |p| p.as_str()).to_owned();
+    let mut response = contained(next.run(request)).await.unwrap_or_else(|| {
+        api.metrics.panics.inc();
+        tracing::error!(%method, route, "a request handler panicked");
+        ApiError::from(Code::Internal).into_response()
+    });
+    let headers = response.headers_mut();
+    headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    api.metrics.count(&method, route, response.status(), start.elapsed());
+    response
+}
+
+/// Runs a future; `None` when it panicked.
+async fn contained<T>(work: impl Future<Output = T>) -> Option<T> {
+    let mut work = pin!(work);
+    std::future::poll_fn(|cx| {
+        let mut poll = || work.as_mut().poll(cx);
+        match catch_unwind(AssertUnwindSafe(&mut poll)) {
+            Ok(Poll::Ready(value)) => Poll::Ready(Some(value)),
+            Ok(Poll::Pending) => Poll::Pending,
+            Err(_) => Poll::Ready(None),
+        }
+    })
+    .await
+}
+
+/// Awaits what the engine tells by a callback: `ask(|done| engine.accept(app, pushes, done)).await`.
+/// When the caller goes away meanwhile, the engine's work goes on.
+pub async fn ask<T: Send + 'static>(start: impl FnOnce(Box<dyn FnOnce(T) + Send>)) -> Result<T, ApiError> {
+    let (tell, told) = oneshot::channel();
+    start(Box::new(move |answer| _ = tell.send(answer)));
+    told.await.map_err(|_| Code::Unavailable.retry_after(1))
+}
+
+/// Runs what takes long aside, so that other requests go on.
+async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, ApiError> {
+    tokio::task::spawn_blocking(work).await.map_err(|_| Code::Internal.into())
+}
+
+/// The caller's name for this request (P2, A33).
+fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, ApiError> {
+    let mut values = headers.get_all("idempotency-key").iter();
+    let Some(value) = values.next() else { return Ok(None) };
+    let key = value.to_str().ok().filter(|_| values.next().is_none());
+    key.map(|key| Some(key.to_owned())).ok_or_else(|| {
+        Code::InvalidHeader.at("Idempotency-Key", "One Idempotency-Key, in visible ASCII letters.")
+    })
+}
+
+/// The size of a page.
+fn page_size(api: &Api, limit: Option<usize>) -> Result<usize, ApiError> {
+    let max = api.limits.page_max;
+    match limit.unwrap_or(api.limits.page_default.min(max)) {
+        n @ 1.. if n <= max => Ok(n),
+        _ => Err(Code::InvalidParameter.at("limit", format!("`limit` is from 1 to {max}."))),
+    }
+}
+
+/// Where the next page begins, opaque to callers. `kind` keeps the cursor of one list from another.
+fn cursor(kind: &str, at: u128) -> String {
+    BASE64_URL_SAFE_NO_PAD.encode(format!("{kind}{at:x}"))
+}
+
+fn read_cursor(kind: &str, text: Option<&str>) -> Result<Option<u128>, ApiError> {
+    let Some(text) = text else { return Ok(None) };
+    let bytes = BASE64_URL_SAFE_NO_PAD.decode(text).unwrap_or_default();
+    let plain = std::str::from_utf8(&bytes).unwrap_or_default();
+    let at = plain.strip_prefix(kind).and_then(|hex| u128::from_str_radix(hex, 16).ok());
+    at.map(Some).ok_or_else(|| Code::InvalidCursor.into())
+}
+
+/// A time, shown as RFC 3339 in UTC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Time(pub UnixMillis);
+
+impl std::fmt::Display for Time {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (secs, ms) = (self.0 / 1000, self.0 % 1000);
+        let (days, of_day) = (secs / 86_400, secs % 86_400);
+        // Days since 0000-03-01, so that the leap day is the last of its year; 400 years have 146,097 days.
+        let shifted = days + 719_468;
+        let (era, of_era) = (shifted / 146_097, shifted % 146_097);
+        let year_of_era = (of_era - of_era / 1_460 + of_era / 36_524 - of_era / 146_096) / 365;
+        let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+        // March is 0; months from there have 153 days in each five.
+        let month_from_march = (5 * of_year + 2) / 153;
+        let day = of_year - (153 * month_from_march + 2) / 5 + 1;
+        let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
+        let year = year_of_era + era * 400 + u64::from(month <= 2);
+        let (h, m, s) = (of_day / 3600, of_day / 60 % 60, of_day % 60);
+        write!(f, "{year:04}-{month:02}-{day:02}T{h:02}:{m:02}:{s:02}.{ms:03}Z")
+    }
+}
+
+impl Serialize for Time {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// For `skip_serializing_if`.
+fn is_false(value: &bool) -> bool {
+    !value
+}
+
+#[cfg(test)]
+pub mod tests;

@@ -1,0 +1,366 @@
+//! The description of the API for machines: `/openapi.json`, checked in as `docs/openapi.json`.
+//!
+//! Shapes come from the types that handlers really read and write; what a call is for stands in [`OPERATIONS`]. Tests
+//! hold this table to the routes, and the checked-in file to both.
+
+use super::apps::*;
+use super::auth::Needs;
+use super::devices::*;
+use super::error::Problem;
+use super::events::{Event, Events};
+use super::messages::*;
+use super::topics::*;
+use super::{apps, messages};
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+use postrider_core::model::KeyScope;
+use serde_json::{Map, Value, json};
+use std::sync::LazyLock;
+use utoipa::OpenApi;
+use utoipa::openapi::{Ref, RefOr, Schema};
+
+/// One call.
+struct Operation {
+    method: &'static str,
+    path: &'static str,
+    id: &'static str,
+    summary: &'static str,
+    /// `None`: anybody.
+    needs: Option<Needs>,
+    query: &'static [Parameter],
+    idempotent: bool,
+    body: Option<&'static str>,
+    /// Status and shape of the answer.
+    answer: (u16, Option<&'static str>),
+}
+
+/// Name, type, meaning.
+type Parameter = (&'static str, &'static str, &'static str);
+
+const LIMIT: Parameter = ("limit", "integer", "Entries of a page: 100, at most 1,000.");
+const CURSOR: Parameter = ("cursor", "string", "`next_cursor` of the page before.");
+
+const READ: Option<Needs> = Some(Needs::App(KeyScope::Read));
+const SEND: Option<Needs> = Some(Needs::App(KeyScope::Send));
+const MANAGE: Option<Needs> = Some(Needs::App(KeyScope::App));
+const READ_OR_SELF: Option<Needs> = Some(Needs::AppOrDevice(KeyScope::Read));
+const MANAGE_OR_SELF: Option<Needs> = Some(Needs::AppOrDevice(KeyScope::App));
+const DEVICE: Option<Needs> = Some(Needs::Device);
+const ADMIN: Option<Needs> = Some(Needs::Admin);
+
+const fn call(
+    (method, path): (&'static str, &'static str),
+    id: &'static str,
+    summary: &'static str,
+    needs: Option<Needs>,
+    answer: (u16, Option<&'static str>),
+) -> Operation {
+    Operation { method, path, id, summary, needs, query: &[], idempotent: false, body: None, answer }
+}
+
+impl Operation {
+    const fn query(mut self, query: &'static [Parameter]) -> Operation {
+        self.query = query;
+        self
+    }
+
+    const fn body(mut self, shape: &'static str) -> Operation {
+        self.body = Some(shape);
+        self
+    }
+
+    const fn idempotent(mut self) -> Operation {
+        self.idempotent = true;
+        self
+    }
+}
+
+const DEVICE_QUERY: &[Parameter] = &[
+    ("platform", "string", "Devices of this platform."),
+    ("tag", "string", "Devices with this tag."),
+    ("alias", "string", "Devices with this alias."),
+    LIMIT,
+    CURSOR,
+];
+const DELIVERY_QUERY: &[Parameter] = &[("state", "string", "Deliveries in this state now."), LIMIT, CURSOR];
+const EVENT_QUERY: &[Parameter] = &[
+    ("after", "string", "`next` of the page before; left out, from the oldest event that is kept."),
+    ("wait", "integer", "Seconds to wait for the first event, up to 60."),
+    LIMIT,
+];
+const PAGE_QUERY: &[Parameter] = &[LIMIT, CURSOR];
+
+#[rustfmt::skip]
+const OPERATIONS: &[Operation] = &[
+    call(("post", "/v1/devices"), "registerDevice", "Register a device", MANAGE, (201, Some("RegisteredDevice"))).body("NewDeviceRequest").idempotent(),
+    call(("get", "/v1/devices"), "listDevices", "List devices", READ, (200, Some("DevicePage"))).query(DEVICE_QUERY),
+    call(("get", "/v1/devices/{id}"), "getDevice", "Show a device: profile, presence, subscriptions, inbox", READ_OR_SELF, (200, Some("Device"))),
+    call(("patch", "/v1/devices/{id}"), "changeDevice", "Change a device", MANAGE_OR_SELF, (200, Some("Device"))).body("DeviceChange"),
+    call(("delete", "/v1/devices/{id}"), "deleteDevice", "Delete a device and erase what is kept of it", MANAGE_OR_SELF, (204, None)),
+    call(("put", "/v1/devices/{id}/tags/{tag}"), "addTag", "Give a device a tag", MANAGE_OR_SELF, (204, None)),
+    call(("delete", "/v1/devices/{id}/tags/{tag}"), "removeTag", "Take a tag from a device", MANAGE_OR_SELF, (204, None)),
+    call(("put", "/v1/devices/{id}/alias"), "setAlias", "Give a device its alias", MANAGE_OR_SELF, (204, None)).body("AliasRequest"),
+    call(("delete", "/v1/devices/{id}/alias"), "removeAlias", "Take its alias from a device", MANAGE_OR_SELF, (204, None)),
+    call(("post", "/v1/messages"), "sendMessage", "Send a message; the answer comes when it is on stable storage", SEND, (202, Some("AcceptedMessage"))).body("MessageRequest").idempotent(),
+    call(("get", "/v1/messages"), "listMessages", "List messages, newest first", READ, (200, Some("MessagePage"))).query(PAGE_QUERY),
+    call(("post", "/v1/messages/batch"), "sendBatch", "Send many different messages; each has its own result", SEND, (200, Some("BatchResults"))).body("BatchRequest").idempotent(),
+    call(("post", "/v1/messages/estimate"), "estimateAudience", "Count an audience without sending", READ, (200, Some("Estimate"))).body("EstimateRequest"),
+    call(("get", "/v1/messages/{id}"), "getMessage", "Show what became of a message", READ, (200, Some("Message"))),
+    call(("delete", "/v1/messages/{id}"), "cancelMessage", "Cancel what of a message is not delivered yet", SEND, (200, Some("Cancelled"))),
+    call(("get", "/v1/messages/{id}/deliveries"), "listDeliveries", "List the deliveries of a message", READ, (200, Some("DeliveryPage"))).query(DELIVERY_QUERY),
+    call(("get", "/v1/messages/{id}/deliveries/{device}"), "getDelivery", "Trace one delivery", READ, (200, Some("Delivery"))),
+    call(("post", "/v1/messages/{id}/receipts"), "reportReceipt", "Tell what the device did with a message", DEVICE, (200, Some("ReceiptTaken"))).body("ReceiptRequest"),
+    call(("get", "/v1/events"), "readEvents", "Read the receipt stream, waiting for events if asked to", READ, (200, Some("Events"))).query(EVENT_QUERY),
+    call(("get", "/v1/topics/{topic}"), "getTopic", "Show a topic (its slashes written %2F)", READ, (200, Some("Topic"))),
+    call(("post", "/v1/topics/{topic}/publish"), "publish", "Publish to an MQTT topic (its slashes written %2F)", SEND, (202, Some("Published"))).body("PublishRequest"),
+    call(("post", "/v1/apps"), "createApp", "Make an app", ADMIN, (201, Some("App"))).body("NewApp"),
+    call(("get", "/v1/apps"), "listApps", "List apps", ADMIN, (200, Some("AppPage"))).query(PAGE_QUERY),
+    call(("get", "/v1/apps/{id}"), "getApp", "Show an app and its books", ADMIN, (200, Some("App"))),
+    call(("post", "/v1/apps/{id}/keys"), "createKey", "Make a key of an app; it is shown this once", ADMIN, (201, Some("Key"))).body("NewKey"),
+    call(("get", "/v1/apps/{id}/keys"), "listKeys", "List the keys of an app", ADMIN, (200, Some("KeyList"))),
+    call(("delete", "/v1/apps/{id}/keys/{key}"), "revokeKey", "Revoke a key", ADMIN, (204, None)),
+    call(("post", "/v1/admin/audit"), "audit", "Count every delivery anew and compare with the books", ADMIN, (200, Some("AuditReport"))),
+    call(("get", "/openapi.json"), "getOpenapi", "This document", None, (200, None)),
+    call(("get", "/mqtt"), "openMqtt", "MQTT over WebSocket; devices sign in by MQTT", None, (101, None)),
+];
+
+/// Whom the document says that a route (`GET /v1/devices`) serves.
+#[cfg(test)]
+pub fn said_needs(route: &str) -> Option<Needs> {
+    let is = |o: &&Operation| format!("{} {}", o.method.to_uppercase(), o.path) == route;
+    OPERATIONS.iter().find(is).and_then(|o| o.needs)
+}
+
+/// The shapes, out of the types themselves.
+#[derive(OpenApi)]
+#[openapi(components(schemas(
+    NewDeviceRequest,
+    RegisteredDevice,
+    Device,
+    Subscription,
+    Session,
+    AttributeValue,
+    DeviceChange,
+    AliasRequest,
+    DevicePage,
+    MessageRequest,
+    Notification,
+    Action,
+    Durability,
+    OnFull,
+    AcceptedMessage,
+    BatchRequest,
+    BatchResults,
+    BatchResult,
+    EstimateRequest,
+    Estimate,
+    DeviceVerdict,
+    Message,
+    ReasonCount,
+    MessagePage,
+    Delivery,
+    messages::Moment,
+    DeliveryPage,
+    Cancelled,
+    ReceiptRequest,
+    ReceiptStep,
+    ReceiptTaken,
+    Events,
+    Event,
+    PublishRequest,
+    Published,
+    Topic,
+    RetainedMessage,
+    NewApp,
+    App,
+    Deliveries,
+    AppPage,
+    NewKey,
+    AppKeyScope,
+    Key,
+    KeyList,
+    AuditReport,
+    apps::AppAudit,
+    Problem
+)))]
+struct Shapes;
+
+/// Refers to the shape of an audience, which is core's own and described by [`audience_shape`].
+pub fn audience() -> RefOr<Schema> {
+    Ref::from_schema_name("Audience").into()
+}
+
+fn audience_shape() -> Value {
+    let names = json!({ "type": "array", "items": { "type": "string" }, "minItems": 1 });
+    let clauses =
+        json!({ "type": "array", "items": { "$ref": "#/components/schemas/Audience" }, "minItems": 1 });
+    let clause = |name: &str, shape: Value, meaning: &str| {
+        json!({
+            "type": "object",
+            "description": meaning,
+            "required": [name],
+            "properties": { name: shape },
+            "additionalProperties": false,
+        })
+    };
+    let text = || json!({ "type": "string" });
+    json!({
+        "description": "Whom a message is for. Resolved once, when the message is accepted.",
+        "oneOf": [
+            { "type": "string", "enum": ["all"], "description": "Every device of the app." },
+            clause("device", text(), "The device with this id."),
+            clause("devices", names.clone(), "Devices by their ids; at most 1,000."),
+            clause("alias", text(), "Every device with this alias."),
+            clause("aliases", names, "Every device with one of these aliases; at most 1,000."),
+            clause("tag", text(), "Every device with this tag."),
+            clause("topic", text(), "Every device with a session that subscribes to this MQTT topic."),
+            clause("platform", text(), "Every device of this platform."),
+            clause("and", clauses.clone(), "Devices that are in all of these."),
+            clause("or", clauses, "Devices that are in one of these."),
+            clause("not", json!({ "$ref": "#/components/schemas/Audience" }), "All devices but these."),
+        ],
+        "example": { "and": [{ "platform": "ios" }, { "not": { "tag": "beta" } }] },
+    })
+}
+
+/// The whole document.
+pub fn document() -> Value {
+    let shapes = serde_json::to_value(Shapes::openapi().components).unwrap_or_default();
+    let mut schemas = shapes["schemas"].as_object().cloned().unwrap_or_default();
+    schemas.insert("Audience".into(), audience_shape());
+    let mut paths = Map::new();
+    for operation in OPERATIONS {
+        let path = paths.entry(operation.path).or_insert_with(|| json!({}));
+        path[operation.method] = described(operation);
+    }
+    json!({
+        "openapi": "3.1.0",
+        "info": {
+            "title": "postrider",
+            "version": env!("CARGO_PKG_VERSION"),
+            "description": "Push messages to devices, and know what became of each. Errors: docs/errors.md.",
+            "license": { "name": "Apache-2.0", "identifier": "Apache-2.0" },
+        },
+        "paths": paths,
+        "components": {
+            "schemas": schemas,
+            "securitySchemes": {
+                "key": {
+                    "type": "http", "scheme": "bearer",
+                    "description": "A key of an app, or an admin key. Devices send `<device id>:<secret>`, of another than the default app `<app>/<device id>:<secret>`.",
+                },
+                "device": { "type": "http", "scheme": "basic", "description": "A device's id and secret." },
+            },
+        },
+    })
+}
+
+fn described(operation: &Operation) -> Value {
+    let (status, shape) = operation.answer;
+    let content = |shape: &str| json!({ "application/json": { "schema": { "$ref": format!("#/components/schemas/{shape}") } } });
+    let mut answer = json!({ "description": "Done." });
+    if let Some(shape) = shape {
+        answer["content"] = content(shape);
+    }
+    let mut described = json!({
+        "operationId": operation.id,
+        "summary": operation.summary,
+        "tags": [operation.path.split('/').filter(|p| *p != "v1").nth(1).unwrap_or_default()],
+        "responses": {
+            status.to_string(): answer,
+            "default": { "description": "A refusal.", "content": content("Problem") },
+        },
+    });
+    if let Some(needs) = operation.needs {
+        let (security, who) = who(needs);
+        described["security"] = security;
+        described["description"] = json!(format!("For {who}."));
+    }
+    let parameters = parameters(operation);
+    if !parameters.is_empty() {
+        described["parameters"] = Value::Array(parameters);
+    }
+    if let Some(shape) = operation.body {
+        described["requestBody"] = json!({ "required": true, "content": content(shape) });
+    }
+    described
+}
+
+fn who(needs: Needs) -> (Value, String) {
+    let key = json!([{ "key": [] }]);
+    let either = json!([{ "key": [] }, { "device": [] }]);
+    let scopes = |scope| match scope {
+        KeyScope::Read => "any key of an app",
+        KeyScope::Send => "keys of an app with the scope `send` or `app`",
+        _ => "keys of an app with the scope `app`",
+    };
+    match needs {
+        Needs::Admin => (key, "admin keys".to_owned()),
+        Needs::App(scope) => (key, scopes(scope).to_owned()),
+        Needs::AppOrDevice(scope) => (either, format!("{}, or the device for itself", scopes(scope))),
+        Needs::Device => (either, "the device for itself".to_owned()),
+    }
+}
+
+fn parameters(operation: &Operation) -> Vec<Value> {
+    let names = operation.path.split('/').filter_map(|p| p.strip_prefix('{')?.strip_suffix('}'));
+    let in_path = names
+        .map(|name| json!({ "name": name, "in": "path", "required": true, "schema": { "type": "string" } }));
+    let in_query = operation.query.iter().map(|(name, kind, meaning)| {
+        json!({ "name": name, "in": "query", "description": meaning, "schema": { "type": kind } })
+    });
+    let key = operation.idempotent.then(|| {
+        json!({
+            "name": "Idempotency-Key", "in": "header", "schema": { "type": "string", "maxLength": 64 },
+            "description": "Names this request: repeated with the same key, it is answered as the first time and done once.",
+        })
+    });
+    in_path.chain(in_query).chain(key).collect()
+}
+
+/// As it is served and checked in.
+pub fn text() -> String {
+    serde_json::to_string_pretty(&document()).unwrap_or_default() + "\n"
+}
+
+pub async fn serve() -> Response {
+    static TEXT: LazyLock<String> = LazyLock::new(text);
+    ([(header::CONTENT_TYPE, "application/json")], TEXT.as_str()).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn openapi_json_is_what_the_code_says() {
+        crate::api::tests::same_as_checked_in("docs/openapi.json", &text());
+    }
+
+    #[test]
+    fn every_route_is_described_and_nothing_else() {
+        let routes: BTreeSet<_> = crate::api::routes()
+            .into_iter()
+            .map(|r| (r.path.to_owned(), r.method.as_str().to_lowercase()))
+            .collect();
+        let document = document();
+        let described: BTreeSet<_> = document["paths"]
+            .as_object()
+            .unwrap()
+            .iter()
+            .flat_map(|(path, calls)| calls.as_object().unwrap().keys().map(|m| (path.clone(), m.clone())))
+            .collect();
+        assert_eq!(routes, described);
+    }
+
+    #[test]
+    fn every_reference_leads_somewhere() {
+        let document = document();
+        let text = document.to_string();
+        for name in text.split("#/components/schemas/").skip(1) {
+            let name = name.split('"').next().unwrap();
+            assert!(document["components"]["schemas"].get(name).is_some(), "{name}");
+        }
+    }
+}

@@ -1,0 +1,264 @@
+//! Who may call what: every route with every kind of credentials.
+
+use super::*;
+use crate::api::auth::Needs;
+use crate::api::routes;
+
+/// Whom a route serves, said here once more and independently of the code.
+#[derive(Clone, Copy, PartialEq)]
+enum Serves {
+    Anybody,
+    Admin,
+    Manage,
+    Send,
+    Read,
+    ManageOrSelf,
+    ReadOrSelf,
+    Device,
+}
+
+/// Route, whom it serves, the path for the test, its body, the status of success.
+type Row = (&'static str, Serves, &'static str, &'static str, u16);
+
+#[rustfmt::skip]
+const ROWS: &[Row] = &[
+    ("POST /v1/devices", Serves::Manage, "/v1/devices", r#"{"platform":"ios"}"#, 201),
+    ("GET /v1/devices", Serves::Read, "/v1/devices", "", 200),
+    ("GET /v1/devices/{id}", Serves::ReadOrSelf, "/v1/devices/d1", "", 200),
+    ("PATCH /v1/devices/{id}", Serves::ManageOrSelf, "/v1/devices/d1", r#"{"add_tags":["x"]}"#, 200),
+    ("DELETE /v1/devices/{id}", Serves::ManageOrSelf, "/v1/devices/d1", "", 204),
+    ("PUT /v1/devices/{id}/tags/{tag}", Serves::ManageOrSelf, "/v1/devices/d1/tags/x", "", 204),
+    ("DELETE /v1/devices/{id}/tags/{tag}", Serves::ManageOrSelf, "/v1/devices/d1/tags/x", "", 204),
+    ("PUT /v1/devices/{id}/alias", Serves::ManageOrSelf, "/v1/devices/d1/alias", r#"{"alias":"ann"}"#, 204),
+    ("DELETE /v1/devices/{id}/alias", Serves::ManageOrSelf, "/v1/devices/d1/alias", "", 204),
+    ("POST /v1/messages", Serves::Send, "/v1/messages", r#"{"audience":"all","data":1}"#, 202),
+    ("GET /v1/messages", Serves::Read, "/v1/messages", "", 200),
+    ("POST /v1/messages/batch", Serves::Send, "/v1/messages/batch", r#"{"messages":[{"audience":"all","data":1}]}"#, 200),
+    ("POST /v1/messages/estimate", Serves::Read, "/v1/messages/estimate", r#"{"audience":"all"}"#, 200),
+    ("GET /v1/messages/{id}", Serves::Read, "/v1/messages/MESSAGE", "", 200),
+    ("DELETE /v1/messages/{id}", Serves::Send, "/v1/messages/MESSAGE", "", 200),
+    ("GET /v1/messages/{id}/deliveries", Serves::Read, "/v1/messages/MESSAGE/deliveries", "", 200),
+    ("GET /v1/messages/{id}/deliveries/{device}", Serves::Read, "/v1/messages/MESSAGE/deliveries/d1", "", 200),
+    ("POST /v1/messages/{id}/receipts", Serves::Device, "/v1/messages/MESSAGE/receipts", r#"{"step":"displayed"}"#, 200),
+    ("GET /v1/events", Serves::Read, "/v1/events", "", 200),
+    ("GET /v1/topics/{topic}", Serves::Read, "/v1/topics/a%2Fb", "", 200),
+    ("POST /v1/topics/{topic}/publish", Serves::Send, "/v1/topics/a%2Fb/publish", r#"{"payload_text":"x"}"#, 202),
+    ("POST /v1/apps", Serves::Admin, "/v1/apps", r#"{"id":"third"}"#, 201),
+    ("GET /v1/apps", Serves::Admin, "/v1/apps", "", 200),
+    ("GET /v1/apps/{id}", Serves::Admin, "/v1/apps/default", "", 200),
+    ("POST /v1/apps/{id}/keys", Serves::Admin, "/v1/apps/default/keys", r#"{"scope":"read"}"#, 201),
+    ("GET /v1/apps/{id}/keys", Serves::Admin, "/v1/apps/default/keys", "", 200),
+    ("DELETE /v1/apps/{id}/keys/{key}", Serves::Admin, "/v1/apps/default/keys/id-of-default-read-key", "", 204),
+    ("POST /v1/admin/audit", Serves::Admin, "/v1/admin/audit", "", 200),
+    ("GET /openapi.json", Serves::Anybody, "/openapi.json", "", 200),
+    // Not a WebSocket handshake, and no other credentials than MQTT's own.
+    ("GET /mqtt", Serves::Anybody, "/mqtt", "", 400),
+];
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum By {
+    Nobody,
+    WrongKey,
+    RevokedKey,
+    AppKey,
+    SendKey,
+    ReadKey,
+    OtherAppsKey,
+    Device,
+    OtherDevice,
+    WrongSecret,
+    Admin,
+}
+
+const CALLERS: [By; 11] = [
+    By::Nobody,
+    By::WrongKey,
+    By::RevokedKey,
+    By::AppKey,
+    By::SendKey,
+    By::ReadKey,
+    By::OtherAppsKey,
+    By::Device,
+    By::OtherDevice,
+    By::WrongSecret,
+    By::Admin,
+];
+
+/// What the matrix says: `None` stands for success.
+fn refusal(serves: Serves, by: By, path: &str) -> Option<(u16, &'static str)> {
+    let names_something = path.contains("/d1") || path.contains("MESSAGE");
+    let not_found = if path.contains("MESSAGE") { "no_such_message" } else { "no_such_device" };
+    let elsewhere = names_something.then_some((404, not_found));
+    let forbidden = Some((403, "not_allowed"));
+    match by {
+        _ if serves == Serves::Anybody => None,
+        By::Nobody => Some((401, "missing_credentials")),
+        By::WrongKey | By::RevokedKey | By::WrongSecret => Some((401, "bad_credentials")),
+        By::Admin => {
+            if serves == Serves::Admin {
+                None
+            } else {
+                forbidden
+            }
+        }
+        _ if serves == Serves::Admin => forbidden,
+        By::Device => match serves {
+            Serves::ManageOrSelf | Serves::ReadOrSelf | Serves::Device => None,
+            _ => forbidden,
+        },
+        By::OtherDevice => match serves {
+            Serves::Device => Some((404, "no_such_message")),
+            _ => forbidden,
+        },
+        _ if serves == Serves::Device => forbidden,
+        By::OtherAppsKey => elsewhere,
+        By::AppKey => None,
+        By::SendKey => match serves {
+            Serves::Manage | Serves::ManageOrSelf => forbidden,
+            _ => None,
+        },
+        By::ReadKey => match serves {
+            Serves::Read | Serves::ReadOrSelf => None,
+            _ => forbidden,
+        },
+    }
+}
+
+#[tokio::test]
+async fn each_route_serves_whom_it_should_and_nobody_else() {
+    for (route, serves, path, body, success) in ROWS {
+        for by in CALLERS {
+            // A world of its own for each, since many calls change something.
+            let world = World::new();
+            let (first, second) = (world.device("d1").await, world.device("d2").await);
+            let message = world.message_to("d1").await;
+            let revoke = "DELETE /v1/apps/default/keys/id-of-default-send-key";
+            let token = match by {
+                By::Nobody => String::new(),
+                By::WrongKey => "prk_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA".into(),
+                By::RevokedKey => {
+                    assert_eq!(world.call(ADMIN_KEY, revoke, Value::Null).await.0, 204);
+                    "default-send-key".into()
+                }
+                By::AppKey => "default-app-key".into(),
+                By::SendKey => "default-send-key".into(),
+                By::ReadKey => "default-read-key".into(),
+                By::OtherAppsKey => "other-app-key".into(),
+                By::Device => first.clone(),
+                By::OtherDevice => second.clone(),
+                By::WrongSecret => "d1:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA".into(),
+                By::Admin => ADMIN_KEY.into(),
+            };
+            let method = route.split(' ').next().unwrap();
+            let line = format!("{method} {}", path.replace("MESSAGE", &message));
+            let body = if body.is_empty() { Value::Null } else { serde_json::from_str(body).unwrap() };
+            let (status, answer) = world.call(&token, &line, body).await;
+            match refusal(*serves, by, path) {
+                Some((refused, why)) => {
+                    assert_eq!((status, code(&answer)), (refused, why), "{route} by {by:?}: {answer}");
+                }
+                None => assert_eq!(status, *success, "{route} by {by:?}: {answer}"),
+            }
+            if by == By::OtherAppsKey {
+                assert!(!answer.to_string().contains("\"d1\""), "{route}: {answer}");
+            }
+        }
+    }
+}
+
+#[test]
+fn every_route_has_its_row() {
+    let mut routes: Vec<_> = routes().into_iter().map(|r| format!("{} {}", r.method, r.path)).collect();
+    let mut rows: Vec<_> = ROWS.iter().map(|row| row.0.to_owned()).collect();
+    routes.sort();
+    rows.sort();
+    assert_eq!(routes, rows);
+}
+
+#[test]
+fn the_document_says_whom_each_route_serves() {
+    for (route, serves, ..) in ROWS {
+        let needs = match serves {
+            Serves::Anybody => None,
+            Serves::Admin => Some(Needs::Admin),
+            Serves::Manage => Some(Needs::App(KeyScope::App)),
+            Serves::Send => Some(Needs::App(KeyScope::Send)),
+            Serves::Read => Some(Needs::App(KeyScope::Read)),
+            Serves::ManageOrSelf => Some(Needs::AppOrDevice(KeyScope::App)),
+            Serves::ReadOrSelf => Some(Needs::AppOrDevice(KeyScope::Read)),
+            Serves::Device => Some(Needs::Device),
+        };
+        assert_eq!(crate::api::openapi::said_needs(route), needs, "{route}");
+    }
+}
+
+#[tokio::test]
+async fn unknown_and_wrong_and_deleted_look_alike() {
+    let world = World::new();
+    let device = world.device("d1").await;
+    world.device("d2").await;
+    world.ok(204, "DELETE /v1/devices/d1", Value::Null).await;
+    let mut answers = Vec::new();
+    for token in ["nonsense", "prk_nonsense", "d2:nonsense", "nobody:nonsense", "no-app/d2:nonsense", &device]
+    {
+        answers.push(world.call(token, "GET /v1/devices/d2", Value::Null).await);
+    }
+    assert!(answers.iter().all(|a| *a == answers[0] && a.0 == 401), "{answers:?}");
+}
+
+#[tokio::test]
+async fn a_device_may_use_basic_and_name_its_app() {
+    use base64::Engine as _;
+    let world = World::new();
+    let token = world.device("a:b").await;
+    let basic = base64::prelude::BASE64_STANDARD.encode(&token);
+    let headers = [("authorization", format!("Basic {basic}"))];
+    let headers = headers.each_ref().map(|(n, v)| (*n, v.as_str()));
+    assert_eq!(world.call_with("", "GET /v1/devices/a:b", Value::Null, &headers).await.0, 200);
+    assert_eq!(world.call(&format!("default/{token}"), "GET /v1/devices/a:b", Value::Null).await.0, 200);
+    assert_eq!(world.call(&format!("other/{token}"), "GET /v1/devices/a:b", Value::Null).await.0, 401);
+}
+
+#[tokio::test]
+async fn wrong_credentials_are_counted_by_address_and_right_ones_still_pass() {
+    let world = World::new();
+    for _ in 0..30 {
+        assert_eq!(world.call("wrong", "GET /v1/devices", Value::Null).await.0, 401);
+    }
+    let request = Request::get("/v1/devices").header("authorization", "Bearer wrong").body(Body::empty());
+    let (status, headers, answer) = world.request(request.unwrap()).await;
+    assert_eq!((status.as_u16(), code(&answer)), (429, "too_many_failures"));
+    assert_eq!(headers["retry-after"], "60");
+    world.ok(200, "GET /v1/devices", Value::Null).await;
+    world.advance(60_000);
+    assert_eq!(world.call("wrong", "GET /v1/devices", Value::Null).await.0, 401);
+    assert_eq!(world.call("wrong", "GET /v1/devices", Value::Null).await.0, 429);
+}
+
+#[tokio::test]
+async fn credentials_are_given_once_and_in_the_header() {
+    let world = World::new();
+    let probe = |headers: Vec<(&'static str, String)>, query: &'static str| {
+        let world = &world;
+        async move {
+            let headers: Vec<_> = headers.iter().map(|(n, v)| (*n, v.as_str())).collect();
+            world.call_with("", &format!("GET /v1/devices{query}"), Value::Null, &headers).await
+        }
+    };
+    let header = |v: &str| ("authorization", v.to_owned());
+    let good = || header("Bearer default-app-key");
+    assert_eq!(probe(vec![good()], "").await.0, 200);
+    for (headers, query, expected) in [
+        (vec![good(), good()], "", "ambiguous_credentials"),
+        (vec![good(), header("Basic ZDE6eA==")], "", "ambiguous_credentials"),
+        (vec![header("Bearer default-app-key, Basic ZDE6eA==")], "", "ambiguous_credentials"),
+        (vec![header("Digest x")], "", "ambiguous_credentials"),
+        (vec![header("Bearer")], "", "ambiguous_credentials"),
+        (vec![header("Basic !!!")], "", "ambiguous_credentials"),
+        (vec![], "?access_token=default-app-key", "credentials_in_query"),
+        (vec![good()], "?limit=1&api_key=x", "credentials_in_query"),
+    ] {
+        let (status, answer) = probe(headers, query).await;
+        assert_eq!((status, code(&answer)), (400, expected), "{query}");
+    }
+}

@@ -1,0 +1,206 @@
+//! The API as its callers meet it, over the real engine and the memory store.
+
+mod access;
+mod calls;
+mod hostile;
+mod hostile_h2;
+mod serving;
+
+use super::auth::Peer;
+use super::{Api, ApiLimits, router};
+use axum::Router;
+use axum::body::Body;
+use axum::http::{HeaderMap, Request, StatusCode};
+use http_body_util::BodyExt;
+use postrider_core::Engine;
+use postrider_core::access::Access;
+use postrider_core::command::{Command, Outcome};
+use postrider_core::id::*;
+use postrider_core::limits::Limits;
+use postrider_core::model::*;
+use postrider_core::port::*;
+use postrider_core::session::{Attach, Client, secret_hash};
+use postrider_store::MemoryStore;
+use serde_json::{Value, json};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use tower::ServiceExt;
+
+pub const ADMIN_KEY: &str = "test-admin-key";
+
+/// Compares a generated file with the checked-in one; with `UPDATE=1` writes it.
+pub fn same_as_checked_in(path: &str, text: &str) {
+    let file = format!("{}/../../{path}", env!("CARGO_MANIFEST_DIR"));
+    if std::env::var_os("UPDATE").is_some() {
+        std::fs::write(&file, text).unwrap();
+    }
+    let checked_in = std::fs::read_to_string(&file).unwrap_or_default();
+    assert!(
+        checked_in == text,
+        "{path} is not what the code says; UPDATE=1 cargo test -p postrider rewrites it"
+    );
+}
+
+/// Time that moves when a test says so.
+#[derive(Default)]
+struct TestClock(AtomicU64);
+
+impl Clock for TestClock {
+    fn now(&self) -> UnixMillis {
+        self.0.load(Ordering::SeqCst)
+    }
+}
+
+/// Numbers that differ, and are the same in each run.
+#[derive(Default)]
+struct TestChance(Mutex<u128>);
+
+impl Chance for TestChance {
+    fn bits128(&self) -> u128 {
+        let mut state = self.0.lock().unwrap();
+        *state += 1;
+        (*state).wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835)
+    }
+}
+
+/// A server without sockets: two apps, their keys, nothing else.
+pub struct World {
+    pub api: Api,
+    pub router: Router,
+    pub store: MemoryStore,
+    clock: Arc<TestClock>,
+}
+
+impl World {
+    pub fn new() -> World {
+        World::with(ApiLimits::default(), Limits::default())
+    }
+
+    pub fn with(api_limits: ApiLimits, limits: Limits) -> World {
+        let store = MemoryStore::new();
+        let clock = Arc::new(TestClock(AtomicU64::new(1_700_000_000_000)));
+        let port: Arc<dyn Store> = Arc::new(store.clone());
+        let access = Access::default();
+        let engine = Engine::new(port, limits, access, clock.clone(), Arc::new(TestChance::default()));
+        let changed = Arc::new(tokio::sync::Notify::new());
+        let notify = changed.clone();
+        store.watch_events().on_new(move |_| notify.notify_waiters());
+        let api = Api::new(engine, AppNo(0), changed, api_limits, Arc::new(|_, _, _| {}));
+        let world = World { router: router(api.clone()), api, store, clock };
+        for app in ["default", "other"] {
+            let outcome =
+                world.submit(Command::CreateApp { id: app.into(), name: app.into(), at: world.clock.now() });
+            let Outcome::AppCreated(no) = outcome else { panic!("{outcome:?}") };
+            for (scope, name) in [(KeyScope::App, "app"), (KeyScope::Send, "send"), (KeyScope::Read, "read")]
+            {
+                world.add_key(Some(no), &format!("{app}-{name}-key"), scope);
+            }
+        }
+        world.add_key(None, ADMIN_KEY, KeyScope::Admin);
+        world
+    }
+
+    fn submit(&self, command: Command) -> Outcome {
+        let (tell, told) = std::sync::mpsc::channel();
+        let done: Done = Box::new(move |outcomes| tell.send(outcomes).unwrap());
+        self.api.engine.store.submit(vec![command], done);
+        told.recv().unwrap().unwrap().remove(0)
+    }
+
+    fn add_key(&self, app: Option<AppNo>, key: &str, scope: KeyScope) {
+        let stored = StoredKey {
+            id: format!("id-of-{key}"),
+            name: String::new(),
+            scope,
+            hash: secret_hash(key.as_bytes()),
+            created_at: self.clock.now(),
+            revoked_at: None,
+        };
+        assert_eq!(self.submit(Command::AddKey { app, key: stored }), Outcome::Done);
+    }
+
+    pub fn advance(&self, ms: u64) {
+        self.clock.0.fetch_add(ms, Ordering::SeqCst);
+    }
+
+    /// One request through the router.
+    pub async fn request(&self, request: Request<Body>) -> (StatusCode, HeaderMap, Value) {
+        let mut request = request;
+        request.extensions_mut().insert(Peer(([192, 0, 2, 1], 1234).into()));
+        let response = self.router.clone().oneshot(request).await.unwrap();
+        let (parts, body) = response.into_parts();
+        let bytes = body.collect().await.unwrap().to_bytes();
+        let value = serde_json::from_slice(&bytes).unwrap_or(Value::Null);
+        (parts.status, parts.headers, value)
+    }
+
+    /// `line` is method and path, `by` the bearer token.
+    pub async fn call(&self, by: &str, line: &str, body: Value) -> (u16, Value) {
+        self.call_with(by, line, body, &[]).await
+    }
+
+    pub async fn call_with(
+        &self,
+        by: &str,
+        line: &str,
+        body: Value,
+        headers: &[(&str, &str)],
+    ) -> (u16, Value) {
+        let (method, path) = line.split_once(' ').unwrap();
+        let mut request = Request::builder().method(method).uri(path);
+        if !by.is_empty() {
+            request = request.header("authorization", format!("Bearer {by}"));
+        }
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let body = match body {
+            Value::Null => Body::empty(),
+            body => {
+                request = request.header("content-type", "application/json");
+                Body::from(body.to_string())
+            }
+        };
+        let (status, _, value) = self.request(request.body(body).unwrap()).await;
+        (status.as_u16(), value)
+    }
+
+    /// As the app's server; the answer must have this status.
+    pub async fn ok(&self, status: u16, line: &str, body: Value) -> Value {
+        let (got, value) = self.call("default-app-key", line, body).await;
+        assert_eq!(got, status, "{line}: {value}");
+        value
+    }
+
+    /// Registers a device; gives what it signs in with.
+    pub async fn device(&self, id: &str) -> String {
+        let made = self.ok(201, "POST /v1/devices", json!({ "device_id": id, "platform": "android" })).await;
+        format!("{id}:{}", made["device_secret"].as_str().unwrap())
+    }
+
+    /// Sends to one device; gives the message's id.
+    pub async fn message_to(&self, device: &str) -> String {
+        let message = json!({ "audience": { "device": device }, "data": 1 });
+        let sent = self.ok(202, "POST /v1/messages", message).await;
+        sent["message_id"].as_str().unwrap().to_owned()
+    }
+
+    /// Connects a device as a gateway does.
+    pub fn connect(&self, id: &str) -> u32 {
+        let engine = &self.api.engine;
+        let device = engine.store.device_by_id(AppNo(0), id).map(|at| at.device);
+        let attach = Attach {
+            client: Client { app: AppNo(0), id: id.into(), device },
+            connection: ConnectionRef { shard: 0, slot: 1, generation: 1 },
+            clean: false,
+            expiry_secs: 3600,
+            will: None,
+        };
+        engine.connect(attach).ok().unwrap().session
+    }
+}
+
+/// The code of a refusal.
+pub fn code(answer: &Value) -> &str {
+    answer["error"]["code"].as_str().unwrap_or("none")
+}

@@ -1,0 +1,159 @@
+//! Topics: publish as the app's server, and look who listens.
+
+use super::auth::{ByApp, Reads, Sends};
+use super::error::{ApiError, Code};
+use super::json::{Body, Input, Path};
+use super::{Api, Time, ask};
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use bytes::Bytes;
+use postrider_core::delivery::publish::Publish;
+use postrider_core::id::UnixMillis;
+use postrider_core::model::{Content, ContentProperties};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::sync::Arc;
+use utoipa::ToSchema;
+
+/// L12.
+const TOPIC_BYTES_MAX: usize = 512;
+const TOPIC_LEVELS_MAX: usize = 16;
+
+/// A message for a topic: exactly one of the three payloads.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PublishRequest {
+    /// As it is, in UTF-8.
+    payload_text: Option<String>,
+    /// Any bytes, in base64.
+    payload_base64: Option<String>,
+    /// Any JSON value; its text is the payload.
+    #[serde(default, deserialize_with = "present")]
+    payload_json: Option<Value>,
+    /// 0, 1 (where nothing is said) or 2.
+    qos: Option<u8>,
+    /// Keep it on the topic for those who subscribe later; an empty payload takes the kept one away.
+    #[serde(default)]
+    retain: bool,
+    expiry_secs: Option<u32>,
+    content_type: Option<String>,
+}
+
+impl Input for PublishRequest {}
+
+/// A null is a payload too.
+fn present<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Value>, D::Error> {
+    Value::deserialize(deserializer).map(Some)
+}
+
+/// A message was published.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Published {
+    topic: String,
+    /// Sessions that it went to, connected or not.
+    sessions: usize,
+}
+
+pub async fn publish(
+    ByApp(app, _): ByApp<Sends>,
+    State(api): State<Api>,
+    Path(topic): Path<String>,
+    Body(request): Body<PublishRequest>,
+) -> Result<(StatusCode, Json<Published>), ApiError> {
+    check_topic(&topic)?;
+    let qos = request.qos.unwrap_or(1);
+    if qos > 2 {
+        return Err(Code::InvalidField.at("/qos", "`qos` is 0, 1 or 2."));
+    }
+    if request.content_type.as_ref().is_some_and(|t| t.len() > 128 || t.chars().any(char::is_control)) {
+        return Err(Code::InvalidField.at("/content_type", "At most 128 bytes, without control characters."));
+    }
+    let payload = payload(&request)?;
+    super::messages::charge(&api, app, 1)?;
+    let properties = ContentProperties {
+        payload_is_utf8: request.payload_base64.is_none(),
+        expires: request.expiry_secs.is_some(),
+        content_type: request.content_type,
+        ..ContentProperties::default()
+    };
+    let content = Content { topic: Some(topic.clone()), payload, properties: Some(Box::new(properties)) };
+    let publish =
+        Publish { content: Arc::new(content), qos, retain: request.retain, expiry_secs: request.expiry_secs };
+    let mut refused = None;
+    let answer = ask(|done| refused = api.engine.publish_from_app(app, publish, done).err()).await;
+    match refused {
+        Some(error) => Err(error.into()),
+        None => Ok((StatusCode::ACCEPTED, Json(Published { topic, sessions: answer?? }))),
+    }
+}
+
+fn payload(request: &PublishRequest) -> Result<Bytes, ApiError> {
+    match (&request.payload_text, &request.payload_base64, &request.payload_json) {
+        (Some(text), None, None) => Ok(Bytes::from(text.clone())),
+        (None, Some(base64), None) => from_base64("/payload_base64", base64),
+        (None, None, Some(json)) => Ok(Bytes::from(json.to_string())),
+        _ => Err(Code::InvalidField
+            .at("/payload_text", "Exactly one of `payload_text`, `payload_base64` and `payload_json`.")),
+    }
+}
+
+/// Base64 as RFC 4648 has it, with padding.
+pub fn from_base64(field: &str, text: &str) -> Result<Bytes, ApiError> {
+    let bytes = BASE64_STANDARD.decode(text);
+    bytes.map(Bytes::from).map_err(|error| Code::InvalidField.at(field, format!("Not base64: {error}.")))
+}
+
+/// Topics that begin with `$` are the server's own.
+fn check_topic(topic: &str) -> Result<(), ApiError> {
+    let why = if topic.is_empty() {
+        "A topic has at least one letter."
+    } else if topic.len() > TOPIC_BYTES_MAX {
+        "A topic has at most 512 bytes."
+    } else if topic.split('/').count() > TOPIC_LEVELS_MAX {
+        "A topic has at most 16 levels."
+    } else if topic.contains(['+', '#']) {
+        "A topic to publish to has no wildcards."
+    } else if topic.starts_with('$') {
+        "Topics that begin with `$` belong to the server."
+    } else if topic.chars().any(|c| c.is_control() || c == '\u{fffd}') {
+        "A topic has no control characters."
+    } else {
+        return Ok(());
+    };
+    Err(Code::InvalidTopic.at("topic", why))
+}
+
+/// A topic.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Topic {
+    topic: String,
+    /// Sessions that subscribe to it, connected or not.
+    subscribers: usize,
+    retained: Option<RetainedMessage>,
+}
+
+/// The message that waits on the topic for new subscribers.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct RetainedMessage {
+    qos: u8,
+    #[schema(value_type = Option<String>, format = DateTime)]
+    expires_at: Option<Time>,
+}
+
+pub async fn show(
+    ByApp(app, _): ByApp<Reads>,
+    State(api): State<Api>,
+    Path(topic): Path<String>,
+) -> Result<Json<Topic>, ApiError> {
+    check_topic(&topic)?;
+    let engine = &api.engine;
+    let retained = engine.store.retained(app, &topic, 1, engine.clock.now()).into_iter().next();
+    let retained = retained.map(|r| RetainedMessage {
+        qos: r.qos,
+        expires_at: Some(r.expires_at).filter(|at| *at != UnixMillis::MAX).map(Time),
+    });
+    Ok(Json(Topic { subscribers: engine.topic_subscribers(app, &topic), topic, retained }))
+}
