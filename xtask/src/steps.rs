@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 use std::time::Instant;
 
 type Done = Result<(), String>;
+type Step = (&'static str, fn() -> Done);
 
 /// Debian packages, with a program that tells whether they are there.
 const PACKAGES: [(&str, &str); 4] =
@@ -16,7 +17,7 @@ pub fn root() -> PathBuf {
 }
 
 pub fn test(only: Option<&str>) -> Done {
-    let steps: [(&str, fn() -> Done); 8] = [
+    let steps: [Step; 8] = [
         ("tools", tools),
         ("fmt", || cargo(&["fmt", "--all", "--check"])),
         ("clippy", || cargo(&["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"])),

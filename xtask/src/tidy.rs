@@ -103,6 +103,12 @@ fn lengths(path: &Path, text: &str, faults: &mut Vec<String>) {
     }
     for (start, line) in lines.iter().enumerate().filter(|(_, l)| begins_function(l)) {
         // Formatted code closes a function with a brace at the depth at which it began.
+        let opens = lines[start..]
+            .iter()
+            .find_map(|l| l.trim_end().chars().last().filter(|c| matches!(c, '{' | ';' | '}')));
+        if opens != Some('{') {
+            continue;
+        }
         let indent = line.len() - line.trim_start().len();
         let closing = format!("{}}}", " ".repeat(indent));
         let Some(length) = lines[start..].iter().position(|l| **l == closing) else { continue };
@@ -124,7 +130,7 @@ fn begins_function(line: &str) -> bool {
         words.strip_prefix("pub").map_or(words, |rest| rest.split_once(' ').map_or("", |(_, rest)| rest));
     let words = words.strip_prefix("async ").unwrap_or(words);
     let words = words.strip_prefix("const ").unwrap_or(words);
-    words.starts_with("fn ") && !line.trim_end().ends_with(';')
+    words.starts_with("fn ")
 }
 
 fn names(path: &Path, faults: &mut Vec<String>) {
@@ -166,7 +172,9 @@ mod tests {
         let mut faults = Vec::new();
         lengths(
             Path::new("a.rs"),
-            &format!("pub(crate) async fn long() {{\n{body}}}\nfn short() {{\n}}\n"),
+            &format!(
+                "pub(crate) async fn long() {{\n{body}}}\nfn short() {{\n}}\nfn of_a_trait(\n    &self,\n);\n"
+            ),
             &mut faults,
         );
         assert_eq!(faults.len(), 1, "{faults:?}");

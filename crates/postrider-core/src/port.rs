@@ -180,6 +180,7 @@ pub struct DeviceFilter {
     pub platform: Option<Platform>,
     pub tag: Option<String>,
     pub alias: Option<String>,
+    /// `Some(true)`: the clients without a registration; else the registered devices.
     pub anonymous: Option<bool>,
 }
 

@@ -38,8 +38,11 @@ pub(super) struct App {
     pub by_tag: HashMap<String, DeviceSet>,
     #[serde(skip)]
     pub by_platform: FxHashMap<u8, DeviceSet>,
+    /// Registered ones.
     #[serde(skip)]
     pub all: DeviceSet,
+    #[serde(skip)]
+    pub anonymous: DeviceSet,
     /// Open messages by the hash of their collapse key, in order.
     #[serde(skip)]
     pub groups: FxHashMap<u64, Vec<Seq>>,
@@ -181,6 +184,7 @@ impl App {
             by_tag: HashMap::new(),
             by_platform: FxHashMap::default(),
             all: DeviceSet::new(),
+            anonymous: DeviceSet::new(),
             groups: FxHashMap::default(),
         }
     }
@@ -209,8 +213,13 @@ impl App {
     /// Puts a device into every set it belongs to.
     pub fn index(&mut self, no: DeviceNo) {
         let Some(device) = self.devices.get(no.0 as usize).and_then(|d| d.as_deref()) else { return };
-        self.all.insert(no.0);
         self.by_id.insert(device.id.clone(), no);
+        // Whoever did not register is nobody's audience: such a client lives by topics.
+        if device.secret_hash.is_none() {
+            self.anonymous.insert(no.0);
+            return;
+        }
+        self.all.insert(no.0);
         self.by_platform.entry(device.profile.platform as u8).or_default().insert(no.0);
         if let Some(alias) = &device.profile.alias {
             self.by_alias.entry(alias.clone()).or_default().insert(no.0);
@@ -224,6 +233,7 @@ impl App {
     pub fn unindex(&mut self, no: DeviceNo) {
         let Some(device) = self.devices.get(no.0 as usize).and_then(|d| d.as_deref()) else { return };
         self.all.remove(no.0);
+        self.anonymous.remove(no.0);
         self.by_id.remove(&device.id);
         if let Some(set) = self.by_platform.get_mut(&(device.profile.platform as u8)) {
             set.remove(no.0);

@@ -171,7 +171,8 @@ impl State {
     ) -> Vec<DeviceView> {
         let Some(tenant) = self.app_ref(app) else { return Vec::new() };
         let empty = DeviceSet::new();
-        let mut set = tenant.all.clone();
+        let is_anonymous = filter.anonymous == Some(true);
+        let mut set = if is_anonymous { tenant.anonymous.clone() } else { tenant.all.clone() };
         if let Some(platform) = filter.platform {
             set &= tenant.by_platform.get(&(platform as u8)).unwrap_or(&empty);
         }
@@ -185,7 +186,7 @@ impl State {
             set.remove_range(..=after.0);
         }
         let views = set.iter().filter_map(|no| self.device(DeviceRef { app, device: DeviceNo(no) }));
-        views.filter(|d| filter.anonymous.is_none_or(|a| d.anonymous == a)).take(max).collect()
+        views.take(max).collect()
     }
 
     pub fn all_devices(&self, app: AppNo) -> DeviceSet {

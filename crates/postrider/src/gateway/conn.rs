@@ -34,6 +34,8 @@ pub struct Conn {
     pub is_draining: bool,
     /// The peer has sent all that it will send.
     pub is_ending: bool,
+    /// Not read from while it does not take its answers.
+    pub is_held: bool,
     /// The last drain filled the window: more may lie there.
     pub more: bool,
     pub paused: bool,

@@ -71,6 +71,8 @@ pub(crate) struct Driver {
     /// The latest messages that were drained, encoded: a broadcast is encoded once, not once a device.
     pub(super) fanned: std::collections::VecDeque<(u64, Fanned)>,
     stopping_until: Option<Millis>,
+    /// Listeners that could not accept, to be tried again with the next tick.
+    listeners_later: Vec<usize>,
 }
 
 impl Driver {
@@ -106,6 +108,7 @@ impl Driver {
             wanted: HashMap::new(),
             fanned: std::collections::VecDeque::new(),
             stopping_until: None,
+            listeners_later: Vec::new(),
         })
     }
 
@@ -207,8 +210,9 @@ impl Driver {
                 Err(e)
                     if matches!(e.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted) => {}
                 Err(error) => {
-                    tracing::warn!(%error, "accepting a connection failed");
-                    return self.retry_accept(listener);
+                    // Mostly too many open files: to try at once would only burn time and fill the log.
+                    tracing::warn!(%error, "accepting a connection failed; trying again in a while");
+                    return self.listeners_later.push(listener);
                 }
             }
         }
@@ -221,6 +225,15 @@ impl Driver {
         let again = self.poll.registry().reregister(socket, Token(LISTENERS + listener), Interest::READABLE);
         if let Err(error) = again {
             tracing::error!(%error, "a listener is lost");
+        }
+    }
+
+    /// Once a second, with the wheel.
+    pub(super) fn retry_listeners(&mut self) {
+        for listener in std::mem::take(&mut self.listeners_later) {
+            if listener < self.listeners.len() {
+                self.retry_accept(listener);
+            }
         }
     }
 
@@ -274,11 +287,17 @@ impl Driver {
 
     pub(super) fn readable(&mut self, slot: u32) {
         let mut scratch = std::mem::take(&mut self.scratch);
+        let out_max = self.shared.config.out_bytes_max;
         let mut reads = 0;
         let end = loop {
             let Some(conn) = self.conn(slot).filter(|c| !c.paused && c.phase != Phase::Settling) else {
                 break None;
             };
+            if conn.backlog() > out_max {
+                // It asks and does not listen to the answers: it is heard again when it has taken them.
+                conn.is_held = true;
+                break None;
+            }
             if reads == READS_PER_TURN {
                 self.again.push(slot);
                 break None;
@@ -387,7 +406,7 @@ impl Driver {
         self.dirty.extend(made);
     }
 
-    fn write(&mut self, slot: u32) {
+    pub(super) fn write(&mut self, slot: u32) {
         let mut spare = std::mem::take(&mut self.spare);
         let now = self.now;
         let Some(conn) = self.conns.get_mut(slot as usize).and_then(|c| c.as_deref_mut()) else {
@@ -415,7 +434,12 @@ impl Driver {
             (Ok(()), Phase::ClosingGently) if !pending => self.linger(slot),
             (Ok(()), _) if pending => self.rearm(slot),
             // Room again: what waited may go on.
-            (Ok(()), Phase::Open) => self.continue_waiting(slot),
+            (Ok(()), Phase::Open) => {
+                if self.conn(slot).is_some_and(|c| std::mem::take(&mut c.is_held)) {
+                    self.again.push(slot);
+                }
+                self.continue_waiting(slot);
+            }
             _ => {}
         }
     }
@@ -587,6 +611,7 @@ fn new_conn(transport: Transport, protocol: Protocol, generation: u32, peer: Soc
         is_dirty: false,
         is_draining: false,
         is_ending: false,
+        is_held: false,
         more: false,
         paused: false,
         orderly: false,

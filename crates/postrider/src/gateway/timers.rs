@@ -31,6 +31,9 @@ impl Driver {
 
     pub(super) fn look_at_deadlines(&mut self) {
         let mut all = Vec::new();
+        if self.wheel.next() <= self.now {
+            self.retry_listeners();
+        }
         self.wheel.due(self.now, |tick, places| all.extend(places.into_iter().map(|p| (tick, p))));
         for (tick, (slot, generation)) in all {
             let same =
