@@ -19,7 +19,6 @@ macro_rules! refusals {
         pub enum Code { $($name),* }
 
         impl Code {
-            #[cfg(test)]
             pub const ALL: &'static [Code] = &[$(Code::$name),*];
 
             /// Code, status, sentence, remedy.
@@ -288,7 +287,6 @@ impl From<PublishError> for ApiError {
 }
 
 /// `docs/errors.md`.
-#[cfg(test)]
 pub fn markdown() -> String {
     let mut text = String::from(
         "# Errors of the HTTP API\n\n\
