@@ -1,3 +1,5 @@
+//! The postrider binary: everything begins in `cli`.
+
 mod api;
 mod app;
 mod bootstrap;

@@ -199,18 +199,23 @@ impl Engine {
 
     /// An empty payload takes the retained message away (MQTT-3.3.1-6).
     fn retain_command(&self, app: AppNo, topic: &str, publish: &Publish) -> Result<Command, PublishError> {
-        let topic = topic.to_owned();
-        if publish.content.payload.is_empty() {
-            return Ok(Command::Retain { app, topic, message: None });
-        }
-        if self.store.retained_count(app) >= self.limits.retained_max {
+        let message = if publish.content.payload.is_empty() {
+            None
+        } else {
+            Some(self.to_retain(app, topic, publish)?)
+        };
+        self.retaining.begin(app, topic, message.clone());
+        Ok(Command::Retain { app, topic: topic.to_owned(), message })
+    }
+
+    fn to_retain(&self, app: AppNo, topic: &str, publish: &Publish) -> Result<RetainedMessage, PublishError> {
+        let now = self.clock.now();
+        let is_full = self.store.retained_count(app) >= self.limits.retained_max;
+        if is_full && self.store.retained(app, topic, 1, now).is_empty() {
             return Err(PublishError::RetainedFull);
         }
-        let expires_at =
-            publish.expiry_secs.map_or(UnixMillis::MAX, |secs| self.clock.now() + u64::from(secs) * 1000);
-        let message =
-            RetainedMessage { qos: publish.qos, expires_at, content: Some(publish.content.clone()) };
-        Ok(Command::Retain { app, topic, message: Some(message) })
+        let expires_at = publish.expiry_secs.map_or(UnixMillis::MAX, |secs| now + u64::from(secs) * 1000);
+        Ok(RetainedMessage { qos: publish.qos, expires_at, content: Some(publish.content.clone()) })
     }
 
     /// Retained messages for a new subscription of a session, through the same gate as everything else.

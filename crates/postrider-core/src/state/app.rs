@@ -22,6 +22,8 @@ pub(super) struct App {
     /// Live broadcasts, in order.
     pub broadcasts: Vec<Seq>,
     pub retained: BTreeMap<String, Retained>,
+    /// No retained message expires before.
+    pub retained_due: UnixMillis,
     pub requests: FxHashMap<u128, (Idempotency, FirstAnswer)>,
     /// The keys of `requests`, in the order in which they came.
     pub requests_order: VecDeque<u128>,
@@ -170,6 +172,7 @@ impl App {
             entry_ids: BTreeMap::new(),
             broadcasts: Vec::new(),
             retained: BTreeMap::new(),
+            retained_due: UnixMillis::MAX,
             requests: FxHashMap::default(),
             requests_order: VecDeque::new(),
             counters: Counters::default(),
@@ -244,6 +247,17 @@ impl App {
         {
             self.requests_order.push_back(request.key);
         }
+    }
+
+    /// Retained messages whose life is over go; their contents are released.
+    pub fn forget_retained(&mut self, now: UnixMillis, released: &mut Vec<BlobRef>) {
+        if self.retained_due > now {
+            return;
+        }
+        let over = |r: &Retained| r.expires_at <= now;
+        released.extend(self.retained.values().filter(|r| over(r)).map(|r| r.blob));
+        self.retained.retain(|_, r| !over(r));
+        self.retained_due = self.retained.values().map(|r| r.expires_at).min().unwrap_or(UnixMillis::MAX);
     }
 
     /// Requests are forgotten in the order in which they came: one that is kept longer holds back those behind it.

@@ -174,6 +174,9 @@ impl State {
             }
         }
         self.forget_old(now, history);
+        for app in &mut self.apps {
+            app.forget_retained(now, &mut effects.released);
+        }
         Outcome::Expired { messages, sessions, more: messages == limit }
     }
 
@@ -253,14 +256,15 @@ impl State {
         blob: BlobRef,
         effects: &mut Effects,
     ) -> Result<Outcome, Refusal> {
-        let retained = &mut self.app_mut(app)?.retained;
+        let app = self.app_mut(app)?;
         let old = match message {
             Some(new) => {
+                app.retained_due = app.retained_due.min(new.expires_at);
                 let kept =
                     Retained { topic: topic.to_owned(), qos: new.qos, expires_at: new.expires_at, blob };
-                retained.insert(topic.to_owned(), kept)
+                app.retained.insert(topic.to_owned(), kept)
             }
-            None => retained.remove(topic),
+            None => app.retained.remove(topic),
         };
         effects.released.extend(old.map(|r| r.blob));
         Ok(Outcome::Done)

@@ -277,6 +277,19 @@ fn an_anonymous_client_goes_with_its_session_and_a_registered_one_stays() {
     assert_eq!(w.gap(), 0);
 }
 
+#[test]
+fn a_retained_message_goes_when_its_life_is_over_and_its_content_is_released() {
+    let mut w = World::new(0);
+    let content = Some(Arc::new(Content { payload: vec![0; 7].into(), ..Content::default() }));
+    for (topic, expires_at) in [("short", w.now + 10), ("long", UnixMillis::MAX)] {
+        let message = Some(RetainedMessage { qos: 1, expires_at, content: content.clone() });
+        w.run(Command::Retain { app: APP, topic: topic.into(), message });
+    }
+    assert_eq!(w.state.retained(APP, "#", 9, w.now).len(), 2);
+    w.run(Command::Expire { now: w.now + 10, limit: 100, history_before: 0, history_max: 100 });
+    assert_eq!((w.state.retained_count(APP), w.effects.released.len()), (1, 1));
+}
+
 #[derive(Clone, Debug)]
 enum Act {
     Send { devices: Vec<u32>, cast: bool, key: Option<u8>, priority: u8, tracked: bool },
