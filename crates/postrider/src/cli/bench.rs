@@ -93,23 +93,28 @@ pub fn run(args: Args, screen: &Screen) -> Result<(), Failure> {
     screen.note("Connecting them …");
     let mut swarm = Swarm::connect(&push.mqtt, &devices, push.messages).map_err(Failure::failed)?;
     screen.note(format!("Sending {} messages …", count(push.messages)));
-    let (published, received) = measure(&api, &push, &run, &mut swarm)?;
+    let measured = measure(&api, &push, &run, &mut swarm)?;
     drop(swarm);
     if !push.keep {
         screen.note("Deleting the devices …");
         publish::unregister(&api, &devices)?;
     }
-    let report = Report::new(&push, published, received);
+    let report = Report::new(&push, measured);
     report.show(screen);
     if report.exact { Ok(()) } else { Err(Failure::Failed("not every message arrived exactly once".into())) }
 }
 
-fn measure(
-    api: &Api,
-    push: &PushArgs,
-    run: &str,
-    swarm: &mut Swarm,
-) -> Result<(Published, Received), Failure> {
+/// What a run gave.
+struct Measured {
+    published: Published,
+    received: Received,
+    /// When the server had every acknowledgement in its books, as far as asking could tell.
+    recorded_micros: u64,
+    /// Deliveries that the server still waits for.
+    unacknowledged: u64,
+}
+
+fn measure(api: &Api, push: &PushArgs, run: &str, swarm: &mut Swarm) -> Result<Measured, Failure> {
     let shared = Shared {
         start: Instant::now(),
         next: AtomicU64::new(0),
@@ -117,63 +122,65 @@ fn measure(
         publishing_done: AtomicBool::new(false),
     };
     let shared = &shared;
-    std::thread::scope(|scope| {
+    let patience = Duration::from_secs(push.patience);
+    let (published, received) = std::thread::scope(|scope| {
         let publishing = scope.spawn(move || {
             let published = publish::all(api, push, run, shared);
             shared.publishing_done.store(true, Ordering::Release);
             published
         });
-        let received = swarm.receive(shared, Duration::from_secs(push.patience)).map_err(Failure::failed);
+        let received = swarm.receive(shared, patience).map_err(Failure::failed);
         let published = publishing.join().map_err(|_| Failure::failed("a publisher panicked"))??;
-        Ok((published, received?))
-    })
+        Ok::<_, Failure>((published, received?))
+    })?;
+    let unacknowledged = publish::settle(api, run, patience)?;
+    Ok(Measured { published, received, recorded_micros: shared.now_micros(), unacknowledged })
 }
 
-/// What was measured.
+/// The numbers, as they are told.
 struct Report {
     exact: bool,
     value: Value,
-    lines: Vec<(&'static str, String)>,
+    lines: [(&'static str, String); 6],
 }
 
 impl Report {
-    fn new(push: &PushArgs, mut published: Published, mut received: Received) -> Report {
-        let secs = received.last_micros.max(1) as f64 / 1e6;
-        let per_sec = (received.once as f64 / secs) as u64;
-        let accepted_per_sec = (published.accepted as f64 / (published.micros.max(1) as f64 / 1e6)) as u64;
+    fn new(push: &PushArgs, measured: Measured) -> Report {
+        let Measured { mut published, mut received, recorded_micros, unacknowledged } = measured;
+        let rate = |number: u64, micros: u64| (number as f64 * 1e6 / micros.max(1) as f64) as u64;
+        let recorded = received.once.saturating_sub(unacknowledged);
+        let [acknowledged_rate, arrived_rate, accepted_rate] = [
+            rate(recorded, recorded_micros),
+            rate(received.once, received.last_micros),
+            rate(published.accepted, published.micros),
+        ];
         let accept = [50, 99, 100].map(|p| percentile(&mut published.latencies, p));
         let arrive = [50, 99, 100].map(|p| percentile(&mut received.latencies, p));
         let lost = published.accepted.saturating_sub(received.once);
-        let exact = lost == 0 && received.repeated == 0 && received.strays == 0 && published.refused == 0;
-        let latency = |[p50, p99, max]: [u64; 3]| json!({ "p50_us": p50, "p99_us": p99, "max_us": max });
-        let said = |[p50, p99, max]: [u64; 3]| {
-            format!("p50 {}, p99 {}, max {}", millis(p50), millis(p99), millis(max))
-        };
+        let wrong = [lost, received.repeated, received.strays, unacknowledged, published.refused];
+        let exact = wrong == [0; 5];
         let value = json!({
             "devices": push.devices, "messages": push.messages, "batch": push.batch, "publishers": push.publishers,
-            "rate": push.rate, "data_bytes": push.bytes, "seconds": secs, "acknowledged_per_sec": per_sec,
-            "accepted_per_sec": accepted_per_sec, "accepted": published.accepted, "refused": published.refused,
-            "acknowledged": received.once, "lost": lost, "repeated": received.repeated, "strays": received.strays,
+            "rate": push.rate, "data_bytes": push.bytes, "seconds": recorded_micros as f64 / 1e6,
+            "acknowledged_per_sec": acknowledged_rate, "arrived_per_sec": arrived_rate, "accepted_per_sec": accepted_rate,
+            "acknowledged": recorded, "arrived": received.once, "accepted": published.accepted,
+            "lost": wrong[0], "repeated": wrong[1], "strays": wrong[2], "unacknowledged": wrong[3], "refused": wrong[4],
             "accept_latency": latency(accept), "arrival_latency": latency(arrive), "exact": exact,
         });
-        let (lost, repeated, strays) = (count(lost), count(received.repeated), count(received.strays));
-        let lines = vec![
-            (
-                "acknowledged deliveries",
-                format!("{}/s  ({} in {secs:.2} s)", count(per_sec), count(received.once)),
-            ),
-            (
-                "accepted",
-                format!(
-                    "{}/s  ({}, refused {})",
-                    count(accepted_per_sec),
-                    count(published.accepted),
-                    count(published.refused)
-                ),
-            ),
+        let [lost, repeated, strays, open, refused] = wrong.map(count);
+        let per_sec = |rate: u64, number: u64| format!("{}/s  ({})", count(rate), count(number));
+        let lines = [
+            ("acknowledged, in the books", per_sec(acknowledged_rate, recorded)),
+            ("arrived", per_sec(arrived_rate, received.once)),
+            ("accepted", per_sec(accepted_rate, published.accepted)),
             ("a request's answer after", said(accept)),
             ("arrival after", said(arrive)),
-            ("exactness", format!("{lost} lost, {repeated} repeated, {strays} at a wrong device")),
+            (
+                "exactness",
+                format!(
+                    "{lost} lost, {repeated} repeated, {strays} at a wrong device, {open} open, {refused} refused"
+                ),
+            ),
         ];
         Report { exact, value, lines }
     }
@@ -183,9 +190,17 @@ impl Report {
             return screen.value(&self.value);
         }
         for (name, text) in &self.lines {
-            screen.line(format!("{}{text}", screen.style(Style::Dim, format!("{name:<26}"))));
+            screen.line(format!("{}{text}", screen.style(Style::Dim, format!("{name:<28}"))));
         }
     }
+}
+
+fn latency([p50, p99, max]: [u64; 3]) -> Value {
+    json!({ "p50_us": p50, "p99_us": p99, "max_us": max })
+}
+
+fn said([p50, p99, max]: [u64; 3]) -> String {
+    format!("p50 {}, p99 {}, max {}", millis(p50), millis(p99), millis(max))
 }
 
 fn millis(micros: u64) -> String {

@@ -38,14 +38,12 @@ pub fn run(args: Args, screen: &Screen) -> Result<(), Failure> {
     let (config, key) = configuration(&folder.path)?;
     serve::start_logging(&config)?;
     let server = Server::start(config)?;
-    let toured = tour(&server, &folder, &key, screen).and_then(|phone| {
-        if args.once {
-            return Ok(());
+    let toured = tour(&server, &folder, &key, screen).map(|phone| {
+        if !args.once {
+            // Goes on until the server ends and takes the connection with it.
+            let screen = *screen;
+            std::thread::spawn(move || phone.attend(&screen));
         }
-        // Goes on until the server ends and takes the connection with it.
-        let screen = *screen;
-        std::thread::spawn(move || phone.attend(&screen));
-        Ok(())
     });
     if args.once || toured.is_err() {
         server.stop.notify_one();

@@ -85,8 +85,9 @@ pub fn run(args: Args, screen: &Screen) -> Result<(), Failure> {
             if screen.json {
                 screen.value(&answer);
             } else {
-                let stopped = count(answer["cancelled"].as_u64().unwrap_or(0));
-                screen.line(format!("Taken back; {stopped} deliveries that were open will not be made."));
+                let stopped = answer["cancelled"].as_u64().unwrap_or(0);
+                let deliveries = if stopped == 1 { "delivery that was" } else { "deliveries that were" };
+                screen.line(format!("Taken back: {} {deliveries} open will not be made.", count(stopped)));
             }
             Ok(())
         }

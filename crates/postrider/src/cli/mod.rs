@@ -15,7 +15,8 @@ mod screen;
 mod serve;
 mod store;
 
-use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
+use clap::{CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
 use remote::Refusal;
 use screen::Screen;
 use serde_json::json;
@@ -75,16 +76,6 @@ enum Command {
         #[arg(value_enum)]
         shell: Shell,
     },
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum Shell {
-    Bash,
-    Elvish,
-    Fish,
-    #[value(name = "powershell")]
-    PowerShell,
-    Zsh,
 }
 
 /// Why a command did not do what it was asked.
@@ -182,13 +173,6 @@ fn document(screen: &Screen, text: String) {
 
 fn completion(shell: Shell) -> String {
     let (mut script, mut command) = (Vec::new(), Cli::command());
-    let shell = match shell {
-        Shell::Bash => clap_complete::Shell::Bash,
-        Shell::Elvish => clap_complete::Shell::Elvish,
-        Shell::Fish => clap_complete::Shell::Fish,
-        Shell::PowerShell => clap_complete::Shell::PowerShell,
-        Shell::Zsh => clap_complete::Shell::Zsh,
-    };
     clap_complete::generate(shell, &mut command, "postrider", &mut script);
     String::from_utf8_lossy(&script).into_owned()
 }
@@ -196,6 +180,7 @@ fn completion(shell: Shell) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use clap::ValueEnum;
 
     #[test]
     fn the_command_line_is_consistent() {

@@ -150,6 +150,7 @@ impl Api {
         Ok(Api { agent: config.into(), base, authorization: format!("Bearer {key}") })
     }
 
+    #[cfg(test)]
     pub fn base(&self) -> &str {
         &self.base
     }

@@ -90,6 +90,7 @@ impl Config {
     }
 
     /// A file's text alone over the defaults, for tests and for what is built in.
+    #[cfg(test)]
     pub fn from_text(name: &str, text: &str) -> Result<Config, ConfigError> {
         let mut loading = Loading { table: Table::new(), problems: Vec::new(), defaults: defaults() };
         loading.add_file(name, text);

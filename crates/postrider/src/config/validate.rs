@@ -9,6 +9,7 @@ impl Config {
         self.check_listeners(&mut problems);
         self.check_access(&mut problems);
         self.check_numbers(&mut problems);
+        self.check_pairs(&mut problems);
         if !self.log.level.split(',').all(is_log_directive) {
             problems.push(format!(
                 "log.level: `{}`: write error, warn, info, debug, trace or off, or `part=level`, separated by commas",
@@ -66,30 +67,9 @@ impl Config {
         }
     }
 
-    fn check_numbers(&self, problems: &mut Vec<String>) {
+    /// The first of each pair must not be above the second.
+    fn check_pairs(&self, problems: &mut Vec<String>) {
         let (limits, mqtt, http, store) = (&self.limits, &self.mqtt, &self.http, &self.store);
-        let positive = [
-            ("limits.payload_bytes_max", limits.payload_bytes_max),
-            ("limits.recipients_max", limits.recipients_max),
-            ("limits.inbox_max", limits.inbox_max as usize),
-            ("limits.name_bytes_max", limits.name_bytes_max),
-            ("mqtt.receive_max", usize::from(mqtt.receive_max)),
-            ("mqtt.inflight_max", usize::from(mqtt.inflight_max)),
-            ("mqtt.awaiting_release_max", usize::from(mqtt.awaiting_release_max)),
-            ("mqtt.connect_timeout_secs", mqtt.connect_timeout_secs as usize),
-            ("mqtt.filters_max", mqtt.filters_max),
-            ("gateway.out_bytes_max", self.gateway.out_bytes_max),
-            ("gateway.slow_reader_secs", self.gateway.slow_reader_secs as usize),
-            ("http.body_bytes_max", http.body_bytes_max),
-            ("http.batch_max", http.batch_max),
-            ("store.group_commands_max", store.group_commands_max),
-            ("store.group_bytes_max", store.group_bytes_max),
-            ("store.segment_bytes", store.segment_bytes as usize),
-        ];
-        problems.extend(
-            positive.iter().filter(|(_, n)| *n == 0).map(|(name, _)| format!("{name}: must be above 0")),
-        );
-        // Each pair: the first must not be above the second.
         let ordered = [
             ("limits.ttl_default_secs", limits.ttl_default_secs, "limits.ttl_max_secs", limits.ttl_max_secs),
             (
@@ -128,6 +108,31 @@ impl Config {
                 problems.push(format!("{low}: {value} is above {high}, which is {bound}"));
             }
         }
+    }
+
+    fn check_numbers(&self, problems: &mut Vec<String>) {
+        let (limits, mqtt, http, store) = (&self.limits, &self.mqtt, &self.http, &self.store);
+        let positive = [
+            ("limits.payload_bytes_max", limits.payload_bytes_max),
+            ("limits.recipients_max", limits.recipients_max),
+            ("limits.inbox_max", limits.inbox_max as usize),
+            ("limits.name_bytes_max", limits.name_bytes_max),
+            ("mqtt.receive_max", usize::from(mqtt.receive_max)),
+            ("mqtt.inflight_max", usize::from(mqtt.inflight_max)),
+            ("mqtt.awaiting_release_max", usize::from(mqtt.awaiting_release_max)),
+            ("mqtt.connect_timeout_secs", mqtt.connect_timeout_secs as usize),
+            ("mqtt.filters_max", mqtt.filters_max),
+            ("gateway.out_bytes_max", self.gateway.out_bytes_max),
+            ("gateway.slow_reader_secs", self.gateway.slow_reader_secs as usize),
+            ("http.body_bytes_max", http.body_bytes_max),
+            ("http.batch_max", http.batch_max),
+            ("store.group_commands_max", store.group_commands_max),
+            ("store.group_bytes_max", store.group_bytes_max),
+            ("store.segment_bytes", store.segment_bytes as usize),
+        ];
+        problems.extend(
+            positive.iter().filter(|(_, n)| *n == 0).map(|(name, _)| format!("{name}: must be above 0")),
+        );
         if mqtt.qos_max > 2 {
             problems.push(format!("mqtt.qos_max: {} is none of 0, 1, 2", mqtt.qos_max));
         }

@@ -2,7 +2,7 @@
 
 use super::{PushArgs, Shared};
 use crate::cli::Failure;
-use crate::cli::remote::{Api, Refusal, segment};
+use crate::cli::remote::{Api, Refusal, query, segment};
 use serde_json::json;
 use std::fmt::Write;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -39,7 +39,8 @@ fn device_id(run: &str, index: u64) -> String {
 pub fn register(api: &Api, run: &str, devices: u32) -> Result<Vec<Credentials>, Failure> {
     let register = |index: usize| {
         let id = device_id(run, index as u64);
-        let answer = api.post("/v1/devices", &json!({ "device_id": id, "platform": "other" }))?;
+        let answer =
+            api.post("/v1/devices", &json!({ "device_id": id, "platform": "other", "tags": [run] }))?;
         Ok(Credentials { id, secret: answer["device_secret"].as_str().unwrap_or_default().to_owned() })
     };
     in_parallel(devices as usize, register)
@@ -48,6 +49,37 @@ pub fn register(api: &Api, run: &str, devices: u32) -> Result<Vec<Credentials>, 
 pub fn unregister(api: &Api, devices: &[Credentials]) -> Result<(), Failure> {
     in_parallel(devices.len(), |index| api.delete(&format!("/v1/devices/{}", segment(&devices[index].id))))
         .map(|_| ())
+}
+
+/// Waits until the server has every acknowledgement: the inboxes of this run's devices are empty. What is left in them
+/// when nothing has changed for so long.
+pub fn settle(api: &Api, run: &str, patience: Duration) -> Result<u64, Failure> {
+    let mut last = (u64::MAX, Instant::now());
+    loop {
+        let waiting = waiting(api, run)?;
+        if waiting < last.0 {
+            last = (waiting, Instant::now());
+        }
+        if waiting == 0 || last.1.elapsed() > patience {
+            return Ok(waiting);
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Messages in the inboxes of this run's devices.
+fn waiting(api: &Api, run: &str) -> Result<u64, Failure> {
+    let (mut sum, mut cursor) = (0, None);
+    loop {
+        let pairs = [("tag", Some(run.to_owned())), ("limit", Some("1000".to_owned())), ("cursor", cursor)];
+        let page = api.get(&format!("/v1/devices{}", query(&pairs)))?;
+        let devices = page["devices"].as_array().into_iter().flatten();
+        sum += devices.filter_map(|device| device["inbox_len"].as_u64()).sum::<u64>();
+        cursor = page["next_cursor"].as_str().map(str::to_owned);
+        if cursor.is_none() {
+            return Ok(sum);
+        }
+    }
 }
 
 /// Does it for 0, 1, 2 …, on some threads; the results in order, or the first failure.
