@@ -19,8 +19,6 @@ use std::time::Duration;
 pub struct Args {
     #[command(flatten)]
     remote: Remote,
-    #[command(flatten)]
-    to: To,
     /// The notification's title.
     #[arg(long)]
     title: Option<String>,
@@ -45,6 +43,9 @@ pub struct Args {
     /// Wait until every device has it (or it has ended otherwise), at most so many seconds.
     #[arg(long, value_name = "SECS", num_args = 0..=1, default_missing_value = "30")]
     wait: Option<u64>,
+    // Last: its heading would stand over what follows.
+    #[command(flatten)]
+    to: To,
 }
 
 /// Whom it is for. Several are combined: whoever is named by any of them.

@@ -124,7 +124,8 @@ impl Swarm {
     }
 
     fn turn(&mut self, events: &mut Events, shared: Option<&Shared>) -> io::Result<()> {
-        match self.poll.poll(events, Some(Duration::from_millis(100))) {
+        // Short, since the end of the publishing is told by a flag and not by an event.
+        match self.poll.poll(events, Some(Duration::from_millis(2))) {
             Err(error) if error.kind() != ErrorKind::Interrupted => return Err(error),
             _ => {}
         }
