@@ -6,7 +6,7 @@
 
 use super::folder::{Folder, Name};
 use super::record::{self, FRAME_LEN, HEADER_LEN, Header};
-use crate::files::File;
+use crate::files::{File, is_full};
 use crate::watch::EventWatch;
 use postrider_core::id::{AppNo, UnixMillis};
 use postrider_core::model::ReceiptEvent;
@@ -161,10 +161,7 @@ impl EventLog {
                 self.watch.tell(last);
                 Ok(())
             }
-            Err(error)
-                if error.kind() == io::ErrorKind::StorageFull
-                    && inner.waiting.bytes.len() < WAITING_BYTES_MAX =>
-            {
+            Err(error) if is_full(&error) && inner.waiting.bytes.len() < WAITING_BYTES_MAX => {
                 tracing::warn!("no space for receipts: they wait");
                 Ok(())
             }

@@ -349,6 +349,8 @@ fn tidy(folder: &Folder) -> io::Result<()> {
 /// Waits for segments to be closed.
 fn checkpointer(shared: &Shared) {
     let mut last = Instant::now();
+    // What earlier lives closed is not older than need be either: a store that is often restarted would never get to it.
+    shared.segment_closed();
     loop {
         {
             let mut rung = shared.bell.0.lock().unwrap_or_else(PoisonError::into_inner);

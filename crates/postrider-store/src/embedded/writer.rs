@@ -16,7 +16,7 @@ use super::record::{self, Head, Kind};
 use super::recover::{self, Repair};
 use super::replay::blob_of;
 use super::{Shared, checkpoint};
-use crate::files::File;
+use crate::files::{File, is_full};
 use postrider_core::command::Outcome;
 use postrider_core::id::Seq;
 use postrider_core::port::StoreError;
@@ -153,11 +153,11 @@ impl Writer {
                 return Err(Trouble::Full);
             }
         }
-        let is_full = self.segment.len + bytes > shared.config.segment_bytes && self.segment.len > EMPTY_LEN;
-        if is_full {
+        let ends = self.segment.len + bytes > shared.config.segment_bytes && self.segment.len > EMPTY_LEN;
+        if ends {
             match self.roll() {
                 // Then the segment becomes longer than it should be.
-                Err(error) if error.kind() == io::ErrorKind::StorageFull => {
+                Err(error) if is_full(&error) => {
                     shared.space.give_up_reserve(&shared.folder);
                 }
                 other => other.map_err(fatal("beginning a journal segment"))?,
@@ -213,10 +213,10 @@ impl Writer {
     /// more; if that fails too, the group is undone.
     fn write(&mut self) -> Result<(), Trouble> {
         let mut result = self.segment.file.write_all_at(&self.buffer, self.segment.len);
-        if is_full(&result) && self.shared.space.give_up_reserve(&self.shared.folder) {
+        if met_full_disk(&result) && self.shared.space.give_up_reserve(&self.shared.folder) {
             result = self.segment.file.write_all_at(&self.buffer, self.segment.len);
         }
-        if is_full(&result) {
+        if met_full_disk(&result) {
             self.undo().map_err(|why| Trouble::Fatal(format!("undoing a group on a full disk: {why}")))?;
             return Err(Trouble::Full);
         }
@@ -272,9 +272,7 @@ impl Writer {
                 let rolled = if self.segment.len > EMPTY_LEN { self.roll() } else { Ok(()) };
                 let told = match &rolled {
                     Ok(()) => Ok(()),
-                    Err(error) if error.kind() == io::ErrorKind::StorageFull => {
-                        Err(self.shared.space.refusal())
-                    }
+                    Err(error) if is_full(error) => Err(self.shared.space.refusal()),
                     Err(error) => Err(StoreError::Failed(error.to_string())),
                 };
                 if let Err(StoreError::Failed(why)) = &told {
@@ -311,7 +309,7 @@ impl Writer {
         };
         let bytes = head.encode(shared.folder.salt(segment.file));
         let sealed = self.segment.file.write_all_at(&bytes, segment.len);
-        if !is_full(&sealed) {
+        if !met_full_disk(&sealed) {
             sealed?;
             segment.len += bytes.len() as u64;
         }
@@ -337,8 +335,8 @@ impl Writer {
     }
 }
 
-fn is_full(result: &io::Result<()>) -> bool {
-    result.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::StorageFull)
+fn met_full_disk(result: &io::Result<()>) -> bool {
+    result.as_ref().is_err_and(is_full)
 }
 
 fn micros(since: Instant) -> u64 {

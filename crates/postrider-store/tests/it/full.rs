@@ -7,6 +7,66 @@ use postrider_store::faulty::{Fault, FaultyFiles};
 use postrider_store::{EmbeddedConfig, EmbeddedStore};
 use std::sync::Arc;
 
+/// The same on a real file system of 64 MiB:
+/// `unshare -rm sh -c 'mount -t tmpfs -o size=64m none /mnt && POSTRIDER_SMALL_DISK=/mnt/data cargo test … -- --ignored'`.
+#[test]
+#[ignore = "needs a small disk"]
+fn a_real_small_disk_is_filled_and_emptied() {
+    let dir = std::path::PathBuf::from(std::env::var("POSTRIDER_SMALL_DISK").unwrap());
+    let config = EmbeddedConfig {
+        segment_bytes: 4 << 20,
+        min_free_bytes: 8 << 20,
+        min_free_percent: 10,
+        reserve_bytes: 4 << 20,
+        ..EmbeddedConfig::new(&dir)
+    };
+    let open = || EmbeddedStore::open(config.clone(), Arc::new(postrider_store::OsFiles)).unwrap();
+    let store = open();
+    populate(&store, 2);
+    let big = |n: u64| {
+        let payload = vec![n as u8; 16 << 10];
+        let content =
+            postrider_core::model::Content { topic: None, payload: payload.into(), properties: None };
+        let new = NewMessage { content: Some(Arc::new(content)), inbox_max: 100_000, ..message(n, &[0]) };
+        Command::Accept(Box::new(NewMessage { inbox_bytes_max: u32::MAX, ..new }))
+    };
+    let mut accepted = Vec::new();
+    let refused = (0..10_000).find_map(|n| match run(&store, vec![big(n)]) {
+        Ok(outcomes) => {
+            accepted.push(acceptance(&outcomes[0]).seq);
+            None
+        }
+        Err(error) => Some(error),
+    });
+    assert!(matches!(refused, Some(StoreError::StorageLow { .. })), "{refused:?}");
+    assert!(accepted.len() > 1_000);
+    // Somebody else takes the rest, to the last byte.
+    let filler = dir.parent().unwrap().join("filler");
+    let mut taker = std::fs::File::create(&filler).unwrap();
+    while std::io::Write::write_all(&mut taker, &[0; 4096]).is_ok() {}
+    let mut acknowledged = 0;
+    for seq in &accepted {
+        match run(&store, vec![delivered(0, *seq)]) {
+            Ok(_) => acknowledged += 1,
+            Err(StoreError::StorageLow { .. }) => break,
+            Err(error) => panic!("{error}"),
+        }
+    }
+    assert_eq!(acknowledged, accepted.len(), "acknowledgements find room in the reserve");
+    drop(taker);
+    std::fs::remove_file(&filler).unwrap();
+    store.checkpoint_now().unwrap();
+    run_one(&store, accept(20_000, &[1]));
+    store.checkpoint_now().unwrap();
+    assert_eq!(store.refuses(), None);
+    run_one(&store, accept(20_001, &[1]));
+    assert_balanced(&store);
+    drop(store);
+    let store = open();
+    assert!(store.problems().is_empty());
+    assert_eq!((inbox(&store, 0).len(), inbox(&store, 1).len()), (0, 2));
+}
+
 const KIB: u64 = 1024;
 
 fn limited(files: &FaultyFiles) -> EmbeddedStore {
