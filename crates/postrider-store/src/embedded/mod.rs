@@ -12,6 +12,7 @@ pub mod record;
 pub mod recover;
 pub mod replay;
 mod space;
+pub mod stepped;
 mod store;
 mod writer;
 
@@ -158,6 +159,19 @@ pub struct EmbeddedStore {
 impl EmbeddedStore {
     /// Opens the folder, or makes it, and recovers what is in it.
     pub fn open(config: EmbeddedConfig, files: Arc<dyn Files>) -> Result<EmbeddedStore, OpenError> {
+        let (store, writer) = Self::recover(config, files)?;
+        let mut threads = vec![spawn("store-writer", move || writer.run())?];
+        let shared = store.shared.clone();
+        threads.push(spawn("store-checkpoint", move || checkpointer(&shared))?);
+        *store.threads.lock().unwrap_or_else(PoisonError::into_inner) = threads;
+        Ok(store)
+    }
+
+    /// The store without its threads.
+    fn recover(
+        config: EmbeddedConfig,
+        files: Arc<dyn Files>,
+    ) -> Result<(EmbeddedStore, writer::Writer), OpenError> {
         let lock = take_folder(&config, &*files)?;
         let mut identity = identity(&config, &*files)?;
         let folder = Folder::new(config.dir.clone(), files, identity.store_id);
@@ -194,7 +208,7 @@ impl EmbeddedStore {
         epoch: u64,
         problems: Vec<Problem>,
         lock: Box<dyn Send + Sync>,
-    ) -> Result<EmbeddedStore, OpenError> {
+    ) -> Result<(EmbeddedStore, writer::Writer), OpenError> {
         if config.sync == SyncMode::Relaxed {
             tracing::warn!("sync is relaxed: what is acknowledged may be lost when the machine fails");
         }
@@ -219,12 +233,7 @@ impl EmbeddedStore {
         shared.note_problems(&problems);
         let writer = writer::Writer::new(shared.clone(), seq + 1)
             .map_err(|error| OpenError::io("a journal segment", error))?;
-        let mut threads = vec![spawn("store-writer", move || writer.run())?];
-        let store = EmbeddedStore { shared, epoch, problems, threads: Mutex::default(), _lock: lock };
-        let shared = store.shared.clone();
-        threads.push(spawn("store-checkpoint", move || checkpointer(&shared))?);
-        *store.threads.lock().unwrap_or_else(PoisonError::into_inner) = threads;
-        Ok(store)
+        Ok((EmbeddedStore { shared, epoch, problems, threads: Mutex::default(), _lock: lock }, writer))
     }
 
     /// What was damaged or missing when the store was opened.
