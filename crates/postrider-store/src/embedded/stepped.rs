@@ -100,3 +100,11 @@ impl Stepper {
         self.shared.has_failed()
     }
 }
+
+/// What waits is dropped, as when a process dies: its callers hold the store, and the store holds them.
+impl Drop for Stepper {
+    fn drop(&mut self) {
+        self.shared.queue.close(postrider_core::port::StoreError::Closed);
+        drop(self.shared.queue.drain());
+    }
+}

@@ -1,0 +1,3 @@
+//! Everything that the simulation is asked in a test run.
+
+mod seeds;

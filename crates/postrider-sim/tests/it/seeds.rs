@@ -1,0 +1,43 @@
+//! Fresh seeds, seeds that once failed, and the proof that a seed is all there is.
+
+use postrider_sim::run;
+use std::time::Instant;
+
+fn env(name: &str, default: u64) -> u64 {
+    std::env::var(name).ok().and_then(|v| v.parse().ok()).unwrap_or(default)
+}
+
+/// Runs seeds one after the other; the first that breaks a promise ends it with its story.
+fn run_all(seeds: impl Iterator<Item = u64>) {
+    let began = Instant::now();
+    let (mut virtual_ms, mut count, mut pushes, mut transmissions) = (0, 0, 0, 0);
+    for seed in seeds {
+        let report = run(seed);
+        assert!(report.violation.is_none(), "{report}");
+        virtual_ms += report.virtual_ms;
+        pushes += report.pushes;
+        transmissions += report.transmissions;
+        count += 1;
+    }
+    let real = began.elapsed().as_secs_f64().max(0.001);
+    println!(
+        "{count} seeds in {real:.1} s: {:.1} seeds/s, {:.0} virtual seconds per real one, {pushes} pushes, {transmissions} transmissions",
+        f64::from(count) / real,
+        virtual_ms as f64 / 1000.0 / real
+    );
+}
+
+/// `SIM_BASE` chooses others, `SIM_SEEDS` more.
+#[test]
+fn fresh_seeds_keep_every_promise() {
+    let base = env("SIM_BASE", 1_000_000);
+    run_all(base..base + env("SIM_SEEDS", 300));
+}
+
+#[test]
+fn the_same_seed_is_the_same_world() {
+    for seed in [1, 2, 3, 4, 5] {
+        let (first, second) = (run(seed), run(seed));
+        assert_eq!((first.hash, first.happenings), (second.hash, second.happenings), "seed {seed}");
+    }
+}
