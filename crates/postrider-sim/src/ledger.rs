@@ -87,6 +87,8 @@ pub struct Ledger {
     acked: BTreeSet<(MessageId, usize)>,
     /// Taken by the server in this life of it, and no commit failed since.
     taken: BTreeSet<(DeviceRef, Seq)>,
+    /// Taken, and perhaps not stored: these may go out again, also on the same connection.
+    refused: BTreeSet<(DeviceRef, Seq)>,
     first_sent: BTreeSet<(DeviceRef, Seq)>,
     furthest: BTreeMap<(DeviceRef, bool), Seq>,
     on_link: BTreeSet<(u64, Seq)>,
@@ -117,7 +119,8 @@ impl Ledger {
                 (None, None) => true,
                 (Some(_), None) => same_push,
                 (None, Some(_)) => same_device,
-                (Some(_), Some(_)) => (about.push.is_none() || same_push) && (about.device.is_none() || same_device),
+(Some(_), Some(_)) if rule == "order" => same_device,
+                                (Some(_), Some(_)) => (about.push.is_none() || same_push) && (about.device.is_none() || same_device),
             }
         };
         let begin = self.lines.first().map_or(0, |l| l.0);
@@ -141,9 +144,13 @@ impl Ledger {
         self.by_id.get(&id).copied()
     }
 
+    pub fn push_of_seq(&self, seq: Seq) -> Option<u64> {
+        self.seqs.get(&seq).and_then(|id| self.push_of(*id))
+    }
+
     /// A new life of the server: what it held in memory only is gone.
     pub fn forget_taken(&mut self) {
-        self.taken.clear();
+        self.refused.append(&mut self.taken);
     }
 
     /// The sender was told that its push is kept.
@@ -171,7 +178,7 @@ impl Ledger {
         if s.seq > s.durable {
             broken("commit, then tell", format!("{} goes out, {} is durable", s.seq, s.durable));
         }
-        if !self.on_link.insert((s.link, s.seq)) {
+        if !self.on_link.insert((s.link, s.seq)) && !self.refused.contains(&(s.at, s.seq)) {
             broken("once a connection", format!("{} goes out twice on connection {}", s.seq, s.link));
         }
         if self.taken.contains(&(s.at, s.seq)) {

@@ -230,23 +230,31 @@ impl Server {
         }
         self.read_mail(t);
         self.commit_publishes();
+        self.record_acks(t);
         for link in std::mem::take(&mut self.draining) {
             self.drain(link, t);
         }
         self.flush(t);
+        self.record_acks(t);
+        for link in links {
+            self.look_at_time(link, t);
+        }
+        self.flush(t);
+    }
+
+    fn record_acks(&mut self, t: &mut Turn<'_>) {
         if !self.acks.is_empty() {
             let acks = std::mem::take(&mut self.acks);
             for ack in &acks {
                 if let Some(at) = self.engine.session_device(ack.session) {
+                    let device = t.ledger.devices.get(&at).map(|k| k.index);
+                    let line = format!("server: the end of {} is taken: {:?}", ack.seq, ack.step);
+                    t.ledger.note(t.now, About { push: t.ledger.push_of_seq(ack.seq), device }, line);
                     t.ledger.ack_taken(at, ack.seq);
                 }
             }
             self.engine.ack(&acks);
         }
-        for link in links {
-            self.look_at_time(link, t);
-        }
-        self.flush(t);
     }
 
     fn read(&mut self, link: u64, t: &mut Turn<'_>) {
@@ -431,6 +439,9 @@ impl Server {
             mail.post(Mail::Subscribed(reference(link), reply, asks_inbox));
         };
         self.engine.subscribe(session, wanted.collect(), Box::new(done));
+        if asks_inbox && let Some(conn) = self.conns.get_mut(&link) {
+            conn.position = Position::default();
+        }
     }
 
     fn ended(&mut self, link: u64, delivery: u64, (step, reason): (Step, Reason), t: &mut Turn<'_>) {
@@ -472,8 +483,7 @@ impl Server {
                 Mail::Subscribed(at, reply, asks_inbox) => {
                     let link = u64::from(at.slot);
                     self.answer(link, reply, t);
-                    if asks_inbox && let Some(conn) = self.conns.get_mut(&link) {
-                        conn.position = Position::default();
+                    if asks_inbox {
                         self.want_drain(link);
                     }
                 }

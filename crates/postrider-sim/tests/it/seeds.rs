@@ -41,3 +41,27 @@ fn the_same_seed_is_the_same_world() {
         assert_eq!((first.hash, first.happenings), (second.hash, second.happenings), "seed {seed}");
     }
 }
+
+/// Runs on over broken promises and counts them by rule: for whoever looks for more than the first.
+#[test]
+#[ignore = "a survey, by hand: SIM_BASE, SIM_SEEDS"]
+fn survey() {
+    let base = env("SIM_BASE", 1);
+    let mut rules = std::collections::BTreeMap::<&str, Vec<u64>>::new();
+    for seed in base..base + env("SIM_SEEDS", 100) {
+        if let Some(violation) = run(seed).violation {
+            println!("seed {seed} broke \"{}\": {}", violation.rule, violation.what);
+            rules.entry(violation.rule).or_default().push(seed);
+        }
+    }
+    rules.iter().for_each(|(rule, seeds)| println!("rule {rule}: {seeds:?}"));
+}
+
+/// One seed with its story, and its plan.
+#[test]
+#[ignore = "by hand: SIM_BASE"]
+fn one() {
+    let seed = env("SIM_BASE", 1);
+    println!("{:#?}", postrider_sim::Plan::of(seed));
+    println!("{}", run(seed));
+}
