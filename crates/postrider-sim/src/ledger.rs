@@ -112,6 +112,7 @@ impl Ledger {
         if self.broken.is_some() {
             return;
         }
+        let all = std::env::var_os("SIM_ALL").is_some();
         let touches = |a: &About| {
             let same_push = a.push == about.push && about.push.is_some();
             let same_device = a.device == about.device && about.device.is_some();
@@ -127,7 +128,7 @@ impl Ledger {
         let mut trace: Vec<String> = self
             .lines
             .iter()
-            .filter(|(_, a, _)| touches(a))
+            .filter(|(_, a, _)| all || touches(a))
             .map(|(at, _, line)| format!("{:>9.3}s {line}", (at - begin) as f64 / 1000.0))
             .collect();
         if trace.len() > 400 {
