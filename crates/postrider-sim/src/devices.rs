@@ -259,7 +259,7 @@ impl World {
         let push = read_envelope(&publish.payload);
         if let Some((id, n, _)) = push {
             let about = About { push: Some(n), device: Some(device) };
-            self.note(about, format!("device {device}: has push {n} ({id}) on {link}"));
+            self.note(about, format!("device {device}: has push {n} ({id}) on {link} as {}", receipt.map_or(0, |r| r.id)));
         }
         if let Some(receipt) = receipt {
             let max = if self.calm { 50 } else { self.devices[device].plan.ack_max_ms };
@@ -282,6 +282,7 @@ impl World {
                 bytes.extend_from_within(..);
             }
         }
+        self.note(World::about(device), format!("device {device}: acknowledges packet {} on {link}", receipt.id));
         if let Some(id) = id.filter(|_| !bytes.is_empty()) {
             self.ledger.device_acked(id, device);
             let about = About { push: self.ledger.push_of(id), device: Some(device) };

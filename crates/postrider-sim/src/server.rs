@@ -352,7 +352,9 @@ impl Server {
         }
         let inflight = attached.saved.and_then(|saved| saved.downcast::<Inflight>().ok());
         let somewhere = || Inflight::starting_at((first_token as u16).max(1));
-        let inflight = inflight.or_else(|| attached.present.then(somewhere));
+        // A 3.1 client cannot be told that its session is gone, and may still hold ids.
+        let may_hold = attached.present || (connect.level == 3 && !connect.clean_start);
+        let inflight = inflight.or_else(|| may_hold.then(somewhere));
         Ok(proto::Accepted { session_present: attached.present, inflight, ..proto::Accepted::default() })
     }
 
@@ -449,6 +451,9 @@ impl Server {
         if delivery & TRANSIENT == 0 {
             let place = conn.sent.iter().position(|(seq, _)| *seq == delivery);
             let sent_at = place.and_then(|p| conn.sent.remove(p)).map(|(_, at)| at);
+            let device = conn.at.and_then(|at| t.ledger.devices.get(&at)).map(|k| k.index);
+            let about = About { push: t.ledger.push_of_seq(delivery), device };
+            t.ledger.note(t.now, about, format!("server: {step:?} of {delivery} comes on {link}"));
             if let Some(session) = conn.session {
                 self.acks.push(Ack { session, seq: delivery, step, reason, sent_at });
             }
@@ -644,7 +649,7 @@ impl Server {
             if n > 0 {
                 let bytes: Vec<u8> = conn.out.drain(..n).collect();
                 conn.in_pipe += n;
-                self.written.push((link, bytes));
+                    self.written.push((link, bytes));
                 if conn.out.len() <= OUT_MAX {
                     self.continue_waiting(link, t);
                 }

@@ -83,7 +83,9 @@ impl Driver {
         let inflight = attached.saved.and_then(|saved| saved.downcast::<proto::mqtt::Inflight>().ok());
         // After a restart the client may still hold ids that nobody here knows: begin somewhere else among them.
         let somewhere = || proto::mqtt::Inflight::starting_at((first_token as u16).max(1));
-        let inflight = inflight.or_else(|| attached.present.then(somewhere));
+        // And a 3.1 client cannot be told that its session is gone: it would take a QoS 2 message under such an id for an old one.
+        let may_hold = attached.present || (connect.level == 3 && !connect.clean_start);
+        let inflight = inflight.or_else(|| may_hold.then(somewhere));
         let differs = connect.level == 5 && attached.expiry_secs != connect.session_expiry_secs;
         Ok(proto::Accepted {
             session_present: attached.present,
