@@ -5,6 +5,7 @@ use crate::command::*;
 use crate::id::*;
 use crate::model::*;
 use crate::port::*;
+use crate::seeded::{self, Bug};
 use crate::topics::SessionNo;
 use rustc_hash::FxHashMap;
 use std::collections::BTreeMap;
@@ -57,6 +58,9 @@ impl Engine {
     fn store_acks(&self, app: AppNo, steps: Vec<Progress>, now: UnixMillis) {
         let engine = self.clone();
         let kept = steps.clone();
+        if seeded::is(Bug::AckKeptInMemory) {
+            return;
+        }
         let done: Done = Box::new(move |outcome| match outcome {
             // The devices have said it and will not say it again: it waits for better times, and nothing is sent twice.
             Err(StoreError::StorageLow { .. } | StoreError::Overloaded) => engine.acking.put_off(app, kept),
@@ -167,6 +171,9 @@ impl Acking {
     }
 
     pub fn of(&self, at: DeviceRef) -> Vec<Seq> {
+        if seeded::is(Bug::AckUnderWayIgnored) {
+            return Vec::new();
+        }
         self.under_way.lock().unwrap_or_else(PoisonError::into_inner).get(&at).cloned().unwrap_or_default()
     }
 }

@@ -1,3 +1,4 @@
 //! Everything that the simulation is asked in a test run.
 
+mod seeded;
 mod seeds;

@@ -184,7 +184,7 @@ impl EmbeddedStore {
         let events = EventLog::open(&folder, retention).map_err(|error| OpenError::io("receipts", error))?;
         let began = Instant::now();
         let mut sink = |rows: Vec<_>| events.append(&folder, &rows);
-        let Recovered { state, problems, inventory, clean, relaxed, records } =
+        let Recovered { mut state, problems, inventory, clean, relaxed, records } =
             recover::recover(&folder, Repair::Yes, &mut sink)?;
         tracing::info!(seq = state.seq(), records, millis = began.elapsed().as_millis(), "recovered");
         let io = |error| OpenError::io("receipts", error);
@@ -194,6 +194,7 @@ impl EmbeddedStore {
             identity.epoch = new_id(&*folder.files)?;
             identity.write(&config.dir, &*folder.files).map_err(|error| OpenError::io("STORE", error))?;
         }
+        state.reuse_seq();
         *folder.inventory() = inventory;
         if problems.is_empty() {
             tidy(&folder).map_err(|error| OpenError::io("the data folder", error))?;

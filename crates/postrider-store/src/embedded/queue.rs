@@ -42,6 +42,10 @@ impl Batch {
 
     /// Tells the caller. A caller that panics does not take the writer with it.
     pub fn tell(mut self, result: Result<Vec<Outcome>, StoreError>) {
+        self.tell_at_once(result);
+    }
+
+    pub fn tell_at_once(&mut self, result: Result<Vec<Outcome>, StoreError>) {
         if let Some(done) = self.done.take() {
             call(done, result);
         }

@@ -20,6 +20,7 @@ use crate::files::File;
 use postrider_core::command::Outcome;
 use postrider_core::id::Seq;
 use postrider_core::port::StoreError;
+use postrider_core::seeded::{self, Bug};
 use postrider_core::state::Effects;
 use std::io;
 use std::sync::atomic::Ordering;
@@ -132,7 +133,7 @@ impl Writer {
         if !low {
             shared.space.lay_by(&shared.folder);
         }
-        let (refused, group): (Vec<Batch>, Vec<Batch>) =
+        let (refused, mut group): (Vec<Batch>, Vec<Batch>) =
             group.into_iter().partition(|batch| low && batch.grows);
         refused.into_iter().for_each(|batch| batch.tell(Err(shared.space.refusal())));
         if group.is_empty() {
@@ -140,7 +141,12 @@ impl Writer {
         }
         let mut effects = Effects::default();
         match self.execute_and_write(&group, &mut effects) {
-            Ok(outcomes) => Some(Staged { group, outcomes, effects }),
+            Ok(outcomes) => {
+                if seeded::is(Bug::ToldBeforeSync) {
+                    group.iter_mut().zip(&outcomes).for_each(|(batch, o)| batch.tell_at_once(Ok(o.clone())));
+                }
+                Some(Staged { group, outcomes, effects })
+            }
             Err(Trouble::Full) => {
                 shared.space.look(&shared.folder);
                 group.into_iter().for_each(|batch| batch.tell(Err(shared.space.refusal())));
@@ -179,7 +185,9 @@ impl Writer {
         let segment = &mut self.segment;
         let began = Instant::now();
         if self.shared.config.sync == SyncMode::Synced {
-            segment.file.sync().map_err(|error| format!("syncing the journal: {error}"))?;
+            let synced = if seeded::is(Bug::SyncSkipped) { Ok(()) } else { segment.file.sync() };
+            let synced = if seeded::is(Bug::SyncErrorIgnored) { Ok(()) } else { synced };
+            synced.map_err(|error| format!("syncing the journal: {error}"))?;
             segment.synced = segment.len;
         }
         let shared = &self.shared;
@@ -291,6 +299,9 @@ impl Writer {
         self.segment.allocated = 0;
         let _calm = shared.maintenance.lock().unwrap_or_else(PoisonError::into_inner);
         let mut no_events = |_| Ok(());
+        if seeded::is(Bug::UndoForgotten) {
+            return Ok(());
+        }
         let recovered = recover::recover(&shared.folder, Repair::No, &mut no_events)
             .map_err(|error| error.to_string())?;
         let durable = shared.durable.load(Ordering::Acquire);
