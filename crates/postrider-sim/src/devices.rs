@@ -118,7 +118,12 @@ impl World {
         }
         self.device_lets_go(device);
         self.note(World::about(device), format!("device {device}: {link} is gone"));
-        let within = if self.calm || self.plan.storms { 50 } else { 3_000 };
+        let sleeps = !self.calm && self.random.permille(60);
+        let within = match (self.calm || self.plan.storms, sleeps) {
+            (_, true) => 20_000,
+            (true, _) => 50,
+            _ => 3_000,
+        };
         self.plan_connect(device, within);
     }
 

@@ -59,23 +59,32 @@ impl World {
         let wait = self.random.between(1, self.plan.fault_every_ms * 2);
         self.after(wait, Happening::Fault);
         let Some(server) = &mut self.server else { return };
-        match self.random.below(5) {
-            0 if self.plan.kills => self.crash(false),
-            1 if self.plan.power_cuts => self.crash(true),
-            2 if self.plan.disk_errors => {
+        let plan = &self.plan;
+        let enabled = [plan.kills, plan.power_cuts, plan.disk_errors, plan.disk_full, plan.checkpoints];
+        let which: Vec<usize> = (0..enabled.len()).filter(|i| enabled[*i]).collect();
+        match self.random.pick(&which) {
+            Some(0) => self.crash(false),
+            Some(1) => self.crash(true),
+            Some(2) => {
                 let n = self.random.between(1, 30);
                 let fault = if self.random.permille(500) { Fault::Io } else { Fault::Short };
                 self.files.fail_at(n, fault, true);
                 self.note(About::default(), format!("disk: fails from operation {n} on"));
             }
-            3 if self.plan.disk_full => {
+            Some(3) if self.random.permille(400) => {
+                // Full in the middle of a write, though there seemed to be room.
+                let n = self.random.between(1, 8);
+                self.files.fail_at(n, Fault::Full, false);
+                self.note(About::default(), format!("disk: full at operation {n}"));
+            }
+            Some(3) => {
                 let room = self.random.between(0, 6_000);
                 self.files.set_quota(Some(self.files.used() + room));
                 let lasts = self.random.between(500, 6_000);
                 self.after(lasts, Happening::SpaceReturns);
                 self.note(About::default(), format!("disk: full after {room} bytes"));
             }
-            4 if self.plan.checkpoints => {
+            Some(4) => {
                 let made = server.stepper.checkpoint();
                 self.note(About::default(), format!("store: checkpoint, {made}"));
                 if self.server.as_ref().is_some_and(|s| s.stepper.has_failed()) {
@@ -269,6 +278,9 @@ impl World {
                     wrong = Some((*n, what));
                 }
             }
+        }
+        if let Some((id, what)) = self.ledger.superseded_by_nothing() {
+            wrong = Some((self.ledger.push_of(id).unwrap_or_default(), what));
         }
         if let Some((n, what)) = wrong {
             self.ledger.break_rule("one end", About { push: Some(n), device: None }, what);

@@ -30,7 +30,6 @@ pub struct Push {
     pub ttl_secs: u64,
     pub collapse: Option<String>,
     pub key: Option<String>,
-    pub first_try: UnixMillis,
     pub outcome: Outcome,
     pub cancel_asked: bool,
 }
@@ -285,9 +284,8 @@ impl Ledger {
             (Step::Expired, Reason::Ttl) => push
                 .is_some_and(|p| e.at < e.message.at() + p.ttl_secs * 1000)
                 .then_some("expired early"),
-            (Step::Superseded, Reason::Collapsed) => {
-                (!self.has_newer(e.message)).then_some("superseded by nothing newer")
-            }
+            // Looked at in the end, when it is known who came after.
+            (Step::Superseded, Reason::Collapsed) => None,
             (Step::Cancelled, _) => push.is_some_and(|p| !p.cancel_asked).then_some("cancelled by nobody"),
             (Step::Erased, _) => known.is_none_or(|k| !k.delete_asked).then_some("erased, and the device was not deleted"),
             (Step::Evicted, Reason::QueueFull) => None,
@@ -302,13 +300,23 @@ impl Ledger {
 
     /// A message of the same key, accepted later. One whose answer is still under way counts too.
     fn has_newer(&self, id: MessageId) -> bool {
-        let Some(old) = self.by_id.get(&id).and_then(|n| self.pushes.get(n)) else { return true };
-        let unanswered = |p: &Push| p.outcome == Outcome::Unknown;
-        let later = |p: &Push| match p.outcome {
-            Outcome::Accepted(other) => self.order.get(&other) > self.order.get(&id),
-            _ => unanswered(p),
+        let Some(n) = self.push_of(id) else { return true };
+        let Some(old) = self.pushes.get(&n) else { return true };
+        let later = |other: u64, p: &Push| match p.outcome {
+            Outcome::Accepted(newer) => self.order.get(&newer) > self.order.get(&id),
+            // Never answered, perhaps accepted all the same.
+            Outcome::Unknown => other != n,
+            _ => false,
         };
-        self.pushes.values().any(|p| p.app == old.app && p.collapse == old.collapse && later(p))
+        self.pushes.iter().any(|(n, p)| p.app == old.app && p.collapse == old.collapse && later(*n, p))
+    }
+
+    /// A message that ended superseded although nothing of its key came after it.
+    pub fn superseded_by_nothing(&self) -> Option<(MessageId, String)> {
+        let one = self.ends.iter().filter(|(_, end)| end.0 == Step::Superseded).map(|((id, _), _)| *id);
+        let all = self.ended_for_all.iter().filter(|(_, step)| **step == Step::Superseded).map(|(id, _)| *id);
+        let id = one.chain(all).find(|id| !self.has_newer(*id))?;
+        Some((id, format!("{id} is superseded, and nothing newer has its key")))
     }
 
     /// At the end, when all is quiet: what was accepted for a device and has no end.

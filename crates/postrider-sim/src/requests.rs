@@ -114,7 +114,6 @@ impl World {
             ttl_secs,
             collapse,
             key,
-            first_try: self.now,
             outcome: Outcome::Unknown,
             cancel_asked: false,
         };
