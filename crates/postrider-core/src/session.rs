@@ -187,7 +187,8 @@ impl Engine {
         let now = self.clock.now();
         let mut hub = self.hub_mut();
         let mine = |s: &&mut crate::hub::Session| {
-            s.connection == Some(connection) || (seeded::is(Bug::TakeoverUnregisters) && s.connection.is_some())
+            s.connection == Some(connection)
+                || (seeded::is(Bug::TakeoverUnregisters) && s.connection.is_some())
         };
         let Some(s) = hub.get_mut(session).filter(mine) else { return };
         s.connection = None;

@@ -7,7 +7,9 @@ use crate::world::{Happening, World};
 use postrider_core::access::INBOX_TOPIC;
 use postrider_core::id::{DeviceRef, MessageId};
 use postrider_proto::mqtt::packet::Disconnect;
-use postrider_proto::mqtt::{ClientConfig, ClientConnection, ClientEvent, ClientOutput, ClientSession, Receipt};
+use postrider_proto::mqtt::{
+    ClientConfig, ClientConnection, ClientEvent, ClientOutput, ClientSession, Receipt,
+};
 use postrider_proto::{Publish, Qos, Subscription};
 use std::sync::Arc;
 
@@ -171,7 +173,10 @@ impl World {
     }
 
     fn device_publishes(&mut self, device: usize, link: u64) {
-        let qos = *self.random.pick(&[Qos::AtMostOnce, Qos::AtLeastOnce, Qos::ExactlyOnce]).unwrap_or(&Qos::AtLeastOnce);
+        let qos = *self
+            .random
+            .pick(&[Qos::AtMostOnce, Qos::AtLeastOnce, Qos::ExactlyOnce])
+            .unwrap_or(&Qos::AtLeastOnce);
         let mut bytes = Vec::new();
         let topic = *self.random.pick(&["public/news", "public/secret"]).unwrap_or(&"public/news");
         let payload = format!("from {device} at {}", self.now);
@@ -238,7 +243,9 @@ impl World {
                     self.cut(link);
                 }
             }
-            ClientEvent::Message { publish, receipt, .. } => self.device_message(device, link, &publish, receipt),
+            ClientEvent::Message { publish, receipt, .. } => {
+                self.device_message(device, link, &publish, receipt)
+            }
             ClientEvent::Refused { code, .. } => {
                 self.note(World::about(device), format!("device {device}: refused with {code}"));
             }
@@ -264,7 +271,10 @@ impl World {
         let push = read_envelope(&publish.payload);
         if let Some((id, n, _)) = push {
             let about = About { push: Some(n), device: Some(device) };
-            self.note(about, format!("device {device}: has push {n} ({id}) on {link} as {}", receipt.map_or(0, |r| r.id)));
+            self.note(
+                about,
+                format!("device {device}: has push {n} ({id}) on {link} as {}", receipt.map_or(0, |r| r.id)),
+            );
         }
         if let Some(receipt) = receipt {
             let max = if self.calm { 50 } else { self.devices[device].plan.ack_max_ms };
@@ -287,7 +297,10 @@ impl World {
                 bytes.extend_from_within(..);
             }
         }
-        self.note(World::about(device), format!("device {device}: acknowledges packet {} on {link}", receipt.id));
+        self.note(
+            World::about(device),
+            format!("device {device}: acknowledges packet {} on {link}", receipt.id),
+        );
         if let Some(id) = id.filter(|_| !bytes.is_empty()) {
             self.ledger.device_acked(id, device);
             let about = About { push: self.ledger.push_of(id), device: Some(device) };

@@ -18,7 +18,11 @@ impl World {
         let server = match Server::open(&self.plan, self.files.clone(), &self.clock, (0, false)) {
             Ok(server) => server,
             Err(error) => {
-                return self.ledger.break_rule("recovers", About::default(), format!("an empty disk: {error}"));
+                return self.ledger.break_rule(
+                    "recovers",
+                    About::default(),
+                    format!("an empty disk: {error}"),
+                );
             }
         };
         let mut commands: Vec<Command> = (0..2)
@@ -102,7 +106,8 @@ impl World {
         self.ledger.forget_taken();
         self.files = if power { self.files.cut_power() } else { self.files.kill() };
         self.server = None;
-        let links: Vec<u64> = self.links.iter().filter(|(_, l)| l.life + 1 == self.life).map(|(no, _)| *no).collect();
+        let links: Vec<u64> =
+            self.links.iter().filter(|(_, l)| l.life + 1 == self.life).map(|(no, _)| *no).collect();
         for link in links {
             // A dead machine says nothing; a dead process's connections are reset.
             let sees = if power { self.random.between(0, 12_000) } else { self.random.between(0, 300) };
@@ -137,7 +142,8 @@ impl World {
             }
             Err(OpenError::Io { .. }) if dies_again => {
                 self.note(About::default(), "server: dies while it recovers".to_owned());
-                self.files = if self.random.permille(500) { self.files.cut_power() } else { self.files.kill() };
+                self.files =
+                    if self.random.permille(500) { self.files.cut_power() } else { self.files.kill() };
                 let down = self.random.between(50, 1_000);
                 self.after(down, Happening::Restart);
             }
@@ -180,7 +186,8 @@ impl World {
             let push = self.ledger.push_of(row.message);
             let at = row.device.map(|device| DeviceRef { app: row.app, device });
             let device = at.and_then(|at| self.ledger.devices.get(&at)).map(|k| k.index);
-            let line = format!("receipt: {} {:?} {:?} for {:?}", row.message, row.step, row.reason, row.device);
+            let line =
+                format!("receipt: {} {:?} {:?} for {:?}", row.message, row.step, row.reason, row.device);
             self.note(About { push, device }, line);
             self.ledger.receipt(&row);
         }
@@ -249,7 +256,8 @@ impl World {
         }
         if let Some(first) = open.first() {
             let push = first.id.and_then(|id| self.ledger.push_of(id));
-            let what = format!("{} are still open for device {device}, the first is {}", open.len(), first.seq);
+            let what =
+                format!("{} are still open for device {device}, the first is {}", open.len(), first.seq);
             self.ledger.break_rule("liveness", About { push, ..about }, what);
         }
     }
@@ -263,7 +271,10 @@ impl World {
             let deliveries = server.store.deliveries(push.app, id, None, None, 1_000);
             let targeted = server.store.message(push.app, id).map_or(0, |m| m.targeted);
             if targeted != deliveries.len() as u64 {
-                wrong = Some((*n, format!("push {n} has {targeted} deliveries and {} reports", deliveries.len())));
+                wrong = Some((
+                    *n,
+                    format!("push {n} has {targeted} deliveries and {} reports", deliveries.len()),
+                ));
             }
             for delivery in deliveries {
                 let ends = |s: &Step| *s == Step::Delivered || *s >= Step::Expired;
@@ -274,7 +285,8 @@ impl World {
                 let is_gone = self.ledger.devices.get(&at).is_none_or(|k| k.delete_asked);
                 let must_end = long_past || !is_gone;
                 if count > 1 || (must_end && count != 1) || (count == 1 && told.is_none()) {
-                    let what = format!("push {n} for {at:?}: {:?}, the stream told {told:?}", delivery.timeline);
+                    let what =
+                        format!("push {n} for {at:?}: {:?}, the stream told {told:?}", delivery.timeline);
                     wrong = Some((*n, what));
                 }
             }

@@ -111,7 +111,7 @@ impl Ledger {
         if self.broken.is_some() {
             return;
         }
-        let all = std::env::var_os("SIM_ALL").is_some();
+        let all = std::env::var_os("SIM_WHOLE_TRACE").is_some();
         let touches = |a: &About| {
             let same_push = a.push == about.push && about.push.is_some();
             let same_device = a.device == about.device && about.device.is_some();
@@ -119,8 +119,10 @@ impl Ledger {
                 (None, None) => true,
                 (Some(_), None) => same_push,
                 (None, Some(_)) => same_device,
-(Some(_), Some(_)) if rule == "order" => same_device,
-                                (Some(_), Some(_)) => (about.push.is_none() || same_push) && (about.device.is_none() || same_device),
+                (Some(_), Some(_)) if rule == "order" => same_device,
+                (Some(_), Some(_)) => {
+                    (about.push.is_none() || same_push) && (about.device.is_none() || same_device)
+                }
             }
         };
         let begin = self.lines.first().map_or(0, |l| l.0);
@@ -221,7 +223,11 @@ impl Ledger {
             return self_break(&mut self.broken, "no phantom", what);
         }
         if s.now >= s.id.at() + push.ttl_secs * 1000 {
-            let what = format!("push {} goes out {} ms after its end", s.n, s.now - s.id.at() - push.ttl_secs * 1000);
+            let what = format!(
+                "push {} goes out {} ms after its end",
+                s.n,
+                s.now - s.id.at() - push.ttl_secs * 1000
+            );
             return self_break(&mut self.broken, "never after expiry", what);
         }
         if push.key.is_some()
@@ -277,22 +283,28 @@ impl Ledger {
         let push = self.by_id.get(&e.message).and_then(|n| self.pushes.get(n));
         let known = at.and_then(|at| self.devices.get(&at));
         let wrong = match (e.step, e.reason) {
-            (Step::Delivered, _) => {
-                known.is_none_or(|k| !self.acked.contains(&(e.message, k.index))).then_some("delivered, and nobody acknowledged it")
+            (Step::Delivered, _) => known
+                .is_none_or(|k| !self.acked.contains(&(e.message, k.index)))
+                .then_some("delivered, and nobody acknowledged it"),
+            (Step::HandedOver, _) => {
+                known.is_none_or(|k| !k.qos0).then_some("handed over, and it is acknowledged")
             }
-            (Step::HandedOver, _) => known.is_none_or(|k| !k.qos0).then_some("handed over, and it is acknowledged"),
-            (Step::Expired, Reason::Ttl) => push
-                .is_some_and(|p| e.at < e.message.at() + p.ttl_secs * 1000)
-                .then_some("expired early"),
+            (Step::Expired, Reason::Ttl) => {
+                push.is_some_and(|p| e.at < e.message.at() + p.ttl_secs * 1000).then_some("expired early")
+            }
             // Looked at in the end, when it is known who came after.
             (Step::Superseded, Reason::Collapsed) => None,
             (Step::Cancelled, _) => push.is_some_and(|p| !p.cancel_asked).then_some("cancelled by nobody"),
-            (Step::Erased, _) => known.is_none_or(|k| !k.delete_asked).then_some("erased, and the device was not deleted"),
+            (Step::Erased, _) => {
+                known.is_none_or(|k| !k.delete_asked).then_some("erased, and the device was not deleted")
+            }
             (Step::Evicted, Reason::QueueFull) => None,
             _ => Some("an end that has no cause"),
         };
         if let Some(wrong) = wrong {
-            let about = at.map_or(About { push: self.push_of(e.message), device: None }, |at| self.about(e.message, at));
+            let about = at.map_or(About { push: self.push_of(e.message), device: None }, |at| {
+                self.about(e.message, at)
+            });
             let what = format!("{} ended {:?} at {}: {wrong}", e.message, (e.step, e.reason, at), e.at);
             self.break_rule("ends have causes", about, what);
         }

@@ -46,7 +46,12 @@ impl World {
         match self.random.below(20) {
             0 => self.ask_cancel(),
             1 if self.plan.devices_come_and_go => self.ask_delete(),
-            1..=3 => self.ask(Request { app, kind: Kind::Register { device: usize::MAX, key: String::new() }, attempts: 0, done: false }),
+            1..=3 => self.ask(Request {
+                app,
+                kind: Kind::Register { device: usize::MAX, key: String::new() },
+                attempts: 0,
+                done: false,
+            }),
             4 | 5 => {
                 let topic = *self.random.pick(&["public/news", "public/secret"]).unwrap_or(&"public/news");
                 self.ask(Request { app, kind: Kind::Topic { topic }, attempts: 0, done: false });
@@ -86,7 +91,9 @@ impl World {
         // The two apps use the same keys: they are told apart by the app.
         let key = keyed.then(|| format!("key-{}", n / 2));
         let core_audience = match &audience {
-            Whom::Devices(names) => Audience::Devices(if names.is_empty() { vec!["d0".into()] } else { names.clone() }),
+            Whom::Devices(names) => {
+                Audience::Devices(if names.is_empty() { vec!["d0".into()] } else { names.clone() })
+            }
             Whom::Tagged => Audience::Tag("t".into()),
             Whom::All => Audience::All,
         };
@@ -108,15 +115,8 @@ impl World {
             reject_when_full: false,
             idempotency_key: key.clone(),
         };
-        let known = Push {
-            app,
-            audience,
-            ttl_secs,
-            collapse,
-            key,
-            outcome: Outcome::Unknown,
-            cancel_asked: false,
-        };
+        let known =
+            Push { app, audience, ttl_secs, collapse, key, outcome: Outcome::Unknown, cancel_asked: false };
         self.ledger.pushes.insert(n, known);
         Request { app, kind: Kind::Push { n, push: Box::new(push) }, attempts: 0, done: false }
     }
@@ -217,12 +217,19 @@ impl World {
             Kind::Cancel { n, id } => {
                 let command = Command::Cancel { app: request.app, message: id, now: self.now };
                 server.store_submit(command, Box::new(stored));
-                self.note(About { push: Some(n), device: None }, format!("server: push {n} is to be cancelled"));
+                self.note(
+                    About { push: Some(n), device: None },
+                    format!("server: push {n} is to be cancelled"),
+                );
             }
             Kind::Topic { topic } => {
-                let content =
-                    Content { topic: Some(topic.into()), payload: format!("news {no}").into(), properties: None };
-                let publish = CorePublish { content: Arc::new(content), qos: 1, retain: false, expiry_secs: None };
+                let content = Content {
+                    topic: Some(topic.into()),
+                    payload: format!("news {no}").into(),
+                    properties: None,
+                };
+                let publish =
+                    CorePublish { content: Arc::new(content), qos: 1, retain: false, expiry_secs: None };
                 let done = Box::new(move |outcome: Result<usize, _>| stored(outcome.map(|_| Vec::new())));
                 let _ = server.engine.publish_from_app(request.app, publish, done);
             }
@@ -230,7 +237,10 @@ impl World {
             Kind::Delete { device } => {
                 if let Some(at) = self.devices[device].at {
                     server.engine.delete_device(at, Box::new(stored));
-                    self.note(About { push: None, device: Some(device) }, format!("server: {device} is to be deleted"));
+                    self.note(
+                        About { push: None, device: Some(device) },
+                        format!("server: {device} is to be deleted"),
+                    );
                 }
             }
         }
@@ -247,15 +257,22 @@ impl World {
             idempotency_key: Some(key),
         };
         let mail = server.mail.clone();
-        server.engine.register(app, new, Box::new(move |result| {
-            let answer = match result {
-                Ok(registered) => Answer::Registered(registered.at),
-                Err(DeviceError::Store(_)) => Answer::Unavailable,
-                Err(error) => Answer::Refused(error.to_string()),
-            };
-            mail.post(Mail::Answer(no, answer));
-        }));
-        self.note(About { push: None, device: Some(device) }, format!("server: {device} is to be registered"));
+        server.engine.register(
+            app,
+            new,
+            Box::new(move |result| {
+                let answer = match result {
+                    Ok(registered) => Answer::Registered(registered.at),
+                    Err(DeviceError::Store(_)) => Answer::Unavailable,
+                    Err(error) => Answer::Refused(error.to_string()),
+                };
+                mail.post(Mail::Answer(no, answer));
+            }),
+        );
+        self.note(
+            About { push: None, device: Some(device) },
+            format!("server: {device} is to be registered"),
+        );
     }
 
     pub fn answer_leaves(&mut self, request: u64, answer: Answer) {
@@ -275,7 +292,10 @@ impl World {
         request.done = true;
         match request.kind.clone() {
             Kind::Push { n, .. } => {
-                self.note(About { push: Some(n), device: None }, format!("sender: push {n} is answered {answer:?}"));
+                self.note(
+                    About { push: Some(n), device: None },
+                    format!("sender: push {n} is answered {answer:?}"),
+                );
                 match answer {
                     Answer::Accepted(id) => self.ledger.accepted(n, id),
                     Answer::Transient => self.set_outcome(n, Outcome::Transient),
@@ -303,7 +323,10 @@ impl World {
         let qos0 = d.plan.inbox_qos == postrider_proto::Qos::AtMostOnce;
         let known = Known { index: device, name: d.name.clone(), qos0, delete_asked: false };
         self.ledger.devices.entry(*at).or_insert(known);
-        self.note(About { push: None, device: Some(device) }, format!("sender: {device} is registered as {at:?}"));
+        self.note(
+            About { push: None, device: Some(device) },
+            format!("sender: {device} is registered as {at:?}"),
+        );
     }
 
     fn set_outcome(&mut self, n: u64, outcome: Outcome) {

@@ -307,7 +307,9 @@ impl Server {
                 self.answer(link, Reply::Unsubscribe { token, existed }, t);
             }
             Event::Acked { delivery } => self.ended(link, delivery, (Step::Delivered, Reason::None), t),
-            Event::Refused { delivery, .. } => self.ended(link, delivery, (Step::Rejected, Reason::Refused), t),
+            Event::Refused { delivery, .. } => {
+                self.ended(link, delivery, (Step::Rejected, Reason::Refused), t)
+            }
             Event::Disconnect { with_will, session_expiry_secs } => {
                 if let Some(conn) = self.conns.get_mut(&link) {
                     conn.orderly = !with_will;
@@ -348,7 +350,11 @@ impl Server {
             t.ledger.devices.entry(at).or_insert(known);
             let about = About { push: None, device: Some(*index) };
             let present = attached.present;
-            t.ledger.note(t.now, about, format!("server: {name} signs in on {link}, session present: {present}"));
+            t.ledger.note(
+                t.now,
+                about,
+                format!("server: {name} signs in on {link}, session present: {present}"),
+            );
         }
         let inflight = attached.saved.and_then(|saved| saved.downcast::<Inflight>().ok());
         let somewhere = || Inflight::starting_at((first_token as u16).max(1));
@@ -374,8 +380,12 @@ impl Server {
             payload: publish.payload.clone(),
             properties: None,
         };
-        let request =
-            CorePublish { content: Arc::new(content), qos: publish.qos as u8, retain: false, expiry_secs: None };
+        let request = CorePublish {
+            content: Arc::new(content),
+            qos: publish.qos as u8,
+            retain: false,
+            expiry_secs: None,
+        };
         let routed = self.engine.publish(session, &request, &mut self.collected);
         let live = std::mem::take(&mut self.collected.live);
         let outcome = match routed {
@@ -519,8 +529,12 @@ impl Server {
         let Some(session) = conn.session.take() else { return };
         let saved = conn.protocol.take_inflight().map(|i| i as Saved);
         let only_with_subscriptions = conn.protocol.level() == Some(proto::mqtt::Level::V31);
-        let detach =
-            Detach { orderly: conn.orderly, expiry_secs: conn.goodbye_expiry, saved, only_with_subscriptions };
+        let detach = Detach {
+            orderly: conn.orderly,
+            expiry_secs: conn.goodbye_expiry,
+            saved,
+            only_with_subscriptions,
+        };
         self.engine.disconnect(session, reference(link), detach);
     }
 
@@ -649,7 +663,7 @@ impl Server {
             if n > 0 {
                 let bytes: Vec<u8> = conn.out.drain(..n).collect();
                 conn.in_pipe += n;
-                    self.written.push((link, bytes));
+                self.written.push((link, bytes));
                 if conn.out.len() <= OUT_MAX {
                     self.continue_waiting(link, t);
                 }
@@ -678,15 +692,16 @@ impl Server {
     pub fn push(&self, request: u64, app: AppNo, push: postrider_core::delivery::accept::Push) {
         use postrider_core::delivery::accept::AcceptError;
         let mail = self.mail.clone();
-        let done = move |mut results: Vec<Result<postrider_core::delivery::accept::Accepted, AcceptError>>| {
-            let answer = match results.pop() {
-                Some(Ok(accepted)) if accepted.transient => Answer::Transient,
-                Some(Ok(accepted)) => Answer::Accepted(accepted.id),
-                Some(Err(AcceptError::Store(_))) | None => Answer::Unavailable,
-                Some(Err(error)) => Answer::Refused(error.to_string()),
+        let done =
+            move |mut results: Vec<Result<postrider_core::delivery::accept::Accepted, AcceptError>>| {
+                let answer = match results.pop() {
+                    Some(Ok(accepted)) if accepted.transient => Answer::Transient,
+                    Some(Ok(accepted)) => Answer::Accepted(accepted.id),
+                    Some(Err(AcceptError::Store(_))) | None => Answer::Unavailable,
+                    Some(Err(error)) => Answer::Refused(error.to_string()),
+                };
+                mail.post(Mail::Answer(request, answer));
             };
-            mail.post(Mail::Answer(request, answer));
-        };
         self.engine.accept(app, vec![push], Box::new(done));
     }
 }

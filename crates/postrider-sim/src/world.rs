@@ -91,9 +91,10 @@ pub struct World {
 impl World {
     pub fn new(plan: Plan) -> World {
         let random = Random::new(plan.seed);
-        let names = plan.devices.iter().enumerate().map(|(i, d)| {
-            ((d.app, format!("d{i}")), (i, d.inbox_qos == postrider_proto::Qos::AtMostOnce))
-        });
+        let names =
+            plan.devices.iter().enumerate().map(|(i, d)| {
+                ((d.app, format!("d{i}")), (i, d.inbox_qos == postrider_proto::Qos::AtMostOnce))
+            });
         let names = names.collect();
         let devices = plan.devices.iter().enumerate().map(|(i, d)| Device::new(i, d.clone())).collect();
         World {
@@ -176,7 +177,9 @@ impl World {
             Happening::DeviceSees { link } => self.device_sees(link),
             Happening::DeviceActs { device, link } => self.device_acts(device, link),
             Happening::DeviceConnects { device } => self.device_connects(device),
-            Happening::DeviceAcks { link, device, receipt, id } => self.device_acks(link, device, receipt, id),
+            Happening::DeviceAcks { link, device, receipt, id } => {
+                self.device_acks(link, device, receipt, id)
+            }
             Happening::SenderActs => self.sender_acts(),
             Happening::RequestArrives { request } => self.request_arrives(request),
             Happening::RequestTimeout { request, attempt } => self.request_timeout(request, attempt),

@@ -80,26 +80,29 @@ impl Engine {
         pending: Pending,
         now: UnixMillis,
     ) -> Result<Option<Outgoing>, Unreadable> {
-        let content =
-            match self.contents.get(pending.seq).map_or_else(|| self.store.content(pending.blob), Ok) {
-                Ok(content) => content,
-                Err(StoreError::Corrupt(why)) => {
-                    tracing::error!(
-                        device = client,
-                        seq = pending.seq,
-                        why,
-                        "a damaged message is not delivered"
-                    );
-                    self.end(at, pending.seq, Step::Rejected, Reason::Corrupt, now);
-                    return Ok(None);
-                }
-                // Ended meanwhile: its content is gone.
-                Err(StoreError::Missing) => return Ok(None),
-                Err(error) => {
-                    tracing::error!(device = client, seq = pending.seq, %error, "a message cannot be read now");
-                    return Err(Unreadable);
-                }
-            };
+        let content = match self
+            .contents
+            .get(pending.seq)
+            .map_or_else(|| self.store.content(pending.blob), Ok)
+        {
+            Ok(content) => content,
+            Err(StoreError::Corrupt(why)) => {
+                tracing::error!(
+                    device = client,
+                    seq = pending.seq,
+                    why,
+                    "a damaged message is not delivered"
+                );
+                self.end(at, pending.seq, Step::Rejected, Reason::Corrupt, now);
+                return Ok(None);
+            }
+            // Ended meanwhile: its content is gone.
+            Err(StoreError::Missing) => return Ok(None),
+            Err(error) => {
+                tracing::error!(device = client, seq = pending.seq, %error, "a message cannot be read now");
+                return Err(Unreadable);
+            }
+        };
         let qos = match &content.topic {
             // A push waits until the device subscribes to its inbox.
             None => match push_qos {

@@ -35,6 +35,14 @@ fn fresh_seeds_keep_every_promise() {
 }
 
 #[test]
+fn seeds_that_once_failed_do_not_fail_again() {
+    let lines = include_str!("../../regressions.txt").lines();
+    let seeds =
+        lines.filter(|l| !l.starts_with('#')).filter_map(|l| l.split_whitespace().next()?.parse().ok());
+    run_all(seeds);
+}
+
+#[test]
 fn the_same_seed_is_the_same_world() {
     for seed in [1, 2, 3, 4, 5] {
         let (first, second) = (run(seed), run(seed));
