@@ -12,6 +12,9 @@ use postrider_core::session::secret_hash;
 use postrider_store::OpenError;
 use postrider_store::faulty::Fault;
 
+/// How long nothing may move before it counts as a standstill.
+const PATIENCE_MS: u64 = 10_000;
+
 impl World {
     /// Two apps and their devices, on a disk without faults.
     pub fn found(&mut self) {
@@ -69,6 +72,10 @@ impl World {
         match self.random.pick(&which) {
             Some(0) => self.crash(false),
             Some(1) => self.crash(true),
+            Some(2) if self.random.permille(500) => {
+                self.files.fail_syncs();
+                self.note(About::default(), "disk: no sync succeeds".to_owned());
+            }
             Some(2) => {
                 let n = self.random.between(1, 30);
                 let fault = if self.random.permille(500) { Fault::Io } else { Fault::Short };
@@ -227,6 +234,9 @@ impl World {
 
     /// Nothing is under way any more: what is not done will never be.
     pub fn reckon(&mut self) {
+        if self.still_moves() {
+            return self.after(PATIENCE_MS, Happening::Reckoning);
+        }
         self.over = true;
         self.watch();
         self.check_kept();
@@ -243,6 +253,16 @@ impl World {
             self.reckon_device(device);
         }
         self.reckon_pushes();
+    }
+
+    /// A long backlog on a slow link with a small window is no standstill: as long as acknowledgements come, they are waited
+    /// for.
+    fn still_moves(&mut self) -> bool {
+        let Some(server) = &self.server else { return false };
+        let before = std::mem::replace(&mut self.acks_seen, self.ledger.acks_taken);
+        let open = |at: &DeviceRef| !server.store.pending(*at, Position::default(), 1, self.now).is_empty();
+        let devices = self.devices.iter().filter(|d| d.registered).filter_map(|d| d.at);
+        self.acks_seen > before && devices.into_iter().any(|at| open(&at))
     }
 
     fn reckon_device(&mut self, device: usize) {

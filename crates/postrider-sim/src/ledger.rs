@@ -96,6 +96,7 @@ pub struct Ledger {
     lines: Vec<(UnixMillis, About, String)>,
     pub hash: u64,
     pub transmissions: u64,
+    pub acks_taken: u64,
     pub repeats: u64,
 }
 
@@ -255,6 +256,7 @@ impl Ledger {
 
     /// The server took an acknowledgement.
     pub fn ack_taken(&mut self, at: DeviceRef, seq: Seq) {
+        self.acks_taken += 1;
         self.taken.insert((at, seq));
     }
 

@@ -84,6 +84,8 @@ pub struct World {
     pub next_push: u64,
     pub ledger: Ledger,
     pub cursors: BTreeMap<u32, u64>,
+    /// Acknowledgements taken when it was last looked.
+    pub acks_seen: u64,
     pub calm: bool,
     pub over: bool,
 }
@@ -117,6 +119,7 @@ impl World {
             next_push: 1,
             ledger: Ledger::default(),
             cursors: BTreeMap::new(),
+            acks_seen: 0,
             calm: false,
             over: false,
             plan,

@@ -49,6 +49,8 @@ fn seeded_bugs_are_all_caught() {
         let (number, sentence) = what(bug);
         match caught {
             Some((seeds, rule)) => {
+                let clean = run(seeds);
+                assert!(clean.violation.is_none(), "without any bug: {clean}");
                 table += &format!("| `{bug:?}` | {number} | {sentence} | {seeds} | {rule} |\n");
             }
             None => missed.push(bug),
