@@ -14,6 +14,7 @@ pub mod id;
 pub mod limits;
 pub mod model;
 pub mod port;
+pub mod seeded;
 pub mod session;
 pub mod state;
 pub mod topics;

@@ -6,6 +6,7 @@ use crate::hub::{Hub, Saved};
 use crate::id::*;
 use crate::model::*;
 use crate::port::*;
+use crate::seeded::{self, Bug};
 use crate::topics::SessionNo;
 use sha2::{Digest, Sha256};
 use std::sync::Arc;
@@ -185,7 +186,11 @@ impl Engine {
     pub fn disconnect(&self, session: SessionNo, connection: ConnectionRef, detach: Detach) {
         let now = self.clock.now();
         let mut hub = self.hub_mut();
-        let Some(s) = hub.get_mut(session).filter(|s| s.connection == Some(connection)) else { return };
+        let mine = |s: &&mut crate::hub::Session| {
+            s.connection == Some(connection)
+                || (seeded::is(Bug::TakeoverUnregisters) && s.connection.is_some())
+        };
+        let Some(s) = hub.get_mut(session).filter(mine) else { return };
         s.connection = None;
         let will = s.will.take().filter(|_| !detach.orderly);
         let expiry_secs =

@@ -58,6 +58,8 @@ struct Disk {
     syncs: u64,
     fail_at: Option<(u64, Fault, bool)>,
     power_fails_at_sync: Option<u64>,
+    /// Every sync fails; what was written stays unsynced.
+    syncs_fail: bool,
     quota: Option<u64>,
     random: u64,
     log: Vec<String>,
@@ -127,6 +129,7 @@ impl FaultyFiles {
             syncs: 0,
             fail_at: None,
             power_fails_at_sync: None,
+            syncs_fail: false,
             quota: None,
             random: seed,
             log: Vec::new(),
@@ -150,6 +153,11 @@ impl FaultyFiles {
         disk.power_fails_at_sync = Some(disk.syncs + n);
     }
 
+    /// From now every sync fails, and everything else works.
+    pub fn fail_syncs(&self) {
+        self.disk().syncs_fail = true;
+    }
+
     /// Whether a fault that was asked for has happened.
     pub fn has_failed(&self) -> bool {
         let disk = self.disk();
@@ -160,7 +168,7 @@ impl FaultyFiles {
     /// No more faults.
     pub fn heal(&self) {
         let mut disk = self.disk();
-        (disk.fail_at, disk.power_fails_at_sync) = (None, None);
+        (disk.fail_at, disk.power_fails_at_sync, disk.syncs_fail) = (None, None, false);
     }
 
     /// How many bytes all files together may have.
@@ -191,7 +199,7 @@ impl FaultyFiles {
         let mut disk = self.disk();
         disk.power_on += 1;
         disk.locked.clear();
-        (disk.fail_at, disk.power_fails_at_sync) = (None, None);
+        (disk.fail_at, disk.power_fails_at_sync, disk.syncs_fail) = (None, None, false);
         let mut random = disk.random;
         let mode = next(&mut random) % 4;
         for (i, change) in std::mem::take(&mut disk.unsynced_names).into_iter().enumerate() {
@@ -225,7 +233,7 @@ impl FaultyFiles {
         let mut disk = self.disk();
         disk.power_on += 1;
         disk.locked.clear();
-        (disk.fail_at, disk.power_fails_at_sync) = (None, None);
+        (disk.fail_at, disk.power_fails_at_sync, disk.syncs_fail) = (None, None, false);
         FaultyFiles { disk: self.disk.clone(), power_on: disk.power_on }
     }
 
@@ -309,7 +317,7 @@ impl Disk {
 
     fn sync_is_cut(&mut self) -> bool {
         self.syncs += 1;
-        self.power_fails_at_sync.is_some_and(|at| self.syncs >= at)
+        self.syncs_fail || self.power_fails_at_sync.is_some_and(|at| self.syncs >= at)
     }
 
     fn check_quota(&self, inode: u64, len: u64) -> io::Result<()> {
@@ -504,7 +512,11 @@ impl Files for FaultyFiles {
 
 impl File for FaultyFile {
     fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
-        let disk = self.files.begin(|| format!("read {} {offset}+{}", self.name, buf.len()))?;
+        let disk = match self.files.begin(|| format!("read {} {offset}+{}", self.name, buf.len())) {
+            // A full disk can be read.
+            Err(error) if error.kind() == io::ErrorKind::StorageFull => self.files.disk(),
+            begun => begun?,
+        };
         let inode = disk.inodes.get(&self.inode).ok_or_else(not_found)?;
         let end = offset as usize + buf.len();
         let bytes =

@@ -27,6 +27,7 @@ mod watch;
 
 pub use check::{CheckReport, FileReport, check};
 pub use embedded::config::{EmbeddedConfig, FatalHook, SyncMode};
+pub use embedded::stepped::{Stepped, Stepper};
 pub use embedded::{EmbeddedStore, OpenError, Problem};
 pub use files::{Files, OsFiles};
 pub use memory::MemoryStore;

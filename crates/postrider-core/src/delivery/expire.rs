@@ -13,12 +13,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 const EXPIRE_BATCH: u32 = 2_000;
 
 impl Engine {
-    /// Does what is due: expiry in the store, sessions in memory, delayed wills.
+    /// Does what is due: expiry in the store, acknowledgements put off, sessions in memory, delayed wills.
     pub fn tick(&self) {
         let now = self.clock.now();
         if self.store.next_expiry().is_some_and(|due| due <= now) || self.sweep_due(now) {
             self.expire(now);
         }
+        self.store_put_off_acks();
         let mut hub = self.hub_mut();
         while let Some((_, session)) = hub.idle.first().copied().filter(|(ends_at, _)| *ends_at <= now) {
             hub.remove(session);

@@ -144,7 +144,12 @@ impl Engine {
         let topic = publish.content.topic.as_deref().unwrap_or("");
         let commands_before = into.commands.len();
         if publish.retain {
-            into.commands.push(self.retain_command(app, topic, publish)?);
+            let command = self.retain_command(app, topic, publish)?;
+            if let Command::Retain { message, .. } = &command {
+                // From the moment of the live copies on, not only from the commit.
+                self.retaining.begin(app, topic, message.clone());
+            }
+            into.commands.push(command);
         }
         let mut matched = 0;
         let mut stored = Vec::new();

@@ -5,6 +5,7 @@ use crate::command::*;
 use crate::id::*;
 use crate::model::*;
 use crate::port::*;
+use crate::seeded::{self, Bug};
 use crate::topics::SessionNo;
 use rustc_hash::FxHashMap;
 use std::collections::BTreeMap;
@@ -50,14 +51,35 @@ impl Engine {
         for (app, steps) in by_app {
             let acked: Vec<(DeviceRef, Seq)> = steps.iter().filter_map(|s| named(app, s)).collect();
             self.acking.begin(&acked);
-            let engine = self.clone();
-            let done: Done = Box::new(move |outcome| {
+            self.store_acks(app, steps, now);
+        }
+    }
+
+    fn store_acks(&self, app: AppNo, steps: Vec<Progress>, now: UnixMillis) {
+        let engine = self.clone();
+        let kept = steps.clone();
+        if seeded::is(Bug::AckKeptInMemory) {
+            return;
+        }
+        let done: Done = Box::new(move |outcome| match outcome {
+            // The devices have said it and will not say it again: it waits for better times, and nothing is sent twice.
+            Err(StoreError::StorageLow { .. } | StoreError::Overloaded) => engine.acking.put_off(app, kept),
+            outcome => {
+                let acked: Vec<(DeviceRef, Seq)> = kept.iter().filter_map(|s| named(app, s)).collect();
                 engine.acking.end(&acked);
                 if let Err(error) = outcome {
                     tracing::warn!(%error, count = acked.len(), "acknowledgements were not stored: they are sent again");
                 }
-            });
-            self.store.submit(vec![Command::Progress { app, steps, now }], done);
+            }
+        });
+        self.store.submit(vec![Command::Progress { app, steps, now }], done);
+    }
+
+    /// Acknowledgements that the store refused are offered to it again.
+    pub(crate) fn store_put_off_acks(&self) {
+        let now = self.clock.now();
+        for (app, steps) in self.acking.take_put_off() {
+            self.store_acks(app, steps, now);
         }
     }
 
@@ -116,16 +138,20 @@ fn named(app: AppNo, step: &Progress) -> Option<(DeviceRef, Seq)> {
 
 /// Acknowledgements whose commit is under way: a connection that comes back in that moment must not get the message again.
 #[derive(Default)]
-pub(crate) struct Acking(Mutex<FxHashMap<DeviceRef, Vec<Seq>>>);
+pub(crate) struct Acking {
+    under_way: Mutex<FxHashMap<DeviceRef, Vec<Seq>>>,
+    /// Refused by the store (space is low): at most what was in flight to the connected devices.
+    put_off: Mutex<Vec<(AppNo, Vec<Progress>)>>,
+}
 
 impl Acking {
     fn begin(&self, acked: &[(DeviceRef, Seq)]) {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
         acked.iter().for_each(|(at, seq)| all.entry(*at).or_default().push(*seq));
     }
 
     fn end(&self, acked: &[(DeviceRef, Seq)]) {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
         for (at, seq) in acked {
             if let Some(seqs) = all.get_mut(at) {
                 seqs.retain(|s| s != seq);
@@ -136,7 +162,18 @@ impl Acking {
         }
     }
 
+    fn put_off(&self, app: AppNo, steps: Vec<Progress>) {
+        self.put_off.lock().unwrap_or_else(PoisonError::into_inner).push((app, steps));
+    }
+
+    fn take_put_off(&self) -> Vec<(AppNo, Vec<Progress>)> {
+        std::mem::take(&mut *self.put_off.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
     pub fn of(&self, at: DeviceRef) -> Vec<Seq> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&at).cloned().unwrap_or_default()
+        if seeded::is(Bug::AckUnderWayIgnored) {
+            return Vec::new();
+        }
+        self.under_way.lock().unwrap_or_else(PoisonError::into_inner).get(&at).cloned().unwrap_or_default()
     }
 }

@@ -6,6 +6,7 @@ use super::{Effects, Ledger, State};
 use crate::command::*;
 use crate::id::*;
 use crate::model::*;
+use crate::seeded::{self, Bug};
 
 /// How a delivery ends.
 type End = (Step, Reason);
@@ -19,7 +20,8 @@ impl State {
     ) -> Result<Outcome, Refusal> {
         self.saw(new.accepted_at);
         let seq = self.seq;
-        let app = self.app_mut(new.app)?;
+        let asked = if seeded::is(Bug::RequestKeyOfAnyApp) { AppNo(0) } else { new.app };
+        let app = self.app_mut(asked)?;
         if let Some((earlier, answer)) = app.earlier(new.idempotency.as_ref()) {
             let same = new.idempotency.is_some_and(|i| i.request == earlier.request);
             let FirstAnswer::Message { id, seq, targeted } = *answer else {
@@ -94,7 +96,12 @@ impl State {
                 return true;
             }
             let Some(victim) = inbox.victim().filter(|_| !new.reject_when_full) else { return false };
-            self.end_one(at, victim.seq(), (Step::Evicted, Reason::QueueFull), new.accepted_at, effects);
+            let evicted = (Step::Evicted, Reason::QueueFull);
+            if seeded::is(Bug::EvictionWithoutReceipt) {
+                self.end_one(at, victim.seq(), evicted, new.accepted_at, &mut Effects::default());
+                continue;
+            }
+            self.end_one(at, victim.seq(), evicted, new.accepted_at, effects);
         }
     }
 
@@ -149,7 +156,10 @@ impl State {
                     let mut pending: Vec<Seq> =
                         older.iter().copied().filter(|seq| self.is_open(*seq, device)).collect();
                     let surplus = (pending.len() + 1).saturating_sub(usize::from(keep));
-                    for old in pending.drain(..surplus) {
+                    if seeded::is(Bug::CollapseTakesNewest) && surplus > 0 {
+                        pending = vec![newest];
+                    }
+                    for old in pending.into_iter().take(surplus) {
                         self.end_one(at_device, old, superseded, at, effects);
                     }
                 }
@@ -236,6 +246,7 @@ impl State {
         let Some(message) = self.messages.get_mut(&seq) else { return false };
         let app = &mut self.apps[at.app.0 as usize];
         let was_open = match message.broadcast_mut() {
+            Some(open) if seeded::is(Bug::BroadcastStaysOpen) => open.contains(at.device.0),
             Some(open) => open.remove(at.device.0),
             None => take_entry(&mut app.inboxes, at.device, seq, message.blob.len),
         };

@@ -23,6 +23,7 @@ use crate::command::*;
 use crate::id::*;
 use crate::model::*;
 use crate::port::Counters;
+use crate::seeded::{self, Bug};
 use app::App;
 use message::Message;
 use rustc_hash::FxHashMap;
@@ -104,6 +105,14 @@ impl State {
 
     pub fn seq(&self) -> Seq {
         self.seq
+    }
+
+    /// For the seeded bug of that name: the last number is given once more.
+    #[doc(hidden)]
+    pub fn reuse_seq(&mut self) {
+        if seeded::is(Bug::SeqReused) {
+            self.seq = self.seq.saturating_sub(1);
+        }
     }
 
     /// After deserialization: rebuilds the indexes that are not stored.
@@ -274,7 +283,7 @@ impl State {
 /// Messages are ended by whole seconds, up to one late (`pending` hides them to the millisecond): so that a second's
 /// messages are due all together, and replaying a journal from any point ends the same ones with the same command.
 fn due_second(expires_at: UnixMillis) -> u64 {
-    expires_at.div_ceil(1000)
+    if seeded::is(Bug::ExpiryRoundsDown) { expires_at / 1000 } else { expires_at.div_ceil(1000) }
 }
 
 /// Adds a step to the books and the receipt stream.

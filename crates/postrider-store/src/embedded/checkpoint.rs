@@ -21,6 +21,7 @@ use super::{OpenError, Shared};
 use crate::files::File;
 use postrider_core::id::Seq;
 use postrider_core::model::BlobRef;
+use postrider_core::seeded::{self, Bug};
 use postrider_core::state::State;
 use std::collections::{HashMap, HashSet};
 use std::io::{self, Write};
@@ -220,7 +221,9 @@ fn write(folder: &Folder, state: &mut State) -> Result<(Moved, Checkpoint), Fail
         contents.file.sync().map_err(|error| abandon(error.into()))?;
         folder.keep_handle(contents.number, contents.file.clone());
     }
-    state.for_each_blob(&mut |blob| moved.apply(blob));
+    if !seeded::is(Bug::CheckpointDropsContent) {
+        state.for_each_blob(&mut |blob| moved.apply(blob));
+    }
     let mut contents = stay;
     contents.extend(made.iter().map(|contents| (contents.number, contents.len)));
     let seq = state.seq();

@@ -12,6 +12,7 @@ pub mod record;
 pub mod recover;
 pub mod replay;
 mod space;
+pub mod stepped;
 mod store;
 mod writer;
 
@@ -158,6 +159,19 @@ pub struct EmbeddedStore {
 impl EmbeddedStore {
     /// Opens the folder, or makes it, and recovers what is in it.
     pub fn open(config: EmbeddedConfig, files: Arc<dyn Files>) -> Result<EmbeddedStore, OpenError> {
+        let (store, writer) = Self::recover(config, files)?;
+        let mut threads = vec![spawn("store-writer", move || writer.run())?];
+        let shared = store.shared.clone();
+        threads.push(spawn("store-checkpoint", move || checkpointer(&shared))?);
+        *store.threads.lock().unwrap_or_else(PoisonError::into_inner) = threads;
+        Ok(store)
+    }
+
+    /// The store without its threads.
+    fn recover(
+        config: EmbeddedConfig,
+        files: Arc<dyn Files>,
+    ) -> Result<(EmbeddedStore, writer::Writer), OpenError> {
         let lock = take_folder(&config, &*files)?;
         let mut identity = identity(&config, &*files)?;
         let folder = Folder::new(config.dir.clone(), files, identity.store_id);
@@ -170,7 +184,7 @@ impl EmbeddedStore {
         let events = EventLog::open(&folder, retention).map_err(|error| OpenError::io("receipts", error))?;
         let began = Instant::now();
         let mut sink = |rows: Vec<_>| events.append(&folder, &rows);
-        let Recovered { state, problems, inventory, clean, relaxed, records } =
+        let Recovered { mut state, problems, inventory, clean, relaxed, records } =
             recover::recover(&folder, Repair::Yes, &mut sink)?;
         tracing::info!(seq = state.seq(), records, millis = began.elapsed().as_millis(), "recovered");
         let io = |error| OpenError::io("receipts", error);
@@ -180,6 +194,7 @@ impl EmbeddedStore {
             identity.epoch = new_id(&*folder.files)?;
             identity.write(&config.dir, &*folder.files).map_err(|error| OpenError::io("STORE", error))?;
         }
+        state.reuse_seq();
         *folder.inventory() = inventory;
         if problems.is_empty() {
             tidy(&folder).map_err(|error| OpenError::io("the data folder", error))?;
@@ -194,7 +209,7 @@ impl EmbeddedStore {
         epoch: u64,
         problems: Vec<Problem>,
         lock: Box<dyn Send + Sync>,
-    ) -> Result<EmbeddedStore, OpenError> {
+    ) -> Result<(EmbeddedStore, writer::Writer), OpenError> {
         if config.sync == SyncMode::Relaxed {
             tracing::warn!("sync is relaxed: what is acknowledged may be lost when the machine fails");
         }
@@ -219,12 +234,7 @@ impl EmbeddedStore {
         shared.note_problems(&problems);
         let writer = writer::Writer::new(shared.clone(), seq + 1)
             .map_err(|error| OpenError::io("a journal segment", error))?;
-        let mut threads = vec![spawn("store-writer", move || writer.run())?];
-        let store = EmbeddedStore { shared, epoch, problems, threads: Mutex::default(), _lock: lock };
-        let shared = store.shared.clone();
-        threads.push(spawn("store-checkpoint", move || checkpointer(&shared))?);
-        *store.threads.lock().unwrap_or_else(PoisonError::into_inner) = threads;
-        Ok(store)
+        Ok((EmbeddedStore { shared, epoch, problems, threads: Mutex::default(), _lock: lock }, writer))
     }
 
     /// What was damaged or missing when the store was opened.

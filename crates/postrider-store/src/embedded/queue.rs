@@ -42,6 +42,10 @@ impl Batch {
 
     /// Tells the caller. A caller that panics does not take the writer with it.
     pub fn tell(mut self, result: Result<Vec<Outcome>, StoreError>) {
+        self.tell_at_once(result);
+    }
+
+    pub fn tell_at_once(&mut self, result: Result<Vec<Outcome>, StoreError>) {
         if let Some(done) = self.done.take() {
             call(done, result);
         }
@@ -101,6 +105,35 @@ struct Inner {
     closed: Option<StoreError>,
 }
 
+impl Inner {
+    /// All that waits, up to the next errand and the bounds.
+    fn next(&mut self, commands_max: usize, bytes_max: usize) -> Next {
+        let mut group = Vec::new();
+        let (mut commands, mut bytes) = (0, 0);
+        while let Some(item) = self.items.pop_front() {
+            match item {
+                Item::Errand(errand) if group.is_empty() => return Next::Errand(errand),
+                Item::Batch(batch)
+                    if group.is_empty()
+                        || (commands + batch.commands.len() <= commands_max
+                            && bytes + batch.bytes() <= bytes_max) =>
+                {
+                    commands += batch.commands.len();
+                    bytes += batch.bytes();
+                    group.push(batch);
+                }
+                item => {
+                    self.items.push_front(item);
+                    break;
+                }
+            }
+        }
+        self.commands -= commands;
+        self.bytes -= bytes;
+        Next::Group(group)
+    }
+}
+
 /// See the module.
 pub struct Queue {
     inner: Mutex<Inner>,
@@ -158,29 +191,19 @@ impl Queue {
             }
             inner = self.filled.wait(inner).unwrap_or_else(PoisonError::into_inner);
         }
-        let mut group = Vec::new();
-        let (mut commands, mut bytes) = (0, 0);
-        while let Some(item) = inner.items.pop_front() {
-            match item {
-                Item::Errand(errand) if group.is_empty() => return Next::Errand(errand),
-                Item::Batch(batch)
-                    if group.is_empty()
-                        || (commands + batch.commands.len() <= commands_max
-                            && bytes + batch.bytes() <= bytes_max) =>
-                {
-                    commands += batch.commands.len();
-                    bytes += batch.bytes();
-                    group.push(batch);
-                }
-                item => {
-                    inner.items.push_front(item);
-                    break;
-                }
-            }
+        inner.next(commands_max, bytes_max)
+    }
+
+    /// The group that waits now; `None` if there is none.
+    pub fn take_waiting(&self, commands_max: usize, bytes_max: usize) -> Option<Vec<Batch>> {
+        let mut inner = self.inner();
+        match inner.items.front()? {
+            Item::Batch(_) => match inner.next(commands_max, bytes_max) {
+                Next::Group(group) => Some(group),
+                _ => None,
+            },
+            Item::Errand(_) => None,
         }
-        inner.commands -= commands;
-        inner.bytes -= bytes;
-        Next::Group(group)
     }
 
     /// From now nothing is taken; what waits stays. The first reason stands.

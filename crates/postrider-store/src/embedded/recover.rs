@@ -67,7 +67,7 @@ pub fn recover<'a>(folder: &Folder, repair: Repair, sink: &'a mut Sink<'a>) -> R
         (segment.last, segment.len) = (replay.state.seq(), valid as u64);
         if repair == Repair::Yes {
             set_aside(folder, &bytes, &replay.problems[before..])?;
-            cut(folder, &name, valid as u64, bytes.len() as u64)?;
+            make_lasting(folder, &name, valid as u64, (bytes.len() as u64, last))?;
         }
     }
     let clean = replay.sealed || count == 0;
@@ -300,14 +300,17 @@ fn set_aside(folder: &Folder, bytes: &[u8], problems: &[Problem]) -> Result<(), 
 }
 
 /// Takes what was never finished off a segment (what was never used, if it is not the last), for good, before anything
-/// is written behind it.
-fn cut(folder: &Folder, name: &str, valid: u64, len: u64) -> Result<(), OpenError> {
-    if valid < len {
-        let cut = folder.files.open(&folder.path(name), true).and_then(|file| {
-            file.set_len(valid)?;
+/// is written behind it. And makes the end of the last one lasting: what a killed process had written and not synced is
+/// found here, counts from now on, and may so far be in the operating system's memory only.
+fn make_lasting(folder: &Folder, name: &str, valid: u64, (len, last): (u64, bool)) -> Result<(), OpenError> {
+    if valid < len || last {
+        let synced = folder.files.open(&folder.path(name), true).and_then(|file| {
+            if valid < len {
+                file.set_len(valid)?;
+            }
             file.sync()
         });
-        cut.map_err(|error| OpenError::io(name, error))?;
+        synced.map_err(|error| OpenError::io(name, error))?;
     }
     Ok(())
 }

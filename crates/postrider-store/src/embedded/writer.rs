@@ -20,6 +20,7 @@ use crate::files::{File, is_full};
 use postrider_core::command::Outcome;
 use postrider_core::id::Seq;
 use postrider_core::port::StoreError;
+use postrider_core::seeded::{self, Bug};
 use postrider_core::state::Effects;
 use std::io;
 use std::sync::atomic::Ordering;
@@ -48,6 +49,25 @@ struct Current {
     synced: u64,
     /// Up to here the disk has promised room.
     allocated: u64,
+}
+
+/// A group that is executed and written, and not on stable storage yet.
+pub struct Staged {
+    group: Vec<Batch>,
+    outcomes: Vec<Vec<Outcome>>,
+    effects: Effects,
+}
+
+/// A group that is on stable storage; nobody was told yet.
+pub struct Stored {
+    group: Vec<Batch>,
+    outcomes: Vec<Vec<Outcome>>,
+}
+
+impl Stored {
+    pub fn tell(self) {
+        self.group.into_iter().zip(self.outcomes).for_each(|(batch, outcomes)| batch.tell(Ok(outcomes)));
+    }
 }
 
 /// What ended a group's way.
@@ -88,58 +108,102 @@ impl Writer {
     }
 
     fn group(&mut self, group: Vec<Batch>) {
-        let shared = self.shared.clone();
-        let low = shared.space.look(&shared.folder);
-        if !low {
-            shared.space.lay_by(&shared.folder);
-        }
-        let (refused, group): (Vec<Batch>, Vec<Batch>) =
-            group.into_iter().partition(|batch| low && batch.grows);
-        refused.into_iter().for_each(|batch| batch.tell(Err(shared.space.refusal())));
-        if group.is_empty() {
-            return;
-        }
         let began = Instant::now();
-        match self.commit(&group) {
-            Ok(outcomes) => {
-                shared.stats.commits.fetch_add(1, Ordering::Relaxed);
-                shared.stats.commit_micros.fetch_add(micros(began), Ordering::Relaxed);
-                group.into_iter().zip(outcomes).for_each(|(batch, outcomes)| batch.tell(Ok(outcomes)));
-            }
-            Err(Trouble::Full) => {
-                shared.space.look(&shared.folder);
-                group.into_iter().for_each(|batch| batch.tell(Err(shared.space.refusal())));
-            }
-            Err(Trouble::Fatal(why)) => self.fail(&why, group),
+        if let Some(staged) = self.stage(group)
+            && let Some(stored) = self.settle(staged)
+        {
+            self.shared.stats.commit_micros.fetch_add(micros(began), Ordering::Relaxed);
+            stored.tell();
         }
         if self.buffer.capacity() > BUFFER_KEPT {
             self.buffer = Vec::new();
         }
     }
 
-    /// Executes and stores a group: the outcomes, once all of it is on stable storage.
-    fn commit(&mut self, group: &[Batch]) -> Result<Vec<Vec<Outcome>>, Trouble> {
-        let bytes: u64 = group.iter().map(|batch| batch.bytes() as u64).sum();
-        self.make_room(bytes)?;
+    /// Takes what waits, if anything does.
+    pub fn take_waiting(&self) -> Option<Vec<Batch>> {
+        let config = &self.shared.config;
+        self.shared.queue.take_waiting(config.group_commands_max, config.group_bytes_max)
+    }
+
+    /// First part of a commit: executes and writes a group. `None`: nothing of it was done, and it was told so.
+    pub fn stage(&mut self, group: Vec<Batch>) -> Option<Staged> {
+        let shared = self.shared.clone();
+        let low = shared.space.look(&shared.folder);
+        if !low {
+            shared.space.lay_by(&shared.folder);
+        }
+        let (refused, mut group): (Vec<Batch>, Vec<Batch>) =
+            group.into_iter().partition(|batch| low && batch.grows);
+        refused.into_iter().for_each(|batch| batch.tell(Err(shared.space.refusal())));
+        if group.is_empty() {
+            return None;
+        }
         let mut effects = Effects::default();
-        let outcomes = self.execute(group, &mut effects)?;
+        match self.execute_and_write(&group, &mut effects) {
+            Ok(outcomes) => {
+                if seeded::is(Bug::ToldBeforeSync) {
+                    group.iter_mut().zip(&outcomes).for_each(|(batch, o)| batch.tell_at_once(Ok(o.clone())));
+                }
+                Some(Staged { group, outcomes, effects })
+            }
+            Err(Trouble::Full) => {
+                shared.space.look(&shared.folder);
+                group.into_iter().for_each(|batch| batch.tell(Err(shared.space.refusal())));
+                None
+            }
+            Err(Trouble::Fatal(why)) => {
+                self.fail(&why, group);
+                None
+            }
+        }
+    }
+
+    fn execute_and_write(
+        &mut self,
+        group: &[Batch],
+        effects: &mut Effects,
+    ) -> Result<Vec<Vec<Outcome>>, Trouble> {
+        self.make_room(group.iter().map(|batch| batch.bytes() as u64).sum())?;
+        let outcomes = self.execute(group, effects)?;
         self.write()?;
+        Ok(outcomes)
+    }
+
+    /// Second part: the sync. What comes back is on stable storage and waits only to be told.
+    pub fn settle(&mut self, staged: Staged) -> Option<Stored> {
+        match self.sync(&staged) {
+            Ok(()) => Some(Stored { group: staged.group, outcomes: staged.outcomes }),
+            Err(why) => {
+                self.fail(&why, staged.group);
+                None
+            }
+        }
+    }
+
+    fn sync(&mut self, staged: &Staged) -> Result<(), String> {
         let segment = &mut self.segment;
         let began = Instant::now();
         if self.shared.config.sync == SyncMode::Synced {
-            segment.file.sync().map_err(fatal("syncing the journal"))?;
+            let synced = if seeded::is(Bug::SyncSkipped) { Ok(()) } else { segment.file.sync() };
+            let synced = if seeded::is(Bug::SyncErrorIgnored) { Ok(()) } else { synced };
+            synced.map_err(|error| format!("syncing the journal: {error}"))?;
             segment.synced = segment.len;
         }
         let shared = &self.shared;
-        shared.stats.sync_micros.fetch_add(micros(began), Ordering::Relaxed);
-        shared.stats.bytes_written.fetch_add(bytes, Ordering::Relaxed);
-        shared.stats.segment_bytes.store(segment.len, Ordering::Relaxed);
-        let commands: usize = group.iter().map(|batch| batch.commands.len()).sum();
-        shared.stats.commands.fetch_add(commands as u64, Ordering::Relaxed);
+        let stats = &shared.stats;
+        let commands: usize = staged.group.iter().map(|batch| batch.commands.len()).sum();
+        let bytes: u64 = staged.group.iter().map(|batch| batch.bytes() as u64).sum();
+        stats.sync_micros.fetch_add(micros(began), Ordering::Relaxed);
+        stats.bytes_written.fetch_add(bytes, Ordering::Relaxed);
+        stats.segment_bytes.store(segment.len, Ordering::Relaxed);
+        stats.commands.fetch_add(commands as u64, Ordering::Relaxed);
         shared.folder.set_readable(segment.number, segment.len);
         shared.durable.fetch_add(commands as u64, Ordering::Release);
-        shared.events.append(&shared.folder, &effects.events).map_err(fatal("writing receipts"))?;
-        Ok(outcomes)
+        let appended = shared.events.append(&shared.folder, &staged.effects.events);
+        appended.map_err(|error| format!("writing receipts: {error}"))?;
+        stats.commits.fetch_add(1, Ordering::Relaxed);
+        Ok(())
     }
 
     /// A segment with room, and a disk with room, before anything is executed.
@@ -235,6 +299,9 @@ impl Writer {
         self.segment.allocated = 0;
         let _calm = shared.maintenance.lock().unwrap_or_else(PoisonError::into_inner);
         let mut no_events = |_| Ok(());
+        if seeded::is(Bug::UndoForgotten) {
+            return Ok(());
+        }
         let recovered = recover::recover(&shared.folder, Repair::No, &mut no_events)
             .map_err(|error| error.to_string())?;
         let durable = shared.durable.load(Ordering::Acquire);
@@ -247,7 +314,7 @@ impl Writer {
     }
 
     /// Closes the segment and begins another.
-    fn roll(&mut self) -> io::Result<()> {
+    pub fn roll(&mut self) -> io::Result<()> {
         if self.segment.synced < self.segment.len {
             self.segment.file.sync()?;
             self.segment.synced = self.segment.len;
@@ -266,7 +333,7 @@ impl Writer {
         Ok(())
     }
 
-    fn errand(&mut self, errand: Errand) {
+    pub fn errand(&mut self, errand: Errand) {
         match errand {
             Errand::Roll(tell) => {
                 let rolled = if self.segment.len > EMPTY_LEN { self.roll() } else { Ok(()) };

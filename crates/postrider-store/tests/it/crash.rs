@@ -3,7 +3,7 @@
 use crate::kit::*;
 use postrider_core::port::*;
 use postrider_store::faulty::FaultyFiles;
-use postrider_store::{EmbeddedConfig, EmbeddedStore, SyncMode, check};
+use postrider_store::{EmbeddedConfig, EmbeddedStore, Stepped, SyncMode, check};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -107,6 +107,27 @@ fn a_killed_process_loses_nothing_even_with_sync_relaxed() {
     drop(store);
     let store = EmbeddedStore::open(relaxed, Arc::new(after)).unwrap();
     promises.assert_kept(&store, 3);
+}
+
+/// Found by the simulation (seed 242): what a killed process had written, and the next one took for stored, was still in the
+/// operating system's memory only.
+#[test]
+fn what_a_killed_process_left_unsynced_is_lasting_once_it_was_recovered() {
+    for seed in 0..20 {
+        let files = FaultyFiles::new(seed);
+        let (store, mut stepper) = EmbeddedStore::open_stepped(small(DIR), Arc::new(files.clone())).unwrap();
+        let commands = vec![create_app(), register("device-0"), accept(1, &[0])];
+        store.submit(commands, Box::new(|_| {}));
+        assert_eq!(stepper.step(), Stepped::Written);
+        let killed = files.kill();
+        drop((store, stepper));
+        let store = open(&killed).unwrap();
+        assert!(store.message(APP, id(1)).is_some(), "the operating system has it");
+        let after = killed.cut_power();
+        drop(store);
+        let store = open(&after).unwrap();
+        assert!(store.message(APP, id(1)).is_some() && store.problems().is_empty(), "seed {seed}");
+    }
 }
 
 #[test]

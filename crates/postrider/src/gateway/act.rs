@@ -9,6 +9,7 @@ use postrider_core::access::{INBOX_TOPIC, RECEIPTS_TOPIC};
 use postrider_core::delivery::receipt::Ack;
 use postrider_core::id::AppNo;
 use postrider_core::model::{Reason, Step};
+use postrider_core::port::Position;
 use postrider_core::session::{Attach, Client, SignInError};
 use postrider_proto as proto;
 use postrider_proto::{Connect, ConnectRefusal, Event, PublishOutcome, SubscribeOutcome};
@@ -82,7 +83,9 @@ impl Driver {
         let inflight = attached.saved.and_then(|saved| saved.downcast::<proto::mqtt::Inflight>().ok());
         // After a restart the client may still hold ids that nobody here knows: begin somewhere else among them.
         let somewhere = || proto::mqtt::Inflight::starting_at((first_token as u16).max(1));
-        let inflight = inflight.or_else(|| attached.present.then(somewhere));
+        // And a 3.1 client cannot be told that its session is gone: it would take a QoS 2 message under such an id for an old one.
+        let may_hold = attached.present || (connect.level == 3 && !connect.clean_start);
+        let inflight = inflight.or_else(|| may_hold.then(somewhere));
         let differs = connect.level == 5 && attached.expiry_secs != connect.session_expiry_secs;
         Ok(proto::Accepted {
             session_present: attached.present,
@@ -275,6 +278,13 @@ impl Driver {
             mailbox.post(Mail::Reply(at, Reply::Subscribed { token, outcomes }));
         });
         let new = self.shared.engine.subscribe(session, wanted, done);
+        if filters.iter().any(|f| f.valid && &*f.filter == INBOX_TOPIC)
+            && let Some(conn) = self.conn(slot)
+        {
+            // Pushes that lay there while nobody asked for them are behind the position already. From this moment newer ones
+            // may go out, ahead of the answer, and must not overtake them.
+            conn.position = Position::default();
+        }
         let picked = valid.iter().zip(new).filter(|(i, is_new)| mqtt::wants_retained(&filters[**i], *is_new));
         let wanted = picked.map(|(place, _)| {
             let filter = &filters[*place];
@@ -313,14 +323,11 @@ impl Driver {
                     |w: &Wanted| matches!(outcomes.get(w.place), Some(SubscribeOutcome::Granted(_)));
                 let retained: Vec<Wanted> = wanted.into_iter().filter(granted).collect();
                 self.answer(slot, proto::Reply::Subscribe { token, outcomes });
-                for wanted in retained {
-                    if wanted.filter == INBOX_TOPIC {
-                        // Pushes that lay there while nobody asked for them are behind the position already.
-                        self.drain_anew(slot);
-                    } else {
-                        self.send_retained(slot, &wanted);
-                    }
+                for wanted in retained.iter().filter(|w| w.filter != INBOX_TOPIC) {
+                    self.send_retained(slot, wanted);
                 }
+                // Pushes may lie there that nobody had asked for; whatever was said of retained messages.
+                self.want_drain(slot);
             }
         }
     }

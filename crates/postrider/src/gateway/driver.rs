@@ -3,9 +3,9 @@
 //! ```text
 //!   wait ─► sockets: read, let the protocol speak, act on its events
 //!        ─► mail: answers of the store, wakes, live messages of other workers
-//!        ─► commit what this turn's publishes need; drain inboxes of woken connections
+//!        ─► commit what this turn's publishes need; record its acknowledgements; drain inboxes of woken connections
 //!        ─► write to each dirty connection, once
-//!        ─► record this turn's acknowledgements
+//!        ─► record what ended by being written
 //!        ─► look at the connections whose deadline came
 //! ```
 
@@ -164,6 +164,9 @@ impl Driver {
         }
         self.read_mail();
         self.commit_publishes();
+        // Before inboxes are drained: what was acknowledged just now is neither among the written ones any more nor among
+        // those whose end the core knows, and a drain from the beginning would send it again.
+        self.record_acks();
         self.drain_woken();
         self.write_dirty();
         self.record_acks();

@@ -10,7 +10,7 @@ use postrider_core::delivery::publish::Publish as CorePublish;
 use postrider_core::delivery::receipt::Ack;
 use postrider_core::id::UnixMillis;
 use postrider_core::model::{Content, Reason, Step};
-use postrider_core::port::{ConnectionRef, Live, LiveTarget, Position};
+use postrider_core::port::{ConnectionRef, Live, LiveTarget};
 use postrider_proto::{Deliver, Delivered, Fanned, Publish, Qos};
 use std::sync::Arc;
 
@@ -146,14 +146,6 @@ impl Driver {
             conn.is_draining = true;
             self.draining.push(slot);
         }
-    }
-
-    /// From the oldest open delivery; what is in flight already is not sent twice.
-    pub(super) fn drain_anew(&mut self, slot: u32) {
-        if let Some(conn) = self.conn(slot) {
-            conn.position = Position::default();
-        }
-        self.want_drain(slot);
     }
 
     pub(super) fn drain_woken(&mut self) {

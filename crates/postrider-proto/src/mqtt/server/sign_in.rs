@@ -122,7 +122,8 @@ impl ServerConnection {
 
     fn accept(&mut self, accepted: Accepted, now: Millis, out: &mut Output) {
         let session_present = accepted.session_present;
-        let inflight = accepted.inflight.filter(|_| session_present);
+        // A 3.1 client is not told whether its session is there, so where its ids begin matters also without one.
+        let inflight = accepted.inflight.filter(|_| session_present || self.level == Level::V31);
         let properties = self.connack_properties(accepted.assigned_client_id, accepted.session_expiry_secs);
         let connack = ConnAck { session_present, code: 0, properties };
         let start = out.bytes.len();

@@ -1,0 +1,118 @@
+//! What a seed decides before the world begins: its size, and which faults happen in it. Each seed switches on a part of
+//! the faults only, so that every one of them is also seen alone.
+
+use crate::chance::Random;
+use postrider_proto::Qos;
+use postrider_proto::mqtt::Level;
+
+/// One world. Chances are in a thousandth, times in milliseconds.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    pub seed: u64,
+    pub devices: Vec<DevicePlan>,
+    pub chaos_ms: u64,
+    /// Between two requests of the app servers, on average.
+    pub request_every_ms: u64,
+    pub request_lost: u64,
+    pub answer_lost: u64,
+    /// Between two bad moments of a device's connection, on average.
+    pub trouble_every_ms: u64,
+    pub latency_max_ms: u64,
+    /// How long a write, a sync and a telling take, at most.
+    pub disk_max_ms: u64,
+    /// Between two faults of the server, on average; which ones.
+    pub fault_every_ms: u64,
+    pub kills: bool,
+    pub power_cuts: bool,
+    pub disk_errors: bool,
+    pub disk_full: bool,
+    pub checkpoints: bool,
+    pub storms: bool,
+    pub rights_change: bool,
+    pub devices_come_and_go: bool,
+    pub inbox_max: u32,
+    pub direct_max: usize,
+    pub segment_bytes: u64,
+    pub window: u16,
+}
+
+/// One device's character.
+#[derive(Clone, Debug)]
+pub struct DevicePlan {
+    pub app: u32,
+    pub level: Level,
+    pub clean: bool,
+    pub session_secs: u32,
+    pub inbox_qos: Qos,
+    pub topics: bool,
+    /// How long it takes to acknowledge, at most.
+    pub ack_max_ms: u64,
+    pub forges: bool,
+    pub repeats_acks: bool,
+    /// Bytes it takes in a second, where that is few.
+    pub bytes_per_sec: Option<u64>,
+    pub tagged: bool,
+}
+
+impl Plan {
+    pub fn of(seed: u64) -> Plan {
+        let mut r = Random::new(seed ^ 0x706f_7374_7269_6465);
+        let devices = (0..r.between(2, 9)).map(|_| device(&mut r)).collect();
+        Plan {
+            seed,
+            devices,
+            chaos_ms: r.between(15_000, 60_000),
+            request_every_ms: r.between(60, 600),
+            request_lost: if r.permille(500) { r.between(0, 150) } else { 0 },
+            answer_lost: if r.permille(700) { r.between(0, 300) } else { 0 },
+            trouble_every_ms: if r.permille(800) { r.between(500, 10_000) } else { u64::MAX / 4 },
+            latency_max_ms: r.between(1, 200),
+            disk_max_ms: if r.permille(500) { r.between(1, 10) } else { r.between(10, 300) },
+            fault_every_ms: r.between(1_500, 15_000),
+            kills: r.permille(500),
+            power_cuts: r.permille(500),
+            disk_errors: r.permille(300),
+            disk_full: r.permille(300),
+            checkpoints: r.permille(600),
+            storms: r.permille(400),
+            rights_change: r.permille(500),
+            devices_come_and_go: r.permille(500),
+            inbox_max: if r.permille(400) { r.between(3, 12) as u32 } else { 1_000 },
+            direct_max: r.between(1, 4) as usize,
+            segment_bytes: r.between(3, 24) * 1024,
+            window: if r.permille(500) { r.between(1, 4) as u16 } else { 32 },
+        }
+    }
+
+    /// Whether the server is ever hurt.
+    pub fn hurts_server(&self) -> bool {
+        self.kills || self.power_cuts || self.disk_errors || self.disk_full
+    }
+}
+
+fn device(r: &mut Random) -> DevicePlan {
+    let level = match r.below(4) {
+        0 => Level::V31,
+        1 => Level::V311,
+        _ => Level::V5,
+    };
+    let qos = match r.below(8) {
+        0 => Qos::AtMostOnce,
+        1 | 2 => Qos::ExactlyOnce,
+        _ => Qos::AtLeastOnce,
+    };
+    let clean = r.permille(250);
+    DevicePlan {
+        app: r.below(2) as u32,
+        level,
+        clean,
+        session_secs: if clean { 0 } else { r.between(5, 3_600) as u32 },
+        inbox_qos: qos,
+        topics: r.permille(500),
+        ack_max_ms: if r.permille(600) { r.between(0, 50) } else { r.between(100, 2_000) },
+        forges: r.permille(200),
+        repeats_acks: r.permille(200),
+        bytes_per_sec: r.permille(150).then(|| r.between(200, 2_000)),
+        tagged: r.permille(500),
+    }
+}

@@ -1,0 +1,65 @@
+//! Deliberate bugs: each is planted in turn, and the simulation has to find it. A suite that misses one is not done.
+
+use postrider_core::seeded::{Bug, plant};
+use postrider_sim::run;
+
+/// Within so many seeds each bug must be found.
+const SEEDS_MAX: u64 = 200;
+
+/// What a bug is, in a sentence, and its number in the catalogue of `reliability.md` §4.7, where it has one.
+fn what(bug: Bug) -> (&'static str, &'static str) {
+    match bug {
+        Bug::ToldBeforeSync => ("B1", "callers are told when a group is written, before the sync"),
+        Bug::SyncSkipped => ("B2", "the journal is not synced"),
+        Bug::SyncErrorIgnored => ("B3", "a failed sync counts as a good one"),
+        Bug::DurableIgnored => ("", "a drain sees what is not durable"),
+        Bug::AckKeptInMemory => ("B4", "acknowledgements never reach the store"),
+        Bug::AckUnderWayIgnored => ("", "a connection that comes back gets what is being acknowledged"),
+        Bug::ExpiryOnlySwept => ("B7", "expiry is not checked when a message is sent"),
+        Bug::ExpiryRoundsDown => ("B6", "messages end at the second before their end"),
+        Bug::InflightLost => ("B8", "what was in flight is not sent again"),
+        Bug::EvictionWithoutReceipt => ("B11", "an eviction leaves no receipt"),
+        Bug::RequestForgotten => ("", "idempotency keys are not remembered"),
+        Bug::RequestKeyOfAnyApp => ("B10", "idempotency keys are shared by all apps"),
+        Bug::ReplaySkipsGate => ("B14", "a replay does not ask `may_receive`"),
+        Bug::TakeoverUnregisters => ("B5", "the old connection's farewell ends the new one's session"),
+        Bug::CollapseTakesNewest => ("", "a collapse key supersedes the newest message"),
+        Bug::TornTailAccepted => ("B15", "a torn tail of the journal is taken for damage"),
+        Bug::SeqReused => ("B16", "recovery gives the last number once more"),
+        Bug::BroadcastStaysOpen => ("", "an acknowledgement leaves a broadcast open for its device"),
+        Bug::WakeLost => ("B12", "some wakes are lost, and nothing drains again"),
+        Bug::UndoForgotten => ("", "a group refused by a full disk stays in memory"),
+        Bug::CheckpointDropsContent => ("B18", "a checkpoint names contents where they are swept away"),
+    }
+}
+
+#[test]
+fn seeded_bugs_are_all_caught() {
+    let only = std::env::var("SIM_BUG").ok();
+    let mut table = String::from(
+        "# Seeded bugs\n\nWritten by `UPDATE=1 cargo test -p postrider-sim seeded`. Each bug is planted (feature `seeded-bugs` of \
+         `postrider-core`), and worlds are\nrun from seed 1 on until the checker finds it.\n\n\
+         | bug | | what is wrong | seeds needed | rule that caught it |\n| --- | --- | --- | --- | --- |\n",
+    );
+    let mut missed = Vec::new();
+    for bug in Bug::ALL.into_iter().filter(|b| only.as_ref().is_none_or(|o| *o == format!("{b:?}"))) {
+        plant(Some(bug));
+        let caught = (1..=SEEDS_MAX).find_map(|seed| Some((seed, run(seed).violation?.rule)));
+        plant(None);
+        let (number, sentence) = what(bug);
+        match caught {
+            Some((seeds, rule)) => {
+                let clean = run(seeds);
+                assert!(clean.violation.is_none(), "without any bug: {clean}");
+                table += &format!("| `{bug:?}` | {number} | {sentence} | {seeds} | {rule} |\n");
+            }
+            None => missed.push(bug),
+        }
+    }
+    if std::env::var_os("UPDATE").is_some() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/seeded-bugs.md");
+        std::fs::write(path, &table).expect("the table is written");
+    }
+    println!("{table}");
+    assert!(missed.is_empty(), "not caught in {SEEDS_MAX} seeds: {missed:?}");
+}
