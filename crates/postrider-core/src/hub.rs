@@ -20,6 +20,9 @@ pub type Saved = Box<dyn Any + Send + Sync>;
 pub struct Hub {
     pub(crate) sessions: Vec<Session>,
     free: Vec<SessionNo>,
+    /// Numbers of sessions that ended while their connection was open: it still knows them by the number, so nobody else
+    /// may have it before that connection has left.
+    reserved: FxHashMap<SessionNo, ConnectionRef>,
     pub(crate) apps: FxHashMap<AppNo, AppHub>,
     /// Sessions kept in memory only, by the time at which they end.
     pub(crate) idle: BTreeSet<(UnixMillis, SessionNo)>,
@@ -37,6 +40,7 @@ pub(crate) struct AppHub {
 /// One session.
 pub(crate) struct Session {
     pub app: AppNo,
+    pub alive: bool,
     /// Grows each time the place is given to another session.
     pub generation: u32,
     /// Device id, or the client's own name for itself.
@@ -78,11 +82,11 @@ impl Hub {
     }
 
     pub(crate) fn get(&self, no: SessionNo) -> Option<&Session> {
-        self.sessions.get(no as usize)
+        self.sessions.get(no as usize).filter(|s| s.alive)
     }
 
     pub(crate) fn get_mut(&mut self, no: SessionNo) -> Option<&mut Session> {
-        self.sessions.get_mut(no as usize)
+        self.sessions.get_mut(no as usize).filter(|s| s.alive)
     }
 
     /// A new session for a client that has none.
@@ -96,6 +100,7 @@ impl Hub {
         let client: Arc<str> = client.into();
         let mut session = Session {
             app,
+            alive: true,
             generation: 0,
             client: client.clone(),
             device,
@@ -143,7 +148,8 @@ impl Hub {
         let session = &mut self.sessions[no as usize];
         let (app, device) = (session.app, session.device.take());
         let client = std::mem::replace(&mut session.client, "".into());
-        session.connection = None;
+        let connection = session.connection.take();
+        session.alive = false;
         session.stored = false;
         session.will = None;
         session.saved = None;
@@ -153,7 +159,18 @@ impl Hub {
         if let Some(device) = device {
             hub.devices.remove(&device);
         }
-        self.free.push(no);
+        match connection {
+            Some(connection) => _ = self.reserved.insert(no, connection),
+            None => self.free.push(no),
+        }
+    }
+
+    /// A connection leaves whose session has ended before: its number is free now.
+    pub(crate) fn release(&mut self, no: SessionNo, connection: ConnectionRef) {
+        if self.reserved.get(&no) == Some(&connection) {
+            self.reserved.remove(&no);
+            self.free.push(no);
+        }
     }
 
     /// A session in memory that nobody is connected to ends at `ends_at`.
@@ -218,5 +235,25 @@ impl Hub {
         for sub in std::mem::take(&mut session.subscriptions) {
             self.app(app).topics.unsubscribe(&sub.filter, sub.share.as_deref(), no);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_number_is_given_to_nobody_else_while_an_old_connection_still_goes_by_it() {
+        let mut hub = Hub::default();
+        let connection = ConnectionRef { shard: 0, slot: 1, generation: 2 };
+        let old = hub.add(AppNo(0), "a", None, false);
+        hub.sessions[old as usize].connection = Some(connection);
+        hub.remove(old);
+        assert!(hub.get(old).is_none() && hub.find(AppNo(0), "a").is_none());
+        assert_ne!(hub.add(AppNo(0), "b", None, false), old);
+        hub.release(old, ConnectionRef { generation: 3, ..connection });
+        assert_ne!(hub.add(AppNo(0), "c", None, false), old);
+        hub.release(old, connection);
+        assert_eq!(hub.add(AppNo(0), "d", None, false), old);
     }
 }

@@ -190,6 +190,7 @@ impl Engine {
             s.connection == Some(connection)
                 || (seeded::is(Bug::TakeoverUnregisters) && s.connection.is_some())
         };
+        hub.release(session, connection);
         let Some(s) = hub.get_mut(session).filter(mine) else { return };
         s.connection = None;
         let will = s.will.take().filter(|_| !detach.orderly);

@@ -144,12 +144,7 @@ impl Engine {
         let topic = publish.content.topic.as_deref().unwrap_or("");
         let commands_before = into.commands.len();
         if publish.retain {
-            let command = self.retain_command(app, topic, publish)?;
-            if let Command::Retain { message, .. } = &command {
-                // From the moment of the live copies on, not only from the commit.
-                self.retaining.begin(app, topic, message.clone());
-            }
-            into.commands.push(command);
+            into.commands.push(self.retain_command(app, topic, publish)?);
         }
         let mut matched = 0;
         let mut stored = Vec::new();
@@ -209,6 +204,7 @@ impl Engine {
         } else {
             Some(self.to_retain(app, topic, publish)?)
         };
+        // From the moment of the live copies on, not only from the commit.
         self.retaining.begin(app, topic, message.clone());
         Ok(Command::Retain { app, topic: topic.to_owned(), message })
     }
