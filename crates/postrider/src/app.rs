@@ -23,6 +23,9 @@ pub const EXIT_STORE_FAILED: i32 = 74;
 /// How often time passes for the core.
 const TICK: Duration = Duration::from_millis(250);
 
+/// How often the books are balanced without being asked.
+const AUDIT_EVERY: Duration = Duration::from_secs(3600);
+
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
     #[error("the store could not be opened: {0}")]
@@ -114,11 +117,19 @@ fn open_store(config: &Config) -> Result<EmbeddedStore, ServeError> {
     for problem in store.problems() {
         tracing::error!(?problem, "damage was found in the store and put into quarantine");
     }
-    let gaps = store.audit().apps.iter().filter(|(_, a)| a.gap() != 0).count();
-    if gaps > 0 {
-        tracing::error!(apps = gaps, "the books of deliveries do not balance; see `postrider store check`");
-    }
+    report_gaps(&store);
     Ok(store)
+}
+
+/// Every delivery must be open or ended (P1); where that is not so, an operator has to know.
+fn report_gaps(store: &dyn Store) {
+    for (app, audit) in store.audit().apps.iter().filter(|(_, a)| a.gap() != 0) {
+        tracing::error!(
+            app = app.0,
+            gap = audit.gap(),
+            "the books of deliveries do not balance; see `postrider store check`"
+        );
+    }
 }
 
 /// Listeners first, so that a taken port is found before anything runs.
@@ -233,8 +244,13 @@ impl Ticker {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = stop.clone();
         let run = move || {
+            let mut audited = std::time::Instant::now();
             while !stopped.load(Ordering::Relaxed) {
                 engine.tick();
+                if audited.elapsed() >= AUDIT_EVERY {
+                    audited = std::time::Instant::now();
+                    report_gaps(&*engine.store);
+                }
                 std::thread::park_timeout(TICK);
             }
         };

@@ -110,6 +110,8 @@ impl Config {
                 unauthenticated_max: g.unauthenticated_max,
                 unauthenticated_per_address_max: g.unauthenticated_per_address_max,
                 per_address_max: g.per_address_max,
+                failures_burst: g.failures_burst,
+                failure_secs: g.failure_secs,
             },
             mqtt: Arc::new(self.mqtt_server()),
             websocket: Arc::new(self.websocket()),

@@ -291,6 +291,10 @@ settings! {
         unauthenticated_per_address_max: usize = admission().unauthenticated_per_address_max,
         /// Connections of one address or IPv6 /64 network (L5).
         per_address_max: usize = admission().per_address_max,
+        /// Wrong credentials of one address before it is only told that it tries too often (L31). Right ones always pass.
+        failures_burst: u32 = admission().failures_burst,
+        /// Seconds after which one more wrong try of such an address is heard (L31).
+        failure_secs: u64 = admission().failure_secs,
         /// Bytes queued to one connection, beyond which messages at QoS 0 are dropped (P14).
         out_bytes_max: usize = 64 * KIB,
         /// Messages above QoS 0 without an inbox entry that wait for one connection's window.

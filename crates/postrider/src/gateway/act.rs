@@ -48,15 +48,22 @@ impl Driver {
                 }
                 Ok(Box::new(accepted))
             }
-            Err(refusal) => {
-                let peer = self.conn(slot).map(|c| c.peer);
-                tracing::info!(?peer, client = &*connect.client_id, ?refusal, "a sign-in was refused");
-                Err(refusal)
-            }
+            Err(refusal) => Err(self.refused(slot, &connect, refusal)),
         };
         self.answer(slot, proto::Reply::Connect(reply));
         self.rearm(slot);
         self.want_drain(slot);
+    }
+
+    /// Wrong credentials are counted by address. Right ones always pass, also from an address that guesses: behind it may
+    /// be a thousand honest phones, and a secret of 256 bits is not guessed.
+    fn refused(&mut self, slot: u32, connect: &Connect, refusal: ConnectRefusal) -> ConnectRefusal {
+        let (peer, now) = (self.conn(slot).map(|c| c.peer), self.now);
+        tracing::info!(?peer, client = &*connect.client_id, ?refusal, "a sign-in was refused");
+        match peer.filter(|_| refusal == ConnectRefusal::BadCredentials) {
+            Some(peer) if !self.shared.admission.count_failure(peer, now) => ConnectRefusal::RateExceeded,
+            _ => refusal,
+        }
     }
 
     fn attach(&mut self, slot: u32, connect: &Connect) -> Result<proto::Accepted, ConnectRefusal> {

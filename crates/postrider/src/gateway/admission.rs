@@ -13,6 +13,10 @@ pub struct AdmissionLimits {
     pub unauthenticated_max: usize,
     pub unauthenticated_per_address_max: usize,
     pub per_address_max: usize,
+    /// Wrong credentials of one address before it is only told that it tries too often (L31), and after how many seconds
+    /// one more is heard.
+    pub failures_burst: u32,
+    pub failure_secs: u64,
 }
 
 impl Default for AdmissionLimits {
@@ -22,6 +26,8 @@ impl Default for AdmissionLimits {
             unauthenticated_max: 2_000,
             unauthenticated_per_address_max: 50,
             per_address_max: 2_000,
+            failures_burst: 30,
+            failure_secs: 60,
         }
     }
 }
@@ -32,7 +38,18 @@ pub struct Admission {
     total: AtomicUsize,
     waiting: AtomicUsize,
     by_address: Mutex<HashMap<IpAddr, Counts>>,
+    failures: Mutex<HashMap<IpAddr, Failures>>,
 }
+
+/// Wrong credentials of one address: a bucket that leaks one in a while.
+#[derive(Debug, Clone, Copy)]
+struct Failures {
+    count: u32,
+    since_ms: u64,
+}
+
+/// Addresses with failures that are remembered; beyond it the oldest knowledge is given up.
+const FAILURES_MAX: usize = 100_000;
 
 #[derive(Debug, Default, Clone, Copy)]
 struct Counts {
@@ -111,6 +128,19 @@ impl Admission {
         }
     }
 
+    /// An address tried with wrong credentials; false when it did so too often to be told more than that.
+    pub fn count_failure(&self, address: IpAddr, now_ms: u64) -> bool {
+        let mut all = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+        if all.len() >= FAILURES_MAX {
+            all.clear();
+        }
+        let failures = all.entry(network(address)).or_insert(Failures { count: 0, since_ms: now_ms });
+        failures.leak(now_ms, self.limits.failure_secs * 1_000);
+        let heard = self.limits.failures_burst == 0 || failures.count < self.limits.failures_burst;
+        failures.count += u32::from(heard);
+        heard
+    }
+
     pub fn unauthenticated(&self) -> usize {
         self.waiting.load(Ordering::Relaxed)
     }
@@ -120,9 +150,27 @@ impl Admission {
     }
 }
 
+impl Failures {
+    fn leak(&mut self, now: u64, every_ms: u64) {
+        let gone = (now.saturating_sub(self.since_ms) / every_ms.max(1)).min(u64::from(u32::MAX));
+        self.count = self.count.saturating_sub(gone as u32);
+        self.since_ms += gone * every_ms.max(1);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_address_that_guesses_is_told_once_a_minute_after_its_burst() {
+        let admission = Admission::new(AdmissionLimits::default());
+        let (evil, good) = ("127.0.0.9".parse().unwrap(), "127.0.0.1".parse().unwrap());
+        assert!((0..30).all(|_| admission.count_failure(evil, 0)));
+        assert!(!admission.count_failure(evil, 59_999) && admission.count_failure(good, 0));
+        assert!(admission.count_failure(evil, 60_000) && !admission.count_failure(evil, 60_001));
+        assert!((0..30).all(|_| admission.count_failure(evil, 60_000 * 40)));
+    }
 
     #[test]
     fn an_address_that_does_not_sign_in_cannot_take_every_place() {
