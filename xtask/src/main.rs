@@ -11,7 +11,7 @@ Chores of this repository.
   cargo xtask test [--only STEP[,STEP…]]   everything that has to hold; installs what it needs
   cargo xtask tidy                         crate edges, lengths of files and functions, paths in the docs
   cargo xtask docs                         writes the generated docs anew
-  cargo xtask soak [--cycles N]            the kill -9 loop, long
+  cargo xtask soak [--minutes N]           fresh seeds of the simulation and the kill -9 loop, in turn (60)
 
 Steps of `test`, in order: tools, fmt, clippy, tidy, unit, build, conformance, kill9.";
 
@@ -22,7 +22,7 @@ fn main() -> ExitCode {
         Some("test") => steps::test(option("--only").as_deref()),
         Some("tidy") => tidy::check().map(|said| eprintln!("{said}")),
         Some("docs") => steps::docs(),
-        Some("soak") => steps::soak(option("--cycles").as_deref().unwrap_or("100")),
+        Some("soak") => steps::soak(option("--minutes").as_deref().unwrap_or("60")),
         _ => {
             eprintln!("{HELP}");
             return ExitCode::from(2);

@@ -49,9 +49,26 @@ pub fn docs() -> Done {
     run(command)
 }
 
-pub fn soak(cycles: &str) -> Done {
+/// For so many minutes: fresh seeds of the simulation, and the kill -9 loop with 100 cycles, in turn.
+pub fn soak(minutes: &str) -> Done {
+    let minutes: u64 = minutes.parse().map_err(|_| format!("--minutes {minutes}: not a number"))?;
+    let start = Instant::now();
     cargo(&["build", "--release", "--package", "postrider", "--locked"])?;
-    python(&["conformance/kill9.py", "--server", "target/release/postrider", "--cycles", cycles])
+    for round in 0.. {
+        if start.elapsed().as_secs() >= minutes * 60 {
+            break;
+        }
+        eprintln!("── soak, round {round}, minute {}", start.elapsed().as_secs() / 60);
+        let mut seeds = Command::new(env!("CARGO"));
+        seeds.args(["test", "--package", "postrider-sim", "--locked", "--", "--nocapture", "fresh"]);
+        seeds.env("SIM_BASE", (10_000_000 + round * 1_000).to_string()).env("SIM_SEEDS", "1000");
+        run(seeds)?;
+        for mode in ["http", "mqtt"] {
+            let server = "target/release/postrider";
+            python(&["conformance/kill9.py", "--server", server, "--mode", mode, "--cycles", "100"])?;
+        }
+    }
+    Ok(())
 }
 
 fn run(mut command: Command) -> Done {
