@@ -5,7 +5,7 @@ use crate::config::Config;
 use crate::gateway::listener::{self, Speaks};
 use crate::gateway::{Gateway, GatewayConfig, GatewayMetrics};
 use crate::platform::{OsChance, SteadyClock};
-use crate::{api, http, tls};
+use crate::{api, http, platform, tls};
 use postrider_core::Engine;
 use postrider_core::id::AppNo;
 use postrider_core::port::{Chance, Clock, Store, StoreError};
@@ -66,6 +66,8 @@ pub fn serve(
     stop: Arc<tokio::sync::Notify>,
     ready: impl FnOnce(&Listening) + Send,
 ) -> Result<(), ServeError> {
+    let open_files_max = platform::raise_open_files();
+    tracing::info!(open_files_max, version = env!("CARGO_PKG_VERSION"), "starting");
     let store = Arc::new(open_store(&config)?);
     let clock: Arc<dyn Clock> = Arc::new(SteadyClock::starting_after(store.last_time()));
     let chance: Arc<dyn Chance> = Arc::new(OsChance);

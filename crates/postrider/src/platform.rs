@@ -54,3 +54,14 @@ pub fn new_secret(prefix: &str, chance: &dyn Chance) -> String {
     bytes[16..].copy_from_slice(&chance.bits128().to_le_bytes());
     format!("{prefix}{}", base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(bytes))
 }
+
+/// Lets the process have as many open files as the system allows it: each connection is one, and the usual soft limit
+/// of 1,024 is for programs with a handful. Returns how many it may have now.
+pub fn raise_open_files() -> Option<u64> {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
+        tracing::warn!(%error, "the limit of open files could not be raised");
+    }
+    getrlimit(Resource::Nofile).current
+}

@@ -59,10 +59,17 @@ impl Driver {
     /// be a thousand honest phones, and a secret of 256 bits is not guessed.
     fn refused(&mut self, slot: u32, connect: &Connect, refusal: ConnectRefusal) -> ConnectRefusal {
         let (peer, now) = (self.conn(slot).map(|c| c.peer), self.now);
-        tracing::info!(?peer, client = &*connect.client_id, ?refusal, "a sign-in was refused");
+        let client = &connect.client_id;
         match peer.filter(|_| refusal == ConnectRefusal::BadCredentials) {
-            Some(peer) if !self.shared.admission.count_failure(peer, now) => ConnectRefusal::RateExceeded,
-            _ => refusal,
+            Some(peer) if !self.shared.admission.count_failure(peer, now) => {
+                // One line an attempt would let whoever guesses fill the log.
+                tracing::debug!(%peer, ?client, ?refusal, "a sign-in was refused, one of many");
+                ConnectRefusal::RateExceeded
+            }
+            _ => {
+                tracing::info!(?peer, ?client, ?refusal, "a sign-in was refused");
+                refusal
+            }
         }
     }
 
@@ -186,7 +193,7 @@ impl Driver {
                 outcome
             }
             Err(error) => {
-                tracing::debug!(session, topic = &*publish.topic, %error, "a publish was refused");
+                tracing::debug!(session, topic = ?publish.topic, %error, "a publish was refused");
                 mqtt::outcome_of(error)
             }
         };

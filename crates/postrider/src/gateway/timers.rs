@@ -67,6 +67,8 @@ impl Driver {
             }
             self.act_on(slot, output);
         }
+        // Wakes are best effort: should one ever be lost, this finds what it was for.
+        self.want_drain(slot);
         self.rearm(slot);
     }
 
