@@ -25,7 +25,7 @@ pub fn test(only: Option<&str>) -> Done {
         ("unit", || cargo(&["test", "--workspace", "--locked"])),
         ("build", || cargo(&["build", "--package", "postrider", "--locked"])),
         ("conformance", conformance),
-        ("kill9", || kill9("20")),
+        ("kill9", kill9),
     ];
     let wanted: Option<Vec<&str>> = only.map(|list| list.split(',').collect());
     let mut times = Vec::new();
@@ -147,6 +147,11 @@ fn conformance() -> Done {
     python(&["conformance/run.py", "--server", "target/debug/postrider"])
 }
 
-fn kill9(cycles: &str) -> Done {
-    python(&["conformance/kill9.py", "--server", "target/debug/postrider", "--cycles", cycles])
+/// Pushes over HTTP to registered devices, then publishes of devices to lasting sessions.
+fn kill9() -> Done {
+    for (mode, cycles) in [("http", "20"), ("mqtt", "10")] {
+        let server = "target/debug/postrider";
+        python(&["conformance/kill9.py", "--server", server, "--mode", mode, "--cycles", cycles])?;
+    }
+    Ok(())
 }
