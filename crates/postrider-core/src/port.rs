@@ -63,6 +63,8 @@ pub trait Store: Send + Sync + 'static {
 
     fn retained_count(&self, app: AppNo) -> usize;
     fn live_broadcasts(&self, app: AppNo) -> usize;
+    /// Whether a request with this key was accepted before: its repetition gets the first answer, whatever has changed since.
+    fn knows_request(&self, app: AppNo, key: u128) -> bool;
 
     fn message(&self, app: AppNo, id: MessageId) -> Option<MessageView>;
     /// The messages of an app, newest first, with an id below `before`.

@@ -140,7 +140,9 @@ impl Engine {
             }
         });
         let set = self.resolve(app, &push.audience, push.exclude.as_ref());
-        if set.is_empty() && push.audience.names_devices() {
+        // The device may have gone since the first time: a repetition still gets the first answer (P2).
+        let is_repeated = idempotency.is_some_and(|i| self.store.knows_request(app, i.key));
+        if set.is_empty() && push.audience.names_devices() && !is_repeated {
             return Err(AcceptError::UnknownDevice("no device of this app has that id or alias".into()));
         }
         let payload = envelope(&self.app_name(app), id, &push, now, expires_at);
@@ -161,6 +163,7 @@ impl Engine {
         };
         if matches!(targets, Targets::Broadcast(_))
             && self.store.live_broadcasts(app) >= limits.broadcasts_max
+            && !is_repeated
         {
             return Err(AcceptError::TooManyBroadcasts);
         }

@@ -235,6 +235,10 @@ impl State {
         self.app_ref(app).map_or(0, |a| a.broadcasts.len())
     }
 
+    pub fn knows_request(&self, app: AppNo, key: u128) -> bool {
+        self.app_ref(app).is_some_and(|a| a.requests.contains_key(&key))
+    }
+
     pub fn message(&self, app: AppNo, id: MessageId) -> Option<MessageView> {
         let message = self.messages.get(self.by_id.get(&id)?).filter(|m| m.app == app)?;
         Some(view_of(message, message.report()?))

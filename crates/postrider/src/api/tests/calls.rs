@@ -188,6 +188,10 @@ async fn a_message_is_accepted_once_under_its_key() {
         assert_eq!((status, code(&answer)), (400, "invalid_header"), "{headers:?}");
     }
     assert_eq!(world.ok(200, "GET /v1/devices/d1", Value::Null).await["inbox_len"], 1);
+    // Whoever did not hear the first answer still gets it when the device has gone meanwhile.
+    world.ok(204, "DELETE /v1/devices/d1", Value::Null).await;
+    let (status, again) = world.call_with(by, "POST /v1/messages", body, &key).await;
+    assert_eq!((status, &again["message_id"]), (202, &first["message_id"]));
 }
 
 #[tokio::test]
