@@ -48,6 +48,8 @@ pub(crate) struct Session {
     pub device: Option<DeviceNo>,
     pub connection: Option<ConnectionRef>,
     pub registered: bool,
+    /// The client said goodbye in it, so it has heard that the session is there.
+    pub known: bool,
     /// The store knows it: what it misses while away is kept.
     pub stored: bool,
     /// QoS at which it takes pushes, where it does.
@@ -106,6 +108,7 @@ impl Hub {
             device,
             connection: None,
             registered,
+            known: false,
             stored: false,
             push_qos: None,
             expiry_secs: 0,

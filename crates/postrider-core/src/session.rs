@@ -44,7 +44,7 @@ pub struct Attach {
 /// A session attached to a connection.
 pub struct Attached {
     pub session: SessionNo,
-    /// It was there before.
+    /// It was there before, and the client can know of it.
     pub present: bool,
     pub expiry_secs: u32,
     /// What the protocol left with it.
@@ -153,6 +153,10 @@ impl Engine {
         session.expiry_secs = expiry_secs;
         session.will = will.map(Box::new);
         let saved = session.saved.take();
+        // A session with nothing in it, of a connection that ended without a goodbye, is told as a new one: perhaps its client
+        // never heard of it, and would take it for an older one that it remembers, with the subscriptions of that one.
+        let is_known = session.known || saved.is_some() || !session.subscriptions.is_empty();
+        let resumes = present && is_known;
         if session.stored
             && let Some(device) = session.device
         {
@@ -174,7 +178,7 @@ impl Engine {
                 self.publish_will(client.app, &client.id, &will);
             }
         }
-        Ok(Attached { session: no, present, expiry_secs, saved })
+        Ok(Attached { session: no, present: resumes, expiry_secs, saved })
     }
 
     fn is_registered(&self, client: &Client) -> bool {
@@ -193,6 +197,7 @@ impl Engine {
         hub.release(session, connection);
         let Some(s) = hub.get_mut(session).filter(mine) else { return };
         s.connection = None;
+        s.known |= detach.orderly;
         let will = s.will.take().filter(|_| !detach.orderly);
         let expiry_secs =
             detach.expiry_secs.unwrap_or(s.expiry_secs).min(self.limits.session_expiry_max_secs);
