@@ -112,13 +112,20 @@ impl Engine {
         Ok(Client { app, id: name.to_owned(), device })
     }
 
+    /// Whether the client may connect now (L33), and the live connection that it would take over. A gateway lets that one
+    /// leave first, so that what it has in flight is found by the new one.
+    pub fn admit(&self, client: &Client) -> Result<Option<ConnectionRef>, SignInError> {
+        if !self.connects.allow(client, self.clock.now(), self.limits.connects_per_minute_max) {
+            return Err(SignInError::TooOften);
+        }
+        let hub = self.hub();
+        Ok(hub.find(client.app, &client.id).and_then(|no| hub.get(no)?.connection))
+    }
+
     /// Attaches a connection to the client's session; an older connection of the same client is closed.
     pub fn connect(&self, attach: Attach) -> Result<Attached, SignInError> {
         let now = self.clock.now();
         let registered = attach.client.device.is_some() && self.is_registered(&attach.client);
-        if !self.connects.allow(&attach.client, now, self.limits.connects_per_minute_max) {
-            return Err(SignInError::TooOften);
-        }
         let expiry_secs = attach.expiry_secs.min(self.limits.session_expiry_max_secs);
         let mut hub = self.hub_mut();
         let Attach { client, connection, clean, will, .. } = attach;
@@ -168,7 +175,10 @@ impl Engine {
         }
         drop(hub);
         self.submit_quietly(commands);
-        self.wills.cancel(client.app, &client.id);
+        // Back in time, the will is void; beginning anew ends the old session, and with it the will's delay.
+        if let Some(will) = self.wills.take(client.app, &client.id).filter(|_| ended.is_some()) {
+            self.publish_will(client.app, &client.id, &will);
+        }
         if let Some(old) = old_connection {
             self.connections().close(old, Farewell::TakenOver);
         }

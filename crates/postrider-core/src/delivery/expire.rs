@@ -100,15 +100,14 @@ impl Wills {
         inner.by_client.insert((app, client), key);
     }
 
-    /// The client came back in time (MQTT-3.1.3-9).
-    pub fn cancel(&self, app: AppNo, client: &str) {
+    /// The client came back in time (MQTT-3.1.3-9): its will waits no longer.
+    pub fn take(&self, app: AppNo, client: &str) -> Option<Box<Will>> {
         let mut inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if inner.by_client.is_empty() {
-            return;
+            return None;
         }
-        if let Some(key) = inner.by_client.remove(&(app, client.into())) {
-            inner.by_time.remove(&key);
-        }
+        let key = inner.by_client.remove(&(app, client.into()))?;
+        inner.by_time.remove(&key).map(|(_, _, will)| will)
     }
 
     fn due(&self, now: UnixMillis) -> Vec<Waiting> {

@@ -1,6 +1,6 @@
 //! What a peer says becomes calls of the engine; what the engine answers becomes replies.
 
-use super::conn::Budget;
+use super::conn::{Budget, Parked};
 use super::driver::Driver;
 use super::mailbox::Mail;
 use super::mqtt::{self, Wanted};
@@ -39,9 +39,40 @@ impl Driver {
     }
 
     fn connect(&mut self, slot: u32, connect: Connect) {
-        let reply = match self.attach(slot, &connect) {
+        let me = self.reference(slot);
+        let admitted = self.client_of(&connect).and_then(|(client, assigned)| {
+            let old = self.shared.engine.admit(&client).map_err(mqtt::refusal_of)?;
+            Ok((client, assigned, old.filter(|old| *old != me)))
+        });
+        match admitted {
+            Ok((client, assigned, None)) => self.sign_in(slot, Parked { connect, client, assigned }),
+            Ok((client, assigned, Some(old))) => {
+                if let Some(conn) = self.conn(slot) {
+                    conn.busy().parked = Some(Box::new(Parked { connect, client, assigned }));
+                }
+                self.post_to(old, Mail::Succeed { old, new: me });
+            }
+            Err(refusal) => {
+                let refusal = self.refused(slot, &connect, refusal);
+                self.answer(slot, proto::Reply::Connect(Err(refusal)));
+            }
+        }
+    }
+
+    /// The older connection has left, and what it had in flight is with the session.
+    pub(super) fn proceed(&mut self, slot: u32) {
+        let parked = self.conn(slot).and_then(|c| c.busy.as_mut()?.parked.take());
+        if let Some(parked) = parked {
+            self.sign_in(slot, *parked);
+        }
+    }
+
+    fn sign_in(&mut self, slot: u32, parked: Parked) {
+        let Parked { connect, client, assigned } = parked;
+        let reply = match self.attach(slot, &connect, client, assigned) {
             Ok(accepted) => {
                 if let Some(conn) = self.conn(slot) {
+                    conn.rest();
                     conn.signed_in = true;
                     let peer = conn.peer;
                     self.shared.admission.signed_in(peer);
@@ -73,8 +104,13 @@ impl Driver {
         }
     }
 
-    fn attach(&mut self, slot: u32, connect: &Connect) -> Result<proto::Accepted, ConnectRefusal> {
-        let (client, assigned) = self.client_of(connect)?;
+    fn attach(
+        &mut self,
+        slot: u32,
+        connect: &Connect,
+        client: Client,
+        assigned: Option<String>,
+    ) -> Result<proto::Accepted, ConnectRefusal> {
         let will = connect.will.as_deref().map(mqtt::will_of);
         if let Some(will) = &will {
             let left = self.shared.engine.may_leave_will(&client.id, will);

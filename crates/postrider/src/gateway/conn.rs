@@ -4,7 +4,7 @@ use super::transport::Transport;
 use super::{Protocol, TRANSIENT};
 use postrider_core::id::{Seq, UnixMillis};
 use postrider_core::model::Content;
-use postrider_core::port::{LiveTarget, Position};
+use postrider_core::port::{ConnectionRef, LiveTarget, Position};
 use postrider_core::topics::SessionNo;
 use postrider_proto::Millis;
 use std::collections::VecDeque;
@@ -55,6 +55,17 @@ pub struct Busy {
     pub blocked_since: Option<Millis>,
     pub budget: Option<Budget>,
     pub goodbye_expiry_secs: Option<u32>,
+    /// A sign-in that waits for the client's older connection to leave.
+    pub parked: Option<Box<Parked>>,
+    /// The newer connection that waits for this one to leave.
+    pub successor: Option<ConnectionRef>,
+}
+
+/// A sign-in that was checked, and by whom.
+pub struct Parked {
+    pub connect: postrider_proto::Connect,
+    pub client: postrider_core::session::Client,
+    pub assigned: Option<String>,
 }
 
 /// A live message that waits for the window.
@@ -131,6 +142,8 @@ impl Conn {
                 && b.blocked_since.is_none()
                 && b.budget.is_none()
                 && b.goodbye_expiry_secs.is_none()
+                && b.parked.is_none()
+                && b.successor.is_none()
         };
         self.busy.take_if(is_quiet);
     }

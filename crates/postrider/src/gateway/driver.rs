@@ -488,6 +488,10 @@ impl Driver {
         self.shared.engine.disconnect(session, at, detach);
         // It counts as signed in until its socket is gone.
         tracing::debug!(%peer, session, "a session was left");
+        let successor = self.conn(slot).and_then(|c| c.busy.as_mut()?.successor.take());
+        if let Some(new) = successor {
+            self.post_to(new, Mail::Proceed(new));
+        }
     }
 
     /// Ends a connection here and now.
@@ -547,6 +551,12 @@ impl Driver {
                 Mail::Wake(at) => self.wake(at),
                 Mail::Live(live, targets) => self.deliver_live_mail(&live, targets),
                 Mail::Close(at, why) => self.farewell(at, why),
+                Mail::Succeed { old, new } => self.make_way(old, new),
+                Mail::Proceed(at) => {
+                    if self.find(at).is_some() {
+                        self.guarded(at.slot, |d| d.proceed(at.slot));
+                    }
+                }
                 Mail::Reply(at, reply) => self.late_reply(at, reply),
                 Mail::Replies(replies) => {
                     replies.into_iter().for_each(|(at, reply)| self.late_reply(at, reply))
@@ -574,6 +584,28 @@ impl Driver {
                 Farewell::SessionEnded => Goodbye::SessionExpired,
             };
             self.say_goodbye(at.slot, goodbye);
+        }
+    }
+
+    /// An older connection of a client leaves for a newer one, which is told when it has: at once, or when the last commit
+    /// for it has come.
+    fn make_way(&mut self, old: ConnectionRef, new: ConnectionRef) {
+        match self.find(old).filter(|c| c.session.is_some()) {
+            Some(conn) => {
+                let earlier = conn.busy().successor.replace(new);
+                self.say_goodbye(old.slot, Goodbye::TakenOver);
+                // Two wait for the same: the earlier one goes on as it can, and the later one takes over from it.
+                if let Some(earlier) = earlier {
+                    self.post_to(earlier, Mail::Proceed(earlier));
+                }
+            }
+            None => self.post_to(new, Mail::Proceed(new)),
+        }
+    }
+
+    pub(super) fn post_to(&self, connection: ConnectionRef, mail: Mail) {
+        if let Some(worker) = self.workers.get(usize::from(connection.shard)) {
+            worker.post(mail);
         }
     }
 

@@ -12,6 +12,13 @@ pub enum Mail {
     Wake(ConnectionRef),
     Live(Live, Vec<LiveTarget>),
     Close(ConnectionRef, Farewell),
+    /// The first is taken over by the second: it leaves, and then tells.
+    Succeed {
+        old: ConnectionRef,
+        new: ConnectionRef,
+    },
+    /// The older connection has left.
+    Proceed(ConnectionRef),
     /// An answer that had to wait for the store.
     Reply(ConnectionRef, Reply),
     Replies(Vec<(ConnectionRef, Reply)>),
