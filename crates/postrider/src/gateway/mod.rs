@@ -32,7 +32,7 @@ use prometheus_client::metrics::family::Family;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 /// Marks the token of a delivery that has no inbox entry.
@@ -138,7 +138,6 @@ pub struct Gateway {
     shared: Arc<Shared>,
     threads: Vec<std::thread::JoinHandle<()>>,
     next: AtomicUsize,
-    accepted_elsewhere: AtomicU64,
 }
 
 impl Gateway {
@@ -164,8 +163,8 @@ impl Gateway {
             std::thread::Builder::new().name(name).spawn(move || driver.run())
         };
         let threads = drivers.into_iter().map(spawn).collect::<io::Result<Vec<_>>>()?;
-        let (next, accepted_elsewhere) = (AtomicUsize::new(0), AtomicU64::new(0));
-        Ok(Gateway { workers, shared, threads, next, accepted_elsewhere })
+        let next = AtomicUsize::new(0);
+        Ok(Gateway { workers, shared, threads, next })
     }
 
     /// Takes over a socket that began as HTTP, with the bytes already read from it.
@@ -177,7 +176,6 @@ impl Gateway {
     ) -> io::Result<()> {
         stream.set_nonblocking(true)?;
         stream.set_nodelay(true)?;
-        self.accepted_elsewhere.fetch_add(1, Ordering::Relaxed);
         let stream = mio::net::TcpStream::from_std(stream);
         let incoming = Incoming { stream, peer, speaks: Speaks::MqttOverWebSocket, first };
         let worker = self.next.fetch_add(1, Ordering::Relaxed) % self.workers.0.len();
