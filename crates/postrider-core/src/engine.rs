@@ -116,14 +116,25 @@ impl Engine {
 
     /// Deletes a device: its deliveries end `erased`, its connection is closed, its session goes.
     pub fn delete_device(&self, at: DeviceRef, done: Done) {
+        self.leave_hub(at);
+        let engine = self.clone();
+        let done: Done = Box::new(move |outcomes| {
+            // Who was signing in at that moment has a session of a device that is no more.
+            if outcomes.is_ok() {
+                engine.leave_hub(at);
+            }
+            done(outcomes);
+        });
         let now = self.clock.now();
+        self.store.submit(vec![crate::command::Command::DeleteDevice { at, now }], done);
+    }
+
+    fn leave_hub(&self, at: DeviceRef) {
         self.revoke(at);
         let mut hub = self.hub_mut();
         if let Some(no) = hub.apps.get(&at.app).and_then(|a| a.devices.get(&at.device)).copied() {
             hub.connected -= usize::from(hub.get(no).is_some_and(|s| s.connection.is_some()));
             hub.remove(no);
         }
-        drop(hub);
-        self.store.submit(vec![crate::command::Command::DeleteDevice { at, now }], done);
     }
 }

@@ -125,9 +125,18 @@ impl Engine {
     /// Attaches a connection to the client's session; an older connection of the same client is closed.
     pub fn connect(&self, attach: Attach) -> Result<Attached, SignInError> {
         let now = self.clock.now();
-        let registered = attach.client.device.is_some() && self.is_registered(&attach.client);
         let expiry_secs = attach.expiry_secs.min(self.limits.session_expiry_max_secs);
         let mut hub = self.hub_mut();
+        // Looked at with the hub in hand: who deletes a device takes its session away after that, so this one is seen there.
+        let secret = match attach.client.device {
+            Some(device) => {
+                let known = self.store.sign_in(DeviceRef { app: attach.client.app, device });
+                // Deleted since the credentials were checked: the next attempt is told so.
+                known.ok_or(SignInError::Unavailable)?.secret_hash
+            }
+            None => None,
+        };
+        let registered = secret.is_some();
         let Attach { client, connection, clean, will, .. } = attach;
         let existing = hub.find(client.app, &client.id);
         let old_connection = existing.and_then(|no| hub.get(no)?.connection);
@@ -189,11 +198,6 @@ impl Engine {
             }
         }
         Ok(Attached { session: no, present: resumes, expiry_secs, saved })
-    }
-
-    fn is_registered(&self, client: &Client) -> bool {
-        let at = client.device.map(|device| DeviceRef { app: client.app, device });
-        at.and_then(|at| self.store.sign_in(at)).is_some_and(|s| s.secret_hash.is_some())
     }
 
     /// The connection ended. Nothing happens if another one has taken the session over meanwhile.
