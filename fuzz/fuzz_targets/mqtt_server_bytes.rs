@@ -55,6 +55,7 @@ fuzz_target!(|data: &[u8]| {
             dup: false,
             subscription_ids: &[],
             expiry_left_secs: None,
+            cursor: None,
         };
         connection.handle_deliver(&mut fanned, how, 0, &mut Vec::new());
     }

@@ -106,6 +106,11 @@ impl Engine {
         self.hub().connected
     }
 
+    /// The live connection of a device.
+    pub fn connection_of(&self, at: DeviceRef) -> Option<ConnectionRef> {
+        self.hub().by_device(at).and_then(|s| s.connection)
+    }
+
     /// The live connection of a device is closed: it was deleted, or its secret was changed.
     pub fn revoke(&self, at: DeviceRef) {
         let connection = self.hub().by_device(at).and_then(|s| s.connection);

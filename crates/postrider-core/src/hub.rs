@@ -35,6 +35,8 @@ pub(crate) struct AppHub {
     pub clients: HashMap<Arc<str>, SessionNo, rustc_hash::FxBuildHasher>,
     pub devices: FxHashMap<DeviceNo, SessionNo>,
     pub topics: Topics,
+    /// Connections that wait for something to read, beside any session: polls.
+    pub waiting: FxHashMap<DeviceNo, Vec<ConnectionRef>>,
 }
 
 /// One session.
@@ -52,8 +54,10 @@ pub(crate) struct Session {
     pub known: bool,
     /// The store knows it: what it misses while away is kept.
     pub stored: bool,
-    /// QoS at which it takes pushes, where it does.
-    pub push_qos: Option<u8>,
+    /// QoS at which it subscribed to its inbox, where it did.
+    pub inbox_qos: Option<u8>,
+    /// Its connection speaks a protocol that takes pushes without a subscription.
+    pub takes_pushes: bool,
     /// How long it outlives its connection.
     pub expiry_secs: u32,
     /// When it ends, while it is away and only in memory.
@@ -61,12 +65,21 @@ pub(crate) struct Session {
     pub subscriptions: Vec<SessionSub>,
     pub will: Option<Box<crate::session::Will>>,
     pub saved: Option<Saved>,
+    /// What its last connection left was lost: with an earlier life of the server, or to a connection that could not use it.
+    pub state_lost: bool,
 }
 
 /// A session's own list of what it subscribes to: short, and the way to find its places in the index again.
 pub(crate) struct SessionSub {
     pub filter: Arc<str>,
     pub share: Option<Box<str>>,
+}
+
+impl Session {
+    /// QoS at which it takes pushes, where it does.
+    pub fn push_qos(&self) -> Option<u8> {
+        if self.takes_pushes { Some(1) } else { self.inbox_qos }
+    }
 }
 
 impl Hub {
@@ -110,12 +123,14 @@ impl Hub {
             registered,
             known: false,
             stored: false,
-            push_qos: None,
+            inbox_qos: None,
+            takes_pushes: false,
             expiry_secs: 0,
             ends_at: None,
             subscriptions: Vec::new(),
             will: None,
             saved: None,
+            state_lost: false,
         };
         let no = match self.free.pop() {
             Some(no) => {
@@ -176,6 +191,26 @@ impl Hub {
         }
     }
 
+    /// A connection waits for the device's inbox; false when `max` do already (L29).
+    pub(crate) fn wait(&mut self, at: DeviceRef, connection: ConnectionRef, max: usize) -> bool {
+        let waiting = self.app(at.app).waiting.entry(at.device).or_default();
+        let has_room = waiting.len() < max;
+        if has_room {
+            waiting.push(connection);
+        }
+        has_room
+    }
+
+    pub(crate) fn stop_waiting(&mut self, at: DeviceRef, connection: ConnectionRef) {
+        let all = &mut self.app(at.app).waiting;
+        if let Some(waiting) = all.get_mut(&at.device) {
+            waiting.retain(|c| *c != connection);
+            if waiting.is_empty() {
+                all.remove(&at.device);
+            }
+        }
+    }
+
     /// A session in memory that nobody is connected to ends at `ends_at`.
     pub(crate) fn let_idle(&mut self, no: SessionNo, ends_at: UnixMillis) {
         self.sessions[no as usize].ends_at = Some(ends_at);
@@ -193,7 +228,7 @@ impl Hub {
         let session = &mut self.sessions[no as usize];
         let app = session.app;
         if new.filter == crate::access::INBOX_TOPIC && new.share.is_none() {
-            session.push_qos = Some(new.qos);
+            session.inbox_qos = Some(new.qos);
         }
         let same = |s: &&SessionSub| *s.filter == new.filter && s.share.as_deref() == new.share.as_deref();
         let known = session.subscriptions.iter().find(same).map(|s| s.filter.clone());
@@ -221,7 +256,7 @@ impl Hub {
     pub(crate) fn unsubscribe(&mut self, no: SessionNo, share: Option<&str>, filter: &str) -> bool {
         let session = &mut self.sessions[no as usize];
         if filter == crate::access::INBOX_TOPIC && share.is_none() {
-            session.push_qos = None;
+            session.inbox_qos = None;
         }
         let place =
             session.subscriptions.iter().position(|s| &*s.filter == filter && s.share.as_deref() == share);
@@ -233,7 +268,7 @@ impl Hub {
 
     pub(crate) fn clear_subscriptions(&mut self, no: SessionNo) {
         let session = &mut self.sessions[no as usize];
-        session.push_qos = None;
+        session.inbox_qos = None;
         let app = session.app;
         for sub in std::mem::take(&mut session.subscriptions) {
             self.app(app).topics.unsubscribe(&sub.filter, sub.share.as_deref(), no);

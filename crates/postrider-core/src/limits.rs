@@ -40,6 +40,8 @@ pub struct Limits {
     pub idle_sessions_max: usize,
     /// Connects of one device in a minute (L33); 0: no limit.
     pub connects_per_minute_max: u32,
+    /// Polls of one device that wait at the same time (L29).
+    pub polls_per_device_max: usize,
     /// Delayed wills waiting.
     pub wills_max: usize,
     /// Reports: how long and how many are kept after a message ended.
@@ -74,6 +76,7 @@ impl Default for Limits {
             session_expiry_max_secs: 30 * DAY as u32,
             idle_sessions_max: 10_000,
             connects_per_minute_max: 15,
+            polls_per_device_max: 2,
             wills_max: 100_000,
             history_keep: Duration::from_secs(30 * DAY),
             history_max: 1_000_000,

@@ -339,6 +339,8 @@ pub enum KeyScope {
     Read,
     /// Make apps and keys.
     Admin,
+    /// Register new devices within one app, and nothing else: for a page or an app that everybody can look into.
+    Register,
 }
 
 /// A key of an app (or of the platform), as it is kept: never the key itself.

@@ -39,6 +39,8 @@ pub struct Attach {
     pub clean: bool,
     pub expiry_secs: u32,
     pub will: Option<Will>,
+    /// The protocol hands pushes over without a subscription to the inbox.
+    pub takes_pushes: bool,
 }
 
 /// A session attached to a connection.
@@ -49,6 +51,8 @@ pub struct Attached {
     pub expiry_secs: u32,
     /// What the protocol left with it.
     pub saved: Option<Saved>,
+    /// There was more, and it was lost: the client may remember what the server does not.
+    pub state_lost: bool,
 }
 
 /// How a connection ended.
@@ -98,6 +102,14 @@ impl Engine {
         Ok(Client { app, id: device.to_owned(), device: Some(at.device) })
     }
 
+    /// A device whose credentials were checked elsewhere: a token that the app's server or this one signed.
+    pub fn sign_in_by_token(&self, app: AppNo, device: &str) -> Result<Client, SignInError> {
+        let at = self.store.device_by_id(app, device);
+        let registered = |at: &DeviceRef| self.store.sign_in(*at).is_some_and(|s| s.secret_hash.is_some());
+        let at = at.filter(registered).ok_or(SignInError::BadCredentials)?;
+        Ok(Client { app, id: device.to_owned(), device: Some(at.device) })
+    }
+
     /// An anonymous client. A name that belongs to a registered device is not to be had without its secret.
     pub fn sign_in_anonymous(&self, app: AppNo, name: &str) -> Result<Client, SignInError> {
         if !self.access.anonymous {
@@ -137,7 +149,7 @@ impl Engine {
             None => None,
         };
         let registered = secret.is_some();
-        let Attach { client, connection, clean, will, .. } = attach;
+        let Attach { client, connection, clean, will, takes_pushes, .. } = attach;
         let existing = hub.find(client.app, &client.id);
         let old_connection = existing.and_then(|no| hub.get(no)?.connection);
         let old_will =
@@ -166,9 +178,13 @@ impl Engine {
         hub.keep_awake(no);
         let session = &mut hub.sessions[no as usize];
         session.connection = Some(connection);
+        session.takes_pushes = takes_pushes;
         session.expiry_secs = expiry_secs;
         session.will = will.map(Box::new);
         let saved = session.saved.take();
+        // A connection of another protocol can make nothing of it, and leaves nothing.
+        let state_lost = session.state_lost && saved.is_none();
+        session.state_lost = takes_pushes && (state_lost || saved.is_some());
         // A session with nothing in it, of a connection that ended without a goodbye, is told as a new one: perhaps its client
         // never heard of it, and would take it for an older one that it remembers, with the subscriptions of that one.
         let is_known = session.known || saved.is_some() || !session.subscriptions.is_empty();
@@ -197,7 +213,22 @@ impl Engine {
                 self.publish_will(client.app, &client.id, &will);
             }
         }
-        Ok(Attached { session: no, present: resumes, expiry_secs, saved })
+        Ok(Attached { session: no, present: resumes, expiry_secs, saved, state_lost })
+    }
+
+    /// A poll waits on this connection until something is put into the device's inbox; false when too many do (L29).
+    /// Look into the inbox after this, not before: then nothing slips in between.
+    pub fn wait(&self, at: DeviceRef, connection: ConnectionRef) -> bool {
+        self.hub_mut().wait(at, connection, self.limits.polls_per_device_max)
+    }
+
+    /// Whether something lies in the device's inbox behind that place.
+    pub fn has_pending(&self, at: DeviceRef, position: Position) -> bool {
+        !self.store.pending(at, position, 1, self.clock.now()).is_empty()
+    }
+
+    pub fn stop_waiting(&self, at: DeviceRef, connection: ConnectionRef) {
+        self.hub_mut().stop_waiting(at, connection);
     }
 
     /// The connection ended. Nothing happens if another one has taken the session over meanwhile.
@@ -423,6 +454,7 @@ impl Engine {
             subscriptions.iter().for_each(|s| _ = hub.subscribe(no, s));
             let s = &mut hub.sessions[no as usize];
             s.stored = true;
+            s.state_lost = true;
             s.expiry_secs = session.expiry_secs;
             // Nobody is connected: those who were when the server ended have left now.
             if session.left_at.is_none() {

@@ -10,6 +10,7 @@
 //! - some events want an answer: it comes back by `handle_reply`, in the order of the events;
 //! - `next_timeout` says when to call `handle_timeout`, at the latest.
 
+pub mod json;
 pub mod mqtt;
 mod text;
 pub mod ws;
@@ -17,6 +18,9 @@ pub mod ws;
 pub use text::Text;
 
 use bytes::Bytes;
+
+/// The topic of a push: it is for the device itself, whatever it subscribes to.
+pub const PUSH_TOPIC: &str = "$push/inbox";
 
 /// Milliseconds on a monotonic clock of the caller's; only differences matter.
 pub type Millis = u64;
@@ -78,6 +82,10 @@ pub enum Event {
     Acked { delivery: u64 },
     /// The peer refused a delivery for ever (PUBACK or PUBREC with a reason ≥ 0x80).
     Refused { delivery: u64, code: u8 },
+    /// What became of a message on the device: its id, and `displayed`, `clicked` and so on. Answer: [`Reply::Publish`].
+    Receipt { token: u32, id: Text, step: Text },
+    /// The peer asks whether we are there, and for the time. Answer: [`Reply::Ping`].
+    Ping,
     /// The peer said goodbye in order. `with_will`: publish the will all the same (MQTT 5, 0x04).
     Disconnect { with_will: bool, session_expiry_secs: Option<u32> },
 }
@@ -94,6 +102,10 @@ pub struct Connect {
     pub session_expiry_secs: u32,
     pub user: Option<Text>,
     pub password: Option<Bytes>,
+    /// In place of a name and a password: a token that says who it is.
+    pub token: Option<Text>,
+    /// Pushes are taken without a subscription to [`PUSH_TOPIC`].
+    pub takes_pushes: bool,
     pub will: Option<Box<Will>>,
     pub keepalive_secs: u16,
 }
@@ -169,6 +181,10 @@ pub enum Reply {
         token: u32,
         existed: Vec<bool>,
     },
+    Ping {
+        /// Milliseconds since 1970.
+        time_ms: u64,
+    },
 }
 
 /// A sign-in granted.
@@ -181,6 +197,19 @@ pub struct Accepted {
     pub session_expiry_secs: Option<u32>,
     /// The in-flight state that the session's last connection left behind.
     pub inflight: Option<Box<mqtt::Inflight>>,
+    /// For protocols that greet.
+    pub welcome: Option<Box<Welcome>>,
+}
+
+/// What a peer that is let in may be told.
+#[derive(Debug)]
+pub struct Welcome {
+    pub app: Text,
+    pub device: Text,
+    /// Milliseconds since 1970.
+    pub time_ms: u64,
+    /// What it can sign in with next time, and until when.
+    pub ticket: Option<(Text, u64)>,
 }
 
 /// A sign-in refused; each is a CONNACK code of every level.
@@ -245,6 +274,38 @@ pub struct Deliver<'a> {
     pub subscription_ids: &'a [u32],
     /// What is left of the message's life, where it has an expiry.
     pub expiry_left_secs: Option<u32>,
+    /// Where in its inbox the peer is with this one; live messages are in no inbox.
+    pub cursor: Option<Cursor>,
+}
+
+/// A place in a device's inbox: behind which urgent delivery, and behind which other. The epoch names the store's history;
+/// in another one the numbers mean nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cursor {
+    pub epoch: u64,
+    pub urgent: u64,
+    pub normal: u64,
+}
+
+impl std::fmt::Display for Cursor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:x}-{}-{}", self.epoch, self.urgent, self.normal)
+    }
+}
+
+impl std::str::FromStr for Cursor {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Cursor, ()> {
+        let mut parts = text.split('-');
+        let (epoch, urgent, normal) = (parts.next(), parts.next(), parts.next());
+        let plain = text.bytes().all(|b| b.is_ascii_hexdigit() || b == b'-');
+        let cursor = (|| {
+            let epoch = u64::from_str_radix(epoch?, 16).ok()?;
+            Some(Cursor { epoch, urgent: urgent?.parse().ok()?, normal: normal?.parse().ok()? })
+        })();
+        cursor.filter(|_| plain && parts.next().is_none()).ok_or(())
+    }
 }
 
 /// What became of a [`Deliver`].

@@ -301,6 +301,8 @@ impl Server {
                 self.want_drain(link);
             }
             Event::Publish { token, publish } => self.publish(link, token, publish, t),
+            // Not of MQTT.
+            Event::Receipt { .. } | Event::Ping => {}
             Event::Subscribe { token, filters, .. } => self.subscribe(link, token, &filters),
             Event::Unsubscribe { token, filters } => {
                 let existed = vec![false; filters.len()];
@@ -337,6 +339,7 @@ impl Server {
             clean: connect.clean_start,
             expiry_secs: connect.session_expiry_secs,
             will: None,
+            takes_pushes: false,
         };
         let first_token = if connect.clean_start { 0 } else { self.engine.chance.bits128() as u32 };
         let attached = self.engine.connect(attach).map_err(|_| proto::ConnectRefusal::RateExceeded)?;
@@ -357,7 +360,10 @@ impl Server {
             );
         }
         let inflight = attached.saved.and_then(|saved| saved.downcast::<Inflight>().ok());
-        let somewhere = || Inflight::starting_at((first_token as u16).max(1));
+        let first_id = (first_token as u16).max(1);
+        let lost = attached.state_lost;
+        let somewhere =
+            || if lost { Inflight::after_loss(first_id) } else { Inflight::starting_at(first_id) };
         // A 3.1 client cannot be told that its session is gone, and may still hold ids.
         let may_hold = attached.present || (connect.level == 3 && !connect.clean_start);
         let inflight = inflight.or_else(|| may_hold.then(somewhere));
@@ -590,13 +596,17 @@ impl Server {
             dup: d.sent_before,
             subscription_ids: &[],
             expiry_left_secs: None,
+            cursor: None,
         };
         let before = conn.out.len();
         let delivered = conn.protocol.handle_deliver(&mut fanned(&d.content), how, t.now, &mut conn.out);
         let end = match delivered {
             Delivered::Written => {
-                // A PUBREL for what the peer has already is no transmission.
-                if conn.out.get(before).is_some_and(|first| first >> 4 == 3) {
+                // A PUBREL, for what the peer has already or to free an id, is no transmission.
+                let written = conn.out.get(before..).unwrap_or_default();
+                let behind_release =
+                    if written.first() == Some(&0x62) { written.get(4) } else { written.first() };
+                if behind_release.is_some_and(|first| first >> 4 == 3) {
                     note_sending(conn.at, (link, durable), &d, &self.engine.access, t);
                 }
                 if how.qos != Qos::AtMostOnce {
@@ -638,6 +648,7 @@ impl Server {
             dup: false,
             subscription_ids: &[],
             expiry_left_secs: None,
+            cursor: None,
         };
         conn.protocol.handle_deliver(&mut fanned(content), how, t.now, &mut conn.out);
     }

@@ -2,9 +2,10 @@
 
 use crate::bootstrap::{self, NewKeys};
 use crate::config::Config;
-use crate::gateway::listener::{self, Speaks};
+use crate::gateway::listener::{self, Listens};
 use crate::gateway::{Gateway, GatewayConfig, GatewayMetrics};
 use crate::platform::{OsChance, SteadyClock};
+use crate::tokens::Tokens;
 use crate::{api, http, platform, tls};
 use postrider_core::Engine;
 use postrider_core::id::AppNo;
@@ -78,7 +79,9 @@ pub fn serve(
     let as_port: Arc<dyn Store> = store.clone();
     let engine = Engine::new(as_port, config.core_limits(), config.core_access(), clock, chance);
     let metrics = GatewayMetrics::default();
-    let (gateway, mqtt, mqtt_tls) = start_gateway(&config, &engine, app, &metrics)?;
+    let issuer = config.issuer(|id| store.app_by_id(id)).map_err(ServeError::Config)?;
+    let tokens = Arc::new(Tokens::new(issuer, &OsChance));
+    let (gateway, mqtt, mqtt_tls) = start_gateway(&config, &engine, tokens, app, &metrics)?;
     let gateway = Arc::new(gateway);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(config.http_workers())
@@ -138,6 +141,7 @@ fn report_gaps(store: &dyn Store) {
 fn start_gateway(
     config: &Config,
     engine: &Engine,
+    tokens: Arc<Tokens>,
     app: AppNo,
     metrics: &GatewayMetrics,
 ) -> Result<(Gateway, SocketAddr, Option<SocketAddr>), ServeError> {
@@ -147,7 +151,7 @@ fn start_gateway(
         listener::bind(address, workers).map_err(|why| ServeError::Listen { what, address, why })
     };
     let (mqtt, plain) = bind("listen.mqtt", config.listen.mqtt)?;
-    let mut by_worker: Vec<Vec<_>> = plain.into_iter().map(|l| vec![(l, Speaks::Mqtt)]).collect();
+    let mut by_worker: Vec<Vec<_>> = plain.into_iter().map(|l| vec![(l, Listens::Mqtt)]).collect();
     let mut mqtt_tls = None;
     if let Some(address) = config.listen.mqtt_tls {
         let (certificate, key) = config.tls.files().map_err(ServeError::Tls)?;
@@ -155,10 +159,10 @@ fn start_gateway(
         let (bound, listeners) = bind("listen.mqtt_tls", address)?;
         mqtt_tls = Some(bound);
         for (mine, listener) in by_worker.iter_mut().zip(listeners) {
-            mine.push((listener, Speaks::MqttTls(server.clone())));
+            mine.push((listener, Listens::MqttTls(server.clone())));
         }
     }
-    let gateway = Gateway::start(engine.clone(), settings, metrics.clone(), by_worker)?;
+    let gateway = Gateway::start(engine.clone(), tokens, settings, metrics.clone(), by_worker)?;
     Ok((gateway, mqtt, mqtt_tls))
 }
 
@@ -181,15 +185,9 @@ impl Web {
         let changed = Arc::new(tokio::sync::Notify::new());
         let notify = changed.clone();
         store.watch_events().on_new(move |_| notify.notify_waiters());
-        // A request that upgrades after the stop began finds nobody to take it: the socket just closes.
-        let adopter = Arc::downgrade(gateway);
-        let adopt: http::Adopt = Arc::new(move |stream, peer, first| {
-            let Some(gateway) = adopter.upgrade() else { return };
-            if let Err(error) = gateway.adopt(stream, peer, first) {
-                tracing::warn!(%error, "a WebSocket could not be handed to the gateway");
-            }
-        });
-        let api = api::Api::new(engine.clone(), app, changed, config.api_limits(), adopt);
+        let door = Arc::new(Arc::downgrade(gateway));
+        let tokens = gateway.tokens();
+        let api = api::Api::new(engine.clone(), app, changed, config.api_limits(), tokens, door);
         let counts = Arc::downgrade(gateway);
         let connections = move || counts.upgrade().map_or((0, 0), |g| g.counts());
         let ops = api::health::Ops::new(engine.clone(), api.metrics.clone(), metrics.clone(), connections);

@@ -4,35 +4,72 @@
 //! does not read. Each connection notes its progress in a few atomics, and its own task looks at them once in a while:
 //! no timer is touched per request. Bodies have their own clock where they are read (`api/json.rs`).
 
-use crate::api::Api;
 use crate::api::auth::{Peer, network};
 use crate::api::error::{ApiError, Code};
+use crate::gateway::GiveBack;
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{Extension, Request, State};
-use axum::http::{HeaderValue, StatusCode, Version, header};
+use axum::http::{HeaderMap, HeaderValue, Request, Version, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
+use http_body_util::BodyExt;
 use hyper::body::{Frame, Incoming, SizeHint};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::{self, upgrade};
-use postrider_proto::ws::{Handshake, HandshakeError};
 use std::collections::HashMap;
+use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tower::ServiceExt;
 
-/// Takes over a socket that became a WebSocket, with the bytes already read from it.
-pub type Adopt = Arc<dyn Fn(std::net::TcpStream, SocketAddr, Bytes) + Send + Sync>;
+/// In the extensions of an answer: there is none, the socket goes elsewhere. Of HTTP/1.1 only.
+#[derive(Clone)]
+pub struct Takeover(Arc<Mutex<Option<Take>>>);
+
+type Take = Box<dyn FnOnce(Freed) + Send>;
+
+impl Takeover {
+    pub fn new(take: impl FnOnce(Freed) + Send + 'static) -> Takeover {
+        Takeover(Arc::new(Mutex::new(Some(Box::new(take)))))
+    }
+}
+
+/// A socket whose request was read, and whose answer was not begun.
+pub struct Freed {
+    pub stream: std::net::TcpStream,
+    pub peer: SocketAddr,
+    /// Those that the answer would have had.
+    pub headers: HeaderMap,
+    server: Arc<Server>,
+}
+
+impl Freed {
+    /// How the socket comes back: the request is answered with what `answer` brings, and the connection goes on.
+    pub fn split<F>(
+        self,
+        answer: impl FnOnce() -> F + Send + 'static,
+    ) -> (std::net::TcpStream, SocketAddr, GiveBack)
+    where
+        F: Future<Output = Response> + Send + 'static,
+    {
+        let Freed { stream, peer, headers, server } = self;
+        let runtime = tokio::runtime::Handle::current();
+        let give_back = move |stream| {
+            let continued = server.go_on(stream, peer, headers, answer);
+            runtime.spawn(continued);
+        };
+        (stream, peer, Box::new(give_back))
+    }
+}
 
 /// Settings of a listener.
 #[derive(Clone, Debug)]
@@ -89,14 +126,14 @@ pub async fn serve(
     listener.set_nonblocking(true)?;
     let listener = tokio::net::TcpListener::from_std(listener)?;
     let stopping = stop.clone();
-    let server = Arc::new(Server { builder: builder(&config), router, config, stopping });
     let seats = Arc::new(Seats::default());
+    let server = Arc::new(Server { builder: builder(&config), router, config, stopping, seats });
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
             () = raised(&mut stop) => break,
             accepted = listener.accept() => match accepted {
-                Ok((stream, peer)) => match seats.take(peer.ip(), &server.config) {
+                Ok((stream, peer)) => match server.seats.take(peer.ip(), &server.config) {
                     Some(seat) => _ = connections.spawn(server.clone().converse(stream, peer, seat)),
                     None => turn_away(&stream),
                 },
@@ -195,6 +232,7 @@ struct Server {
     router: Router,
     config: HttpConfig,
     stopping: watch::Receiver<bool>,
+    seats: Arc<Seats>,
 }
 
 impl Server {
@@ -202,12 +240,14 @@ impl Server {
     async fn converse(self: Arc<Self>, stream: TcpStream, peer: SocketAddr, seat: Seat) {
         _ = stream.set_nodelay(true);
         let progress = Arc::new(Progress::new());
+        let stream = Arc::new(stream);
+        let socket = Arc::downgrade(&stream);
         let io = TokioIo::new(Watched { stream, progress: progress.clone() });
         let service = hyper::service::service_fn({
             let (server, progress) = (self.clone(), progress.clone());
             move |request| server.clone().respond(request, peer, progress.clone())
         });
-        let mut conversation = pin!(self.builder.serve_connection_with_upgrades(io, service));
+        let mut conversation = Box::pin(self.builder.serve_connection_with_upgrades(io, service));
         let mut stopping = self.stopping.clone();
         let config = &self.config;
         let look = (config.head_time_max.min(config.idle_max).min(config.write_stall_max) / 4)
@@ -220,6 +260,12 @@ impl Server {
                         tracing::debug!(%peer, %error, "an HTTP connection ended badly");
                     }
                     break;
+                }
+                () = progress.taken.notified() => {
+                    drop(seat);
+                    let stream = socket.upgrade();
+                    drop(conversation);
+                    return self.hand_over(stream, peer, &progress);
                 }
                 () = tokio::time::sleep(look) => match progress.verdict(config) {
                     Verdict::Fine => {}
@@ -236,6 +282,32 @@ impl Server {
             }
         }
         drop(seat);
+    }
+
+    /// The conversation is over, and its socket is given to whom its last answer named.
+    fn hand_over(self: Arc<Self>, stream: Option<Arc<TcpStream>>, peer: SocketAddr, progress: &Progress) {
+        let take = progress.take.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let stream = stream.and_then(Arc::into_inner).and_then(|s| s.into_std().ok());
+        if let (Some((take, headers)), Some(stream)) = (take, stream) {
+            take(Freed { stream, peer, headers, server: self });
+        }
+    }
+
+    /// Answers the request that a socket was taken over with, and serves the connection on.
+    async fn go_on<F: Future<Output = Response>>(
+        self: Arc<Self>,
+        stream: std::net::TcpStream,
+        peer: SocketAddr,
+        headers: HeaderMap,
+        answer: impl FnOnce() -> F,
+    ) {
+        let Ok(mut stream) = TcpStream::from_std(stream) else { return };
+        let Some(seat) = self.seats.take(peer.ip(), &self.config) else { return turn_away(&stream) };
+        let Ok(whole) = on_the_wire(answer().await, &headers).await else { return };
+        let written = tokio::time::timeout(self.config.write_stall_max, stream.write_all(&whole)).await;
+        if written.is_ok_and(|w| w.is_ok()) {
+            self.converse(stream, peer, seat).await;
+        }
     }
 
     async fn respond(
@@ -257,11 +329,42 @@ impl Server {
             },
             Err(error) => error.into_response(),
         };
+        if let Some(takeover) = response.extensions_mut().remove::<Takeover>() {
+            match takeover
+                .0
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .take()
+                .filter(|_| progress.is_at_end())
+            {
+                Some(take) => progress.free(take, std::mem::take(response.headers_mut())),
+                // It did not wait for its answer with the next request, which would be lost with the buffer it is in.
+                None => response = ApiError::from(Code::Unavailable).into_response(),
+            }
+            if progress.is_taken() {
+                // Dropped with the conversation.
+                std::future::pending::<()>().await;
+            }
+        }
         if last {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         Ok(response.map(|body| Guarded { body, _underway: underway }))
     }
+}
+
+/// An answer as HTTP/1.1 has it, with the headers that it does not have itself.
+async fn on_the_wire(answer: Response, more: &HeaderMap) -> Result<Vec<u8>, axum::Error> {
+    let (parts, body) = answer.into_parts();
+    let body = body.collect().await?.to_bytes();
+    let mut whole = format!("HTTP/1.1 {}\r\n", parts.status).into_bytes();
+    let others = more.iter().filter(|(name, _)| !parts.headers.contains_key(*name));
+    for (name, value) in parts.headers.iter().chain(others).filter(|(n, _)| *n != header::CONTENT_LENGTH) {
+        whole.extend([name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"].concat());
+    }
+    whole.extend(format!("content-length: {}\r\n\r\n", body.len()).as_bytes());
+    whole.extend(body);
+    Ok(whole)
 }
 
 /// What hyper leaves to its user (H83).
@@ -295,7 +398,6 @@ fn check_head<B>(request: &Request<B>, config: &HttpConfig) -> Result<(), ApiErr
 }
 
 /// How far a connection is; times are milliseconds since its begin, plus one, so that 0 means "not".
-#[derive(Debug)]
 struct Progress {
     start: Instant,
     requests: AtomicUsize,
@@ -305,6 +407,38 @@ struct Progress {
     idle_since: AtomicU64,
     head_since: AtomicU64,
     stalled_since: AtomicU64,
+    ends: Mutex<Ends>,
+    /// Who takes the socket, and with which headers.
+    take: Mutex<Option<(Take, HeaderMap)>>,
+    taken: Notify,
+}
+
+/// Where heads end in what was read since the last request.
+#[derive(Debug, Default)]
+struct Ends {
+    /// Of CR LF CR LF.
+    matched: u8,
+    heads: u32,
+    /// The request that is under way came alone, to its last byte.
+    is_alone: bool,
+}
+
+impl Ends {
+    fn read(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.matched = match (self.matched, byte) {
+                (0 | 2 | 4, b'\r') => (self.matched % 4) + 1,
+                (1 | 3, b'\n') => self.matched + 1,
+                (_, b'\r') => 1,
+                _ => 0,
+            };
+            self.heads += u32::from(self.matched == 4);
+        }
+    }
+
+    fn begin(&mut self) {
+        *self = Ends { is_alone: self.heads == 1 && self.matched == 4, ..Ends::default() };
+    }
 }
 
 enum Verdict {
@@ -324,7 +458,28 @@ impl Progress {
             idle_since: AtomicU64::new(1),
             head_since: AtomicU64::new(0),
             stalled_since: AtomicU64::new(0),
+            ends: Mutex::default(),
+            take: Mutex::default(),
+            taken: Notify::new(),
         }
+    }
+
+    fn ends(&self) -> std::sync::MutexGuard<'_, Ends> {
+        self.ends.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Nothing was read behind the head of the request under way.
+    fn is_at_end(&self) -> bool {
+        self.ends().is_alone
+    }
+
+    fn free(&self, take: Take, headers: HeaderMap) {
+        *self.take.lock().unwrap_or_else(PoisonError::into_inner) = Some((take, headers));
+        self.taken.notify_one();
+    }
+
+    fn is_taken(&self) -> bool {
+        self.take.lock().unwrap_or_else(PoisonError::into_inner).is_some()
     }
 
     fn now(&self) -> u64 {
@@ -358,6 +513,9 @@ impl Progress {
         // In HTTP/2 any frame may come between requests; there the idle time alone counts.
         if self.requests.load(Relaxed) == 0 && !self.is_h2.load(Relaxed) {
             _ = self.head_since.compare_exchange(0, self.now(), Relaxed, Relaxed);
+            self.ends().read(bytes);
+        } else {
+            self.ends().is_alone = false;
         }
     }
 
@@ -377,6 +535,7 @@ impl Underway {
         progress.requests.fetch_add(1, Relaxed);
         progress.had_request.store(true, Relaxed);
         progress.head_since.store(0, Relaxed);
+        progress.ends().begin();
         Underway(progress.clone())
     }
 }
@@ -414,20 +573,23 @@ impl hyper::body::Body for Guarded {
     }
 }
 
-/// A socket that notes its progress.
+/// A socket that notes its progress. Held by the conversation alone, and looked up when the conversation gives it up.
 struct Watched {
-    stream: TcpStream,
+    stream: Arc<TcpStream>,
     progress: Arc<Progress>,
 }
 
 impl AsyncRead for Watched {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
-        ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
+        loop {
+            ready!(self.stream.poll_read_ready(cx))?;
+            match self.stream.try_read_buf(buf) {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                Err(e) => return Poll::Ready(Err(e)),
+                Ok(_) => break,
+            }
+        }
         if buf.filled().len() > before {
             self.progress.read(&buf.filled()[before..]);
         }
@@ -435,85 +597,61 @@ impl AsyncRead for Watched {
     }
 }
 
+impl Watched {
+    fn poll_send(
+        &self,
+        cx: &mut Context<'_>,
+        send: impl Fn(&TcpStream) -> io::Result<usize>,
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            match self.stream.poll_write_ready(cx) {
+                Poll::Ready(Ok(())) => {}
+                other => return other.map(|r| r.map(|()| 0)),
+            }
+            match send(&self.stream) {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                done => return Poll::Ready(done),
+            }
+        }
+    }
+}
+
 impl AsyncWrite for Watched {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let result = Pin::new(&mut self.stream).poll_write(cx, buf);
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let result = self.poll_send(cx, |stream| stream.try_write(buf));
         self.progress.wrote(&result);
         result
     }
 
     fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let result = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        let result = self.poll_send(cx, |stream| stream.try_write_vectored(bufs));
         self.progress.wrote(&result);
         result
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
+        true
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(socket2::SockRef::from(&*self.stream).shutdown(std::net::Shutdown::Write))
     }
 }
 
-/// `GET /mqtt`: the socket becomes a WebSocket that speaks MQTT, and leaves this server for the gateway. Who it is, MQTT asks.
-pub async fn upgrade_to_mqtt(
-    State(api): State<Api>,
-    peer: Option<Extension<Peer>>,
-    mut request: Request,
-) -> Result<Response, ApiError> {
-    let peer = peer.ok_or(Code::InvalidUpgrade)?.0.0;
-    let headers = request.headers().iter().map(|(name, value)| (name.as_str(), value.as_bytes()));
-    let handshake = Handshake::of(request.method().as_str(), headers, &["mqtt"]).map_err(|e| match e {
-        HandshakeError::Version => Code::WebSocketVersion.into(),
-        other => Code::InvalidUpgrade.because(format!("{other}.")),
-    })?;
-    // MQTT-6.0.0-3.
-    let subprotocol = handshake.subprotocol.ok_or_else(|| {
-        Code::InvalidUpgrade.at("Sec-WebSocket-Protocol", "The subprotocol `mqtt` is needed.")
-    })?;
-    check_origin(&request, &api.limits.origins)?;
-    let upgrade = hyper::upgrade::on(&mut request);
-    tokio::spawn(async move {
-        if let Err(error) = hand_over(upgrade, peer, api.adopt).await {
-            tracing::debug!(%peer, %error, "a WebSocket was not handed over");
-        }
-    });
-    let accept = HeaderValue::from_str(&handshake.accept).map_err(|_| Code::Internal)?;
-    let mut response = StatusCode::SWITCHING_PROTOCOLS.into_response();
-    let headers = response.headers_mut();
-    headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
-    headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
-    headers.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
-    headers.insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(subprotocol));
-    Ok(response)
-}
-
-/// A page may connect to the host that it came from, and where its origin is allowed (RFC 6455 §10.2). Others than
-/// browsers send no origin.
-fn check_origin(request: &Request, allowed: &[String]) -> Result<(), ApiError> {
-    let Some(origin) = request.headers().get(header::ORIGIN) else { return Ok(()) };
-    let origin = origin.to_str().map_err(|_| Code::ForeignOrigin)?;
-    let host = request.headers().get(header::HOST).and_then(|h| h.to_str().ok()).unwrap_or_default();
-    let own = origin.split_once("://").is_some_and(|(_, of)| of.eq_ignore_ascii_case(host));
-    let listed = allowed.iter().any(|a| a == "*" || a.eq_ignore_ascii_case(origin));
-    if own || listed { Ok(()) } else { Err(Code::ForeignOrigin.into()) }
-}
-
-async fn hand_over(upgrade: hyper::upgrade::OnUpgrade, peer: SocketAddr, adopt: Adopt) -> io::Result<()> {
+/// The socket of a connection that was upgraded, with the bytes already read from it.
+pub async fn upgraded(upgrade: hyper::upgrade::OnUpgrade) -> io::Result<(std::net::TcpStream, Bytes)> {
     let upgraded = upgrade.await.map_err(io::Error::other)?;
     let parts = upgrade::downcast::<TokioIo<Watched>>(upgraded)
         .map_err(|_| io::Error::other("the connection is not a plain socket"))?;
-    let stream = parts.io.into_inner().stream.into_std()?;
-    adopt(stream, peer, parts.read_buf);
-    Ok(())
+    let stream = Arc::into_inner(parts.io.into_inner().stream);
+    let stream = stream.ok_or_else(|| io::Error::other("the socket is still in use"))?;
+    Ok((stream.into_std()?, parts.read_buf))
 }

@@ -10,6 +10,7 @@ mod gateway;
 mod http;
 mod platform;
 mod tls;
+mod tokens;
 
 fn main() -> std::process::ExitCode {
     cli::run()

@@ -149,7 +149,12 @@ impl Engine {
         if payload.len() > limits.payload_bytes_max {
             return Err(AcceptError::TooLarge { bytes: payload.len(), max: limits.payload_bytes_max });
         }
-        let content = Arc::new(Content { topic: None, payload, properties: None });
+        // An envelope needs no word about what it is; raw bytes are not to be taken for one.
+        let raw = matches!(push.data, Some(PushData::Raw(_))).then(|| {
+            let content_type = Some("application/octet-stream".to_owned());
+            Box::new(ContentProperties { content_type, ..ContentProperties::default() })
+        });
+        let content = Arc::new(Content { topic: None, payload, properties: raw });
         if push.transient || ttl_secs == 0 {
             let targeted = self.send_live(app, &set, content);
             return Ok(Ready::Sent(Accepted { id, targeted, full: 0, repeated: false, transient: true }));

@@ -77,7 +77,7 @@ impl Engine {
         let Some(devices) = hub.apps.get(&app).map(|a| &a.devices) else { return 0 };
         let target = |no: u32| {
             let session = hub.get(*devices.get(&DeviceNo(no))?)?;
-            let (connection, qos) = (session.connection?, session.push_qos?);
+            let (connection, qos) = (session.connection?, session.push_qos()?);
             Some(LiveTarget { connection, qos: qos.min(1), retain: false, subscription_ids: Vec::new() })
         };
         let targets: Vec<LiveTarget> = set.iter().filter_map(target).collect();
@@ -133,14 +133,16 @@ fn concerned(command: &Command) -> Option<(AppNo, Concerned, Arc<Content>)> {
 }
 
 fn collect_wakes(hub: &Hub, app: AppNo, whom: &Concerned, wakes: &mut Vec<ConnectionRef>) {
-    let Some(devices) = hub.apps.get(&app).map(|a| &a.devices) else { return };
+    let Some(app) = hub.apps.get(&app) else { return };
     match whom {
         Concerned::Devices(list) => {
-            wakes.extend(list.iter().filter_map(|d| hub.get(*devices.get(d)?)?.connection));
+            wakes.extend(list.iter().filter_map(|d| hub.get(*app.devices.get(d)?)?.connection));
+            wakes.extend(list.iter().filter_map(|d| app.waiting.get(d)).flatten());
         }
         Concerned::Set(set) => {
-            let here = devices.iter().filter(|(device, _)| set.contains(device.0));
+            let here = app.devices.iter().filter(|(device, _)| set.contains(device.0));
             wakes.extend(here.filter_map(|(_, no)| hub.get(*no)?.connection));
+            wakes.extend(app.waiting.iter().filter(|(d, _)| set.contains(d.0)).flat_map(|(_, all)| all));
         }
     }
 }

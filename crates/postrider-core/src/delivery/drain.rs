@@ -26,6 +26,16 @@ pub struct Outgoing {
     pub sent_before: bool,
     /// Where the message has a life to tell of.
     pub expires_at: UnixMillis,
+    /// Where one is who has got this one too.
+    pub position: Position,
+}
+
+/// Whose inbox it is, and how it is read.
+struct Reader {
+    at: DeviceRef,
+    client: Arc<str>,
+    /// `None`: it has not asked for pushes.
+    push_qos: Option<u8>,
 }
 
 /// The disk does not give a content out: it and those behind it wait for the next drain, so that none is overtaken.
@@ -34,8 +44,16 @@ struct Unreadable;
 impl Engine {
     /// Takes up to `max` deliveries behind `position`, which moves along. Fewer than `max`: nothing more is there now.
     pub fn drain(&self, session: SessionNo, position: &mut Position, max: usize) -> Vec<Outgoing> {
-        let Some((at, client, push_qos)) = self.drainable(session) else { return Vec::new() };
-        let now = self.clock.now();
+        self.reader(session).map_or(Vec::new(), |reader| self.take(&reader, position, max))
+    }
+
+    /// The same for a device that reads its inbox without a session: it polls.
+    pub fn pull(&self, at: DeviceRef, device: &str, position: &mut Position, max: usize) -> Vec<Outgoing> {
+        self.take(&Reader { at, client: device.into(), push_qos: Some(1) }, position, max)
+    }
+
+    fn take(&self, reader: &Reader, position: &mut Position, max: usize) -> Vec<Outgoing> {
+        let (now, at) = (self.clock.now(), reader.at);
         let mut outgoing = Vec::new();
         // Asked for before the store is: an acknowledgement that is committed in between is found in one place or the other.
         let acked = self.acking.of(at);
@@ -51,7 +69,7 @@ impl Engine {
                 if acked.contains(&pending.seq) || lost {
                     continue;
                 }
-                match self.outgoing(at, &client, push_qos, pending, now) {
+                match self.outgoing(reader, pending, *position, now) {
                     Ok(one) => outgoing.extend(one),
                     Err(Unreadable) => {
                         *position = before;
@@ -66,20 +84,22 @@ impl Engine {
         outgoing
     }
 
-    fn drainable(&self, session: SessionNo) -> Option<(DeviceRef, Arc<str>, Option<u8>)> {
+    fn reader(&self, session: SessionNo) -> Option<Reader> {
         let hub = self.hub();
         let s = hub.get(session)?;
-        Some((DeviceRef { app: s.app, device: s.device? }, s.client.clone(), s.push_qos))
+        let at = DeviceRef { app: s.app, device: s.device? };
+        Some(Reader { at, client: s.client.clone(), push_qos: s.push_qos() })
     }
 
     fn outgoing(
         &self,
-        at: DeviceRef,
-        client: &str,
-        push_qos: Option<u8>,
+        reader: &Reader,
         pending: Pending,
+        position: Position,
         now: UnixMillis,
     ) -> Result<Option<Outgoing>, Unreadable> {
+        let Reader { at, client, push_qos } = reader;
+        let at = *at;
         let content = match self
             .contents
             .get(pending.seq)
@@ -88,7 +108,7 @@ impl Engine {
             Ok(content) => content,
             Err(StoreError::Corrupt(why)) => {
                 tracing::error!(
-                    device = client,
+                    device = &**client,
                     seq = pending.seq,
                     why,
                     "a damaged message is not delivered"
@@ -99,14 +119,14 @@ impl Engine {
             // Ended meanwhile: its content is gone.
             Err(StoreError::Missing) => return Ok(None),
             Err(error) => {
-                tracing::error!(device = client, seq = pending.seq, %error, "a message cannot be read now");
+                tracing::error!(device = &**client, seq = pending.seq, %error, "a message cannot be read now");
                 return Err(Unreadable);
             }
         };
         let qos = match &content.topic {
             // A push waits until the device subscribes to its inbox.
             None => match push_qos {
-                Some(qos) => qos,
+                Some(qos) => *qos,
                 None => return Ok(None),
             },
             Some(topic) if !self.access.may_receive(client, topic) && !seeded::is(Bug::ReplaySkipsGate) => {
@@ -123,6 +143,7 @@ impl Engine {
             subscription_ids: pending.subscription_ids,
             sent_before: pending.sent_before,
             expires_at: pending.expires_at,
+            position,
         }))
     }
 

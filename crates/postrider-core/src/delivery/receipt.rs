@@ -55,6 +55,31 @@ impl Engine {
         }
     }
 
+    /// Acknowledgements of a device that waits for the answer. `done` gets how many ended an open delivery of its inbox.
+    pub fn acknowledge(
+        &self,
+        at: DeviceRef,
+        seqs: &[Seq],
+        done: Box<dyn FnOnce(Result<usize, StoreError>) + Send>,
+    ) {
+        let step = |seq: &Seq| Progress {
+            device: at.device,
+            which: Which::Seq(*seq),
+            step: Step::Delivered,
+            reason: Reason::None,
+            sent_at: None,
+        };
+        // As with the acknowledgements of a connection: who looks into the inbox meanwhile does not find them any more.
+        let acked: Vec<(DeviceRef, Seq)> = seqs.iter().map(|seq| (at, *seq)).collect();
+        self.acking.begin(&acked);
+        let engine = self.clone();
+        let told = Box::new(move |taken| {
+            engine.acking.end(&acked);
+            done(taken);
+        });
+        self.progress(at.app, seqs.iter().map(step).collect(), told);
+    }
+
     fn store_acks(&self, app: AppNo, steps: Vec<Progress>, now: UnixMillis) {
         let engine = self.clone();
         let kept = steps.clone();
@@ -81,6 +106,12 @@ impl Engine {
         for (app, steps) in self.acking.take_put_off() {
             self.store_acks(app, steps, now);
         }
+    }
+
+    /// Handed to a device that polled.
+    pub fn sent_to(&self, at: DeviceRef, seqs: &[Seq]) {
+        let deliveries: Vec<_> = seqs.iter().map(|seq| (at.device, *seq)).collect();
+        self.store.sent(at.app, &deliveries, self.clock.now());
     }
 
     /// Written to a connection.
@@ -110,8 +141,16 @@ impl Engine {
             sent_at: None,
         };
         let allowed = receipts.iter().filter(|r| r.step == Step::Delivered || r.step.by_app());
-        let steps: Vec<Progress> = allowed.map(step).collect();
-        let command = Command::Progress { app: at.app, steps, now: self.clock.now() };
+        self.progress(at.app, allowed.map(step).collect(), done);
+    }
+
+    fn progress(
+        &self,
+        app: AppNo,
+        steps: Vec<Progress>,
+        done: Box<dyn FnOnce(Result<usize, StoreError>) + Send>,
+    ) {
+        let command = Command::Progress { app, steps, now: self.clock.now() };
         let done: Done = Box::new(move |outcomes| {
             done(outcomes.map(|o| match o.first() {
                 Some(Outcome::Progressed { taken }) => *taken,

@@ -192,7 +192,7 @@ impl ClientConnection {
         }
         let token = self.next_token;
         match self.inflight.reserve(token, packet.publish.qos, usize::from(self.window_max)) {
-            Reserved::New(id) => PublishFrame { id, ..frame }.write(bytes),
+            Reserved::New { id, .. } => PublishFrame { id, ..frame }.write(bytes),
             _ => return Err(ClientError::WindowFull),
         }
         self.next_token += 1;
@@ -385,8 +385,8 @@ impl ClientConnection {
         for (token, publish) in &self.unacked {
             // All were in one window before; a server that shrank it gets them all the same.
             let (id, dup) = match self.inflight.reserve(*token, publish.qos, usize::from(u16::MAX)) {
-                Reserved::New(id) => (id, false),
-                Reserved::Again(id) => (id, true),
+                Reserved::New { id, .. } => (id, false),
+                Reserved::Again { id, .. } => (id, true),
                 Reserved::Released | Reserved::WindowFull => continue,
             };
             let packet = PublishPacket { publish: publish.clone(), id, ..PublishPacket::default() };

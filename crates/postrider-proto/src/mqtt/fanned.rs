@@ -14,6 +14,8 @@ pub struct Fanned {
     /// By [`Shape`].
     frames: [Frame; Shape::COUNT],
     is_writable: bool,
+    /// The shared part of its JSON frame; empty until needed.
+    json: Vec<u8>,
 }
 
 /// Empty until needed: a PUBLISH is never empty.
@@ -52,7 +54,7 @@ pub(crate) struct Stamp {
 impl Fanned {
     pub fn new(publish: Publish) -> Self {
         let is_writable = is_writable(&publish);
-        Fanned { publish, frames: Default::default(), is_writable }
+        Fanned { publish, frames: Default::default(), is_writable, json: Vec::new() }
     }
 
     pub fn publish(&self) -> &Publish {
@@ -61,6 +63,14 @@ impl Fanned {
 
     pub fn into_publish(self) -> Publish {
         self.publish
+    }
+
+    /// What of its JSON frame all receivers share.
+    pub(crate) fn json_body(&mut self) -> &[u8] {
+        if self.json.is_empty() {
+            self.json = crate::json::body_of(&self.publish);
+        }
+        &self.json
     }
 
     /// Whether MQTT can carry it at all: its texts have at most 65,535 bytes.

@@ -48,6 +48,8 @@ impl State {
 struct Entry {
     delivery: u64,
     state: State,
+    /// The peer was told to let go of the id before; where that was lost with a connection, it is to be told again.
+    releases: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -69,15 +71,23 @@ pub struct Inflight {
     /// So many entries at the head are from an earlier connection: only they can be offered a second time.
     resumed: usize,
     inbound: Vec<Inbound>,
+    /// So many ids, from the next one on, may still be held by the peer as received (QoS 2) from a state that was lost.
+    unsure: u16,
 }
 
 /// What to do with a message that is to be sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Reserved {
-    /// Send it with this id.
-    New(u16),
-    /// Send it with this id, its old one, and DUP.
-    Again(u16),
+    /// Send it with this id; `release` it first.
+    New {
+        id: u16,
+        release: bool,
+    },
+    /// Send it with this id, its old one, and DUP; `release` it first.
+    Again {
+        id: u16,
+        release: bool,
+    },
     /// The peer has it already; PUBREL is on its way. Nothing to send.
     Released,
     WindowFull,
@@ -111,6 +121,27 @@ impl Inflight {
         Box::new(Inflight::new(first_id))
     }
 
+    /// The same where the client surely may: in time the ids come round to those that it holds, and it would take the
+    /// message under such an id for one that it has. So before each id's first use it is told to let go of it.
+    pub fn after_loss(first_id: u16) -> Box<Self> {
+        Box::new(Inflight { unsure: IDS as u16, ..Inflight::new(first_id) })
+    }
+
+    pub(crate) fn unsure(&self) -> u16 {
+        self.unsure
+    }
+
+    pub(crate) fn with_unsure(next_id: u16, unsure: u16) -> Self {
+        Inflight { unsure, ..Inflight::new(next_id) }
+    }
+
+    /// Whether the peer may hold the id that was given out just now.
+    fn use_up_unsure(&mut self) -> bool {
+        let was_unsure = self.unsure > 0;
+        self.unsure = self.unsure.saturating_sub(1);
+        was_unsure
+    }
+
     pub(crate) fn new(first_id: u16) -> Self {
         Inflight {
             outbound: VecDeque::new(),
@@ -119,6 +150,7 @@ impl Inflight {
             stale: 0,
             resumed: 0,
             inbound: Vec::new(),
+            unsure: 0,
         }
     }
 
@@ -177,9 +209,10 @@ impl Inflight {
         }
         let id = self.next_id();
         let state = if qos == Qos::ExactlyOnce { State::AwaitPubrec } else { State::AwaitPuback };
-        self.outbound.push_back(Entry { delivery, state });
+        let release = self.use_up_unsure() && qos == Qos::ExactlyOnce;
+        self.outbound.push_back(Entry { delivery, state, releases: release });
         self.live += 1;
-        Reserved::New(id)
+        Reserved::New { id, release }
     }
 
     fn reserve_again(&mut self, delivery: u64, max: usize) -> Option<Reserved> {
@@ -195,9 +228,10 @@ impl Inflight {
         }
         let entry = &mut self.outbound[index];
         entry.state = if entry.state == State::StaleQos2 { State::AwaitPubrec } else { State::AwaitPuback };
+        let release = entry.releases && entry.state == State::AwaitPubrec;
         self.stale -= 1;
         self.live += 1;
-        Some(Reserved::Again(nth_id(self.first_id, index)))
+        Some(Reserved::Again { id: nth_id(self.first_id, index), release })
     }
 
     /// Forgets a message that was to be sent again and cannot be (too large for this connection).
@@ -211,7 +245,7 @@ impl Inflight {
     /// An id for a packet that is a request and no message.
     pub(crate) fn reserve_request(&mut self) -> u16 {
         let id = self.next_id();
-        self.outbound.push_back(Entry { delivery: 0, state: State::Request });
+        self.outbound.push_back(Entry { delivery: 0, state: State::Request, releases: false });
         id
     }
 
@@ -389,8 +423,8 @@ mod tests {
     #[test]
     fn ids_are_given_in_a_row_and_skip_zero_when_they_wrap() {
         let mut inflight = Inflight::new(65_535);
-        assert_eq!(inflight.reserve(1, Qos::AtLeastOnce, 10), Reserved::New(65_535));
-        assert_eq!(inflight.reserve(2, Qos::AtLeastOnce, 10), Reserved::New(1));
+        assert_eq!(inflight.reserve(1, Qos::AtLeastOnce, 10), Reserved::New { id: 65_535, release: false });
+        assert_eq!(inflight.reserve(2, Qos::AtLeastOnce, 10), Reserved::New { id: 1, release: false });
         assert_eq!(inflight.handle_puback(65_535), Settled::Done { delivery: 1 });
         assert_eq!(inflight.handle_puback(65_535), Settled::Unknown);
         assert_eq!(inflight.handle_puback(1), Settled::Done { delivery: 2 });
@@ -428,9 +462,9 @@ mod tests {
     #[test]
     fn a_message_that_is_never_acknowledged_stops_the_ring_and_not_the_memory() {
         let mut inflight = Inflight::new(1);
-        assert_eq!(inflight.reserve(0, Qos::AtLeastOnce, 16), Reserved::New(1));
+        assert_eq!(inflight.reserve(0, Qos::AtLeastOnce, 16), Reserved::New { id: 1, release: false });
         let mut sent = 1;
-        while let Reserved::New(id) = inflight.reserve(sent, Qos::AtLeastOnce, 16) {
+        while let Reserved::New { id, .. } = inflight.reserve(sent, Qos::AtLeastOnce, 16) {
             inflight.handle_puback(id);
             sent += 1;
         }
@@ -449,9 +483,9 @@ mod tests {
         inflight.detach();
         assert_eq!(inflight.window(4), 3);
         assert_eq!(inflight.released_ids().collect::<Vec<_>>(), [9]);
-        assert_eq!(inflight.reserve(70, Qos::AtLeastOnce, 4), Reserved::Again(7));
-        assert_eq!(inflight.reserve(80, Qos::ExactlyOnce, 4), Reserved::Again(8));
-        assert_eq!(inflight.reserve(100, Qos::AtLeastOnce, 4), Reserved::New(10));
+        assert_eq!(inflight.reserve(70, Qos::AtLeastOnce, 4), Reserved::Again { id: 7, release: false });
+        assert_eq!(inflight.reserve(80, Qos::ExactlyOnce, 4), Reserved::Again { id: 8, release: false });
+        assert_eq!(inflight.reserve(100, Qos::AtLeastOnce, 4), Reserved::New { id: 10, release: false });
         assert_eq!(inflight.handle_pubcomp(9), Settled::Done { delivery: 90 });
     }
 
@@ -473,7 +507,7 @@ mod tests {
         inflight.detach();
         for delivery in 100..1_000 {
             assert!(inflight.window(4) > 0);
-            let Reserved::New(id) = inflight.reserve(delivery, Qos::AtLeastOnce, 4) else {
+            let Reserved::New { id, .. } = inflight.reserve(delivery, Qos::AtLeastOnce, 4) else {
                 panic!("stuck at {delivery}")
             };
             assert_eq!(inflight.handle_puback(id), Settled::Done { delivery });

@@ -57,6 +57,10 @@ pub struct ServerConnection {
     bad_ack_minute: u32,
     peer_packet_bytes_max: u32,
     bad_acks: u16,
+    /// PUBRELs of ids that the peer perhaps held, not answered yet.
+    releases: u16,
+    /// As in `inflight`, while there is none.
+    unsure: u16,
     /// The packet id to go on with when `inflight` is made anew.
     next_id: u16,
     /// QoS 1 publishes of an MQTT 5 peer that were not answered.
@@ -81,6 +85,8 @@ impl ServerConnection {
             config,
             held: Vec::new(),
             inflight: None,
+            releases: 0,
+            unsure: 0,
             aliases: None,
             heard_at: now,
             bad_ack_minute: 0,
@@ -119,11 +125,13 @@ impl ServerConnection {
     /// Answers to publishes that are still to come should be handed in before, also after a close: a QoS 2 publish
     /// without its answer is forgotten, and the peer's second sending of it is then a new one.
     pub fn take_inflight(&mut self) -> Option<Box<Inflight>> {
-        let mut inflight = self.inflight.take()?;
+        let (next_id, unsure) = (self.next_id, self.unsure);
+        let nothing = || (unsure > 0).then(|| Box::new(Inflight::with_unsure(next_id, unsure)));
+        let mut inflight = self.inflight.take().or_else(nothing)?;
         // Should the connection go on all the same, it uses none of the ids that are kept.
         self.next_id = inflight.next_id();
         inflight.detach();
-        (!inflight.is_empty()).then_some(inflight)
+        (!inflight.is_empty() || inflight.unsure() > 0).then_some(inflight)
     }
 
     /// Reads whole packets off `bytes`; the answer is how many bytes they had.
@@ -300,6 +308,8 @@ impl ServerProtocol for ServerConnection {
             Reply::Publish { token, outcome } => self.handle_publish_answer(token, outcome, out),
             Reply::Subscribe { token, outcomes } => self.handle_subscribe_answer(token, &outcomes, out),
             Reply::Unsubscribe { token, existed } => self.handle_unsubscribe_answer(token, &existed, out),
+            // Pings of MQTT are answered here.
+            Reply::Ping { .. } => {}
         }
     }
 
@@ -411,6 +421,7 @@ mod tests {
                 dup: false,
                 subscription_ids: &[],
                 expiry_left_secs: None,
+                cursor: None,
             };
             connection.handle_deliver(&mut fanned, how, 0, &mut out.bytes);
             assert!(owns_heap(&connection), "a delivery in flight is kept");

@@ -29,6 +29,7 @@ impl CloseCode {
     pub const SLOW_READER: CloseCode = CloseCode::new(4004, "slow_reader", true);
     pub const SESSION_EXPIRED: CloseCode = CloseCode::new(4005, "session_expired", true);
     pub const QUOTA_EXCEEDED: CloseCode = CloseCode::new(4006, "quota_exceeded", false);
+    pub const TOO_OFTEN: CloseCode = CloseCode::new(4007, "too_often", true);
 
     const fn new(code: u16, word: &'static str, may_retry: bool) -> Self {
         CloseCode { code, word, may_retry }
@@ -53,6 +54,7 @@ pub const CLOSE_CODES: &[CloseCode] = &[
     CloseCode::SLOW_READER,
     CloseCode::SESSION_EXPIRED,
     CloseCode::QUOTA_EXCEEDED,
+    CloseCode::TOO_OFTEN,
 ];
 
 impl From<Goodbye> for CloseCode {

@@ -62,9 +62,21 @@ impl ServerConnection {
 
     /// Bytes of the peer, cut anywhere.
     pub fn handle_bytes(&mut self, bytes: &[u8], now: Millis, out: &mut WsOutput) {
+        self.handle_bytes_each(bytes, now, out, |_, _, _| {});
+    }
+
+    /// The same, with each message answered at once, before the control frames behind it are.
+    pub fn handle_bytes_each(
+        &mut self,
+        bytes: &[u8],
+        now: Millis,
+        out: &mut WsOutput,
+        mut answer: impl FnMut(&mut Self, &Message, &mut Vec<u8>),
+    ) {
         let mut input = bytes;
         self.heard_at = now;
         while !self.is_closed {
+            let told = out.messages.len();
             let handled = match self.reader.next(&mut input, now, &self.config) {
                 Ok(Some(Piece::Data(data))) => self.handle_data(&data, out),
                 Ok(Some(Piece::Control(control))) => self.handle_control(&control, out),
@@ -73,6 +85,9 @@ impl ServerConnection {
             };
             if let Err(code) = handled {
                 self.close(code, out);
+            }
+            for message in &out.messages[told..] {
+                answer(self, message, &mut out.bytes);
             }
         }
     }
@@ -119,6 +134,11 @@ impl ServerConnection {
 
     pub fn send_text(&mut self, text: &str, bytes: &mut Vec<u8>) {
         self.send(Opcode::Text, text.as_bytes(), bytes);
+    }
+
+    /// Text that is known to be UTF-8.
+    pub fn send_utf8(&mut self, text: &[u8], bytes: &mut Vec<u8>) {
+        self.send(Opcode::Text, text, bytes);
     }
 
     pub fn send_binary(&mut self, payload: &[u8], bytes: &mut Vec<u8>) {

@@ -85,6 +85,7 @@ fn a_delivery_carries_what_belongs_to_it() {
             dup: true,
             subscription_ids,
             expiry_left_secs: Some(7),
+            cursor: None,
             ..plain(1, Qos::AtLeastOnce)
         };
         pair.server.deliver(publish.clone(), how);
@@ -190,7 +191,7 @@ fn qos2_released_goes_on_with_pubrel_after_reconnect() {
             server.deliver(message("t", "x", Qos::ExactlyOnce), plain(7, Qos::ExactlyOnce)),
             Delivered::Written
         );
-        assert_eq!(server.written(), []);
+        assert!(server.written().is_empty());
         server.deliver(message("t", "y", Qos::ExactlyOnce), plain(8, Qos::ExactlyOnce));
         assert_eq!(server.written()[..1], [0x3C]);
         server.feed(&hex("70 02 0001 50 02 0002 70 02 0002"));
@@ -247,7 +248,7 @@ fn a_qos2_publish_unanswered_at_the_end_is_new_when_it_comes_again() {
     let Some(Event::Publish { token, .. }) = server.events.first() else { panic!() };
     let token = *token;
     server.reply(Reply::Publish { token, outcome: PublishOutcome::Accepted });
-    assert_eq!(server.written(), []);
+    assert!(server.written().is_empty());
     assert!(server.connection.take_inflight().is_some());
 }
 
@@ -548,7 +549,7 @@ fn a_disconnect_ends_it_at_once_and_says_what_becomes_of_will_and_session() {
         };
         assert_eq!((*will, *session_expiry_secs), (with_will, expiry));
         assert_eq!(server.close, Some(Close { kind: "disconnect", gentle: false }));
-        assert_eq!(server.written(), []);
+        assert!(server.written().is_empty());
     }
 }
 

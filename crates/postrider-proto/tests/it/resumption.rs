@@ -20,6 +20,13 @@ enum Step {
     ToServer(usize),
     /// The connection is lost with all that was on its way, and the client comes back.
     Lose,
+    /// The server ends with all that it knew of the connection, and goes on with this packet id.
+    Crash(u16),
+}
+
+/// The same with a server that crashes; ids are few, so that they come round to those that the client holds.
+fn harsh_step() -> impl Strategy<Value = Step> {
+    prop_oneof![9 => step(), 1 => (1u16..6).prop_map(Step::Crash)]
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -109,6 +116,10 @@ impl World {
                 self.note_events();
             }
             Step::Lose => self.lose(),
+            Step::Crash(first_id) => {
+                self.lose();
+                self.server.accepted = session(Some(Inflight::after_loss(first_id)));
+            }
         }
         self.drain_inbox();
         self.to_client.extend(self.server.written());
@@ -212,5 +223,20 @@ proptest! {
         assert_counts(&world.published, &world.taken);
         prop_assert!(world.acked.len() == world.sent.len() && world.acked.values().all(|count| *count == 1));
         prop_assert!(world.server.connection.take_inflight().is_none());
+    }
+
+    #[test]
+    fn nothing_is_lost_where_the_server_forgot_what_the_client_remembers(
+        level in prop_oneof![Just(Level::V31), Just(Level::V311), Just(Level::V5)],
+        steps in vec(harsh_step(), 1..120),
+    ) {
+        let mut world = World::new(level);
+        for step in steps {
+            world.apply(step);
+        }
+        world.finish();
+        for (name, _) in &world.sent {
+            prop_assert!(world.got.contains_key(name), "{name} was lost");
+        }
     }
 }

@@ -29,7 +29,15 @@ pub fn message(topic: &str, payload: &str, qos: Qos) -> Publish {
 
 /// How to deliver, with everything optional left out.
 pub fn plain(delivery: u64, qos: Qos) -> Deliver<'static> {
-    Deliver { delivery, qos, retain: false, dup: false, subscription_ids: &[], expiry_left_secs: None }
+    Deliver {
+        delivery,
+        qos,
+        retain: false,
+        dup: false,
+        subscription_ids: &[],
+        expiry_left_secs: None,
+        cursor: None,
+    }
 }
 
 /// The server's side with an obliging gateway: it grants every wish at once.

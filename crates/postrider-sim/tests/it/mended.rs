@@ -54,6 +54,7 @@ fn engine(store: &MemoryStore) -> (Engine, u32) {
         clean: false,
         expiry_secs: 60,
         will: None,
+        takes_pushes: false,
     };
     let session = engine.connect(attach).unwrap().session;
     (engine, session)

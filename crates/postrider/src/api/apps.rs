@@ -151,13 +151,14 @@ pub async fn show(_: ByAdmin, State(api): State<Api>, Path(id): Path<String>) ->
     app_view(&api, app_no(&api, &id)?).map(Json)
 }
 
-/// What a key may do within its app: everything; send and read; read.
+/// What a key may do within its app: everything; send and read; read; register new devices, and nothing else.
 #[derive(Clone, Copy, Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum AppKeyScope {
     App,
     Send,
     Read,
+    Register,
 }
 
 /// A key to make.
@@ -220,6 +221,7 @@ pub async fn add_key(
             AppKeyScope::App => KeyScope::App,
             AppKeyScope::Send => KeyScope::Send,
             AppKeyScope::Read => KeyScope::Read,
+            AppKeyScope::Register => KeyScope::Register,
         },
         hash: secret_hash(text.as_bytes()),
         created_at: api.engine.clock.now(),

@@ -48,6 +48,7 @@ fn decide(caller: &Caller, needs: Needs) -> Result<(), ApiError> {
     let covers = |has: KeyScope, wanted: KeyScope| match has {
         KeyScope::App => wanted != KeyScope::Admin,
         KeyScope::Send => matches!(wanted, KeyScope::Send | KeyScope::Read),
+        KeyScope::Register => wanted == KeyScope::Register,
         KeyScope::Read => wanted == KeyScope::Read,
         KeyScope::Admin => false,
     };
@@ -69,6 +70,7 @@ fn words(scope: KeyScope) -> &'static str {
         KeyScope::App => "a key of an app with the scope `app`",
         KeyScope::Send => "a key of an app with the scope `send` or `app`",
         KeyScope::Read => "a key of an app",
+        KeyScope::Register => "a key of an app with the scope `register` or `app`",
         KeyScope::Admin => "an admin key",
     }
 }
@@ -120,6 +122,12 @@ impl<S> ByAppOrDevice<S> {
 /// A device, for itself.
 pub struct ByDevice(pub DeviceRef);
 
+/// A device that reads: also by a ticket in the query, for clients that cannot send headers.
+pub struct ByReader(pub DeviceRef);
+
+/// A key that may register devices.
+pub struct ByRegistrar(pub Caller);
+
 /// A key of the platform.
 pub struct ByAdmin;
 
@@ -154,6 +162,35 @@ impl FromRequestParts<Api> for ByDevice {
     }
 }
 
+impl FromRequestParts<Api> for ByReader {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, api: &Api) -> Result<Self, ApiError> {
+        let query = parts.uri.query().unwrap_or_default();
+        let ticket = query.split('&').find_map(|pair| pair.strip_prefix("ticket="));
+        match ticket {
+            Some(ticket) if !parts.headers.contains_key(header::AUTHORIZATION) => {
+                authenticate(&Credentials::Bearer(ticket.to_owned()), parts, api).and_then(|caller| {
+                    match caller {
+                        Caller::Device(at) => Ok(ByReader(at)),
+                        // A key in a query would be in every log.
+                        _ => Err(Code::CredentialsInQuery.into()),
+                    }
+                })
+            }
+            _ => ByDevice::from_request_parts(parts, api).await.map(|ByDevice(at)| ByReader(at)),
+        }
+    }
+}
+
+impl FromRequestParts<Api> for ByRegistrar {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, api: &Api) -> Result<Self, ApiError> {
+        authorize(parts, api, Needs::App(KeyScope::Register)).map(ByRegistrar)
+    }
+}
+
 impl FromRequestParts<Api> for ByAdmin {
     type Rejection = ApiError;
 
@@ -164,7 +201,12 @@ impl FromRequestParts<Api> for ByAdmin {
 
 fn authorize(parts: &Parts, api: &Api, needs: Needs) -> Result<Caller, ApiError> {
     refuse_in_query(parts.uri.query().unwrap_or_default())?;
-    let credentials = Credentials::of(&parts.headers)?;
+    let caller = authenticate(&Credentials::of(&parts.headers)?, parts, api)?;
+    decide(&caller, needs)?;
+    Ok(caller)
+}
+
+fn authenticate(credentials: &Credentials, parts: &Parts, api: &Api) -> Result<Caller, ApiError> {
     let peer = parts.extensions.get::<Peer>().map_or(IpAddr::V6(Ipv6Addr::UNSPECIFIED), |p| p.0.ip());
     let Some(caller) = credentials.check(api) else {
         // Right credentials always pass: behind a proxy all callers share one address, and nobody's mistake may lock
@@ -175,7 +217,6 @@ fn authorize(parts: &Parts, api: &Api, needs: Needs) -> Result<Caller, ApiError>
             Err(secs) => Code::TooManyFailures.retry_after(secs),
         });
     };
-    decide(&caller, needs)?;
     Ok(caller)
 }
 
@@ -235,7 +276,13 @@ impl Credentials {
                 Some((None, stored)) if stored.scope == KeyScope::Admin => Some(Caller::Admin),
                 Some((Some(app), stored)) => Some(Caller::App { app, scope: stored.scope }),
                 Some((None, _)) => None,
-                None => key.rsplit_once(':').and_then(|(name, secret)| device(api, name, secret)),
+                None => match key.rsplit_once(':') {
+                    Some((name, secret)) => device(api, name, secret),
+                    None => {
+                        let client = api.tokens.check(&api.engine, key).ok()?;
+                        Some(Caller::Device(DeviceRef { app: client.app, device: client.device? }))
+                    }
+                },
             },
         }
     }

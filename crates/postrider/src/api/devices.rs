@@ -1,6 +1,6 @@
 //! Devices: register, show, change, delete, list.
 
-use super::auth::{ByApp, ByAppOrDevice, Manages, Reads};
+use super::auth::{ByApp, ByAppOrDevice, ByRegistrar, Caller, Manages, Reads};
 use super::error::{ApiError, Code};
 use super::json::{Body, Input, Path, Query};
 use super::{Api, Time, ask, cursor, idempotency_key, page_size, read_cursor};
@@ -11,7 +11,7 @@ use axum::http::{HeaderMap, StatusCode};
 use postrider_core::command::{Outcome, Refusal};
 use postrider_core::devices::NewDevice;
 use postrider_core::id::*;
-use postrider_core::model::{Attribute, DeviceView, Platform, Profile, ProfileChange};
+use postrider_core::model::{Attribute, DeviceView, KeyScope, Platform, Profile, ProfileChange};
 use postrider_core::port::{DeviceFilter, StoreError};
 use serde::{Deserialize, Deserializer, Serialize};
 use std::collections::BTreeMap;
@@ -79,11 +79,18 @@ pub struct RegisteredDevice {
 }
 
 pub async fn register(
-    ByApp(app, _): ByApp<Manages>,
+    ByRegistrar(caller): ByRegistrar,
     State(api): State<Api>,
     headers: HeaderMap,
     Body(request): Body<NewDeviceRequest>,
 ) -> Result<(StatusCode, Json<RegisteredDevice>), ApiError> {
+    let Caller::App { app, scope } = caller else { return Err(Code::NotAllowed.into()) };
+    // Such a key may be read by everybody: with a name of its own choice, a stranger could get what is meant for another.
+    let names_itself = request.device_id.is_some() || request.alias.is_some() || !request.tags.is_empty();
+    if scope == KeyScope::Register && names_itself {
+        let sentence = "With a key of the scope `register` a device gets no `device_id`, `alias` or `tags` of its own choice.";
+        return Err(Code::NotAllowed.because(sentence));
+    }
     let secret = new_secret("", &*api.engine.chance);
     let device = NewDevice {
         id: request.device_id,

@@ -428,7 +428,7 @@ impl From<MessageView> for Message {
 }
 
 /// A text that is not an id names no message.
-fn message_id(text: &str) -> Result<MessageId, ApiError> {
+pub fn message_id(text: &str) -> Result<MessageId, ApiError> {
     text.parse().map_err(|()| Code::NoSuchMessage.into())
 }
 
@@ -498,7 +498,7 @@ pub struct Moment {
 }
 
 impl Delivery {
-    fn of(view: DeliveryView, device_id: Option<String>) -> Delivery {
+    pub fn of(view: DeliveryView, device_id: Option<String>) -> Delivery {
         let moment = |(step, why, at)| Moment { step, at: Time(at), at_unix_ms: at, reason: reason(why) };
         Delivery {
             device_id,

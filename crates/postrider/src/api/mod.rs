@@ -6,21 +6,25 @@
 
 mod apps;
 pub mod auth;
+mod demo;
 mod devices;
 pub mod error;
 mod events;
 pub mod health;
+mod inbox;
 pub mod json;
 mod messages;
 pub mod openapi;
+mod sockets;
 mod topics;
 
-use crate::http::{self, Adopt};
+use crate::gateway::Door;
+use crate::tokens::Tokens;
 use auth::Buckets;
 use axum::Router;
 use axum::extract::{MatchedPath, Request, State};
 use axum::handler::Handler;
-use axum::http::{HeaderMap, HeaderValue, Method, header};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodFilter, MethodRouter, on};
@@ -29,7 +33,7 @@ use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use error::{ApiError, Code};
 pub use health::ApiMetrics;
 use postrider_core::Engine;
-use postrider_core::id::{AppNo, UnixMillis};
+use postrider_core::id::{AppNo, DeviceRef, UnixMillis};
 use serde::{Serialize, Serializer};
 use std::future::Future;
 use std::net::IpAddr;
@@ -50,11 +54,16 @@ pub struct Api {
     pub metrics: ApiMetrics,
     /// The app of devices that name none, as on the gateways.
     pub default_app: AppNo,
-    /// Where `GET /mqtt` hands its socket to.
-    pub adopt: Adopt,
+    /// Where sockets that stop speaking HTTP go.
+    pub door: Arc<dyn Door>,
+    pub tokens: Arc<Tokens>,
     failures: Arc<Buckets<IpAddr>>,
     pushes: Arc<Buckets<AppNo>>,
     polls: Arc<events::Polls>,
+    /// Pulls that found nothing.
+    pulls: Arc<Buckets<DeviceRef>>,
+    /// Devices that the demonstration registered.
+    visitors: Arc<Buckets<IpAddr>>,
 }
 
 impl Api {
@@ -63,7 +72,8 @@ impl Api {
         default_app: AppNo,
         events_changed: Arc<Notify>,
         limits: ApiLimits,
-        adopt: Adopt,
+        tokens: Arc<Tokens>,
+        door: Arc<dyn Door>,
     ) -> Api {
         let second = 1_000_000;
         let every_push = second / limits.pushes_per_sec.clamp(1, second);
@@ -72,7 +82,10 @@ impl Api {
             events_changed,
             metrics: ApiMetrics::default(),
             default_app,
-            adopt,
+            door,
+            tokens,
+            pulls: Arc::new(Buckets::new(limits.pulls_burst, second, limits.pulls_devices_max)),
+            visitors: Arc::new(Buckets::new(20, 60 * second, limits.auth_addresses_max)),
             failures: Arc::new(Buckets::new(
                 limits.auth_failures_burst,
                 limits.auth_failure_secs * second,
@@ -121,8 +134,15 @@ pub struct ApiLimits {
     /// Requests of one app that wait for events, and how long one waits (L29).
     pub polls_max: usize,
     pub poll_max: Duration,
-    /// Pages of other origins that may open `/mqtt`; `*` allows all.
+    /// Pulls of one device that find nothing: at once, then one a second (L29); devices remembered.
+    pub pulls_burst: u64,
+    pub pulls_devices_max: usize,
+    /// Pages of other origins that may connect, and read answers; `*` allows all.
     pub origins: Vec<String>,
+    /// The page for trying it out, where any visitor gets a device.
+    pub demo: bool,
+    /// `/_test/echo`.
+    pub echo: bool,
 }
 
 impl Default for ApiLimits {
@@ -143,7 +163,11 @@ impl Default for ApiLimits {
             page_max: 1_000,
             polls_max: 32,
             poll_max: Duration::from_secs(60),
+            pulls_burst: 10,
+            pulls_devices_max: 100_000,
             origins: Vec::new(),
+            demo: false,
+            echo: false,
         }
     }
 }
@@ -196,7 +220,20 @@ pub fn routes() -> Vec<Route> {
         route(M::DELETE, "/v1/apps/{id}/keys/{key}", apps::revoke_key),
         route(M::POST, "/v1/admin/audit", apps::audit),
         route(M::GET, "/openapi.json", openapi::serve),
-        route(M::GET, "/mqtt", http::upgrade_to_mqtt),
+        route(M::POST, "/v1/devices/{id}/tickets", inbox::ticket),
+        route(M::GET, "/v1/inbox", inbox::poll),
+        route(M::POST, "/v1/inbox/acks", inbox::acknowledge),
+        route(M::GET, "/v1/stream", inbox::stream),
+        route(M::POST, "/v1/stream/acks", inbox::acknowledge),
+        route(M::GET, "/mqtt", sockets::mqtt),
+        route(M::GET, "/ws", sockets::json),
+        route(M::GET, "/_test/echo", sockets::echo),
+        route(M::GET, "/sdk/{file}", demo::sdk),
+        route(M::GET, "/demo", demo::page),
+        route(M::GET, "/demo/{file}", demo::file),
+        route(M::POST, "/demo/devices", demo::register),
+        route(M::POST, "/demo/push", demo::push),
+        route(M::GET, "/demo/messages/{id}", demo::timeline),
     ]
 }
 
@@ -218,6 +255,10 @@ async fn around(State(api): State<Api>, request: Request, next: Next) -> Respons
     let start = Instant::now();
     let method = request.method().clone();
     let route = request.extensions().get::<MatchedPath>().map_or("none", |p| p.as_str()).to_owned();
+    let origin = foreign_page(&api, request.headers());
+    if method == Method::OPTIONS && origin.is_some() && request.headers().contains_key(ASKS_METHOD) {
+        return allow(StatusCode::NO_CONTENT.into_response(), origin, true);
+    }
     let mut response = contained(next.run(request)).await.unwrap_or_else(|| {
         api.metrics.panics.inc();
         tracing::error!(%method, route, "a request handler panicked");
@@ -227,6 +268,31 @@ async fn around(State(api): State<Api>, request: Request, next: Next) -> Respons
     headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     api.metrics.count(&method, route, response.status(), start.elapsed());
+    allow(response, origin, false)
+}
+
+const ASKS_METHOD: &str = "access-control-request-method";
+
+/// The origin of a page of another site that may use this server.
+fn foreign_page(api: &Api, headers: &HeaderMap) -> Option<HeaderValue> {
+    headers.get(header::ORIGIN).filter(|_| sockets::is_origin_allowed(headers, &api.limits.origins)).cloned()
+}
+
+/// Lets a page read the answer (WHATWG Fetch §3.2); before its request, which ones it may make. No cookie is ever looked at.
+fn allow(mut response: Response, origin: Option<HeaderValue>, is_preflight: bool) -> Response {
+    let Some(origin) = origin else { return response };
+    let headers = response.headers_mut();
+    headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
+    headers.append(header::VARY, HeaderValue::from_static("Origin"));
+    let exposed = HeaderValue::from_static("etag, retry-after");
+    headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, exposed);
+    if is_preflight {
+        let methods = HeaderValue::from_static("GET, POST, PUT, PATCH, DELETE");
+        let asked = "authorization, content-type, idempotency-key, if-none-match, last-event-id";
+        headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, methods);
+        headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static(asked));
+        headers.insert(header::ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("7200"));
+    }
     response
 }
 

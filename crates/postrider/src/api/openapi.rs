@@ -5,9 +5,11 @@
 
 use super::apps::*;
 use super::auth::Needs;
+use super::demo::{OwnMessage, OwnPush, Visitor};
 use super::devices::*;
 use super::error::Problem;
 use super::events::{Event, Events};
+use super::inbox::{AckRequest, Acknowledged, Ticket};
 use super::messages::*;
 use super::topics::*;
 use super::{apps, messages};
@@ -42,7 +44,7 @@ const CURSOR: Parameter = ("cursor", "string", "`next_cursor` of the page before
 
 const READ: Option<Needs> = Some(Needs::App(KeyScope::Read));
 const SEND: Option<Needs> = Some(Needs::App(KeyScope::Send));
-const MANAGE: Option<Needs> = Some(Needs::App(KeyScope::App));
+const REGISTER: Option<Needs> = Some(Needs::App(KeyScope::Register));
 const READ_OR_SELF: Option<Needs> = Some(Needs::AppOrDevice(KeyScope::Read));
 const MANAGE_OR_SELF: Option<Needs> = Some(Needs::AppOrDevice(KeyScope::App));
 const DEVICE: Option<Needs> = Some(Needs::Device);
@@ -89,10 +91,23 @@ const EVENT_QUERY: &[Parameter] = &[
     LIMIT,
 ];
 const PAGE_QUERY: &[Parameter] = &[LIMIT, CURSOR];
+const TICKET: Parameter = ("ticket", "string", "For clients that cannot send headers: signs in like one.");
+const INBOX_QUERY: &[Parameter] = &[
+    (
+        "after",
+        "string",
+        "Skip what lies before this cursor; left out, from the oldest that is not acknowledged.",
+    ),
+    ("wait", "integer", "Seconds that the answer may be held back until something is there, up to 60."),
+    LIMIT,
+    TICKET,
+];
+const STREAM_QUERY: &[Parameter] =
+    &[("after", "string", "Like the header Last-Event-ID, which goes before."), TICKET];
 
 #[rustfmt::skip]
 const OPERATIONS: &[Operation] = &[
-    call(("post", "/v1/devices"), "registerDevice", "Register a device", MANAGE, (201, Some("RegisteredDevice"))).body("NewDeviceRequest").idempotent(),
+    call(("post", "/v1/devices"), "registerDevice", "Register a device", REGISTER, (201, Some("RegisteredDevice"))).body("NewDeviceRequest").idempotent(),
     call(("get", "/v1/devices"), "listDevices", "List devices", READ, (200, Some("DevicePage"))).query(DEVICE_QUERY),
     call(("get", "/v1/devices/{id}"), "getDevice", "Show a device: profile, presence, subscriptions, inbox", READ_OR_SELF, (200, Some("Device"))),
     call(("patch", "/v1/devices/{id}"), "changeDevice", "Change a device", MANAGE_OR_SELF, (200, Some("Device"))).body("DeviceChange"),
@@ -121,6 +136,19 @@ const OPERATIONS: &[Operation] = &[
     call(("delete", "/v1/apps/{id}/keys/{key}"), "revokeKey", "Revoke a key", ADMIN, (204, None)),
     call(("post", "/v1/admin/audit"), "audit", "Count every delivery anew and compare with the books", ADMIN, (200, Some("AuditReport"))),
     call(("get", "/openapi.json"), "getOpenapi", "This document", None, (200, None)),
+    call(("post", "/v1/devices/{id}/tickets"), "makeTicket", "Make a ticket, which signs in for an hour in place of the secret", DEVICE, (201, Some("Ticket"))),
+    call(("get", "/v1/inbox"), "readInbox", "Read the inbox: a pull, or a poll that waits (docs/protocol/http.md)", DEVICE, (200, None)).query(INBOX_QUERY),
+    call(("post", "/v1/inbox/acks"), "acknowledge", "Acknowledge deliveries; answered when that is on stable storage", DEVICE, (200, Some("Acknowledged"))).body("AckRequest"),
+    call(("get", "/v1/stream"), "openStream", "Receive as server-sent events (docs/protocol/http.md)", DEVICE, (200, None)).query(STREAM_QUERY),
+    call(("post", "/v1/stream/acks"), "acknowledgeStream", "Acknowledge deliveries of the stream", DEVICE, (200, Some("Acknowledged"))).body("AckRequest"),
+    call(("get", "/ws"), "openWebSocket", "Receive over a WebSocket (docs/protocol/websocket.md)", None, (101, None)),
+    call(("get", "/_test/echo"), "openEcho", "Every WebSocket message comes back; off unless the settings say otherwise", None, (101, None)),
+    call(("get", "/sdk/{file}"), "getSdk", "A file of the browser SDK", None, (200, None)),
+    call(("get", "/demo"), "openDemo", "The page for trying it out; off unless the settings say otherwise", None, (200, None)),
+    call(("get", "/demo/{file}"), "getDemoFile", "A file of that page", None, (200, None)),
+    call(("post", "/demo/devices"), "registerVisitor", "Register a visitor of that page", None, (201, Some("Visitor"))),
+    call(("post", "/demo/push"), "pushToSelf", "Send to the calling device, from that page", DEVICE, (202, Some("OwnMessage"))).body("OwnPush"),
+    call(("get", "/demo/messages/{id}"), "traceOwnMessage", "Trace the delivery to the calling device, from that page", DEVICE, (200, Some("Delivery"))),
     call(("get", "/mqtt"), "openMqtt", "MQTT over WebSocket; devices sign in by MQTT", None, (101, None)),
 ];
 
@@ -165,6 +193,12 @@ pub fn said_needs(route: &str) -> Option<Needs> {
     ReceiptRequest,
     ReceiptStep,
     ReceiptTaken,
+    Ticket,
+    AckRequest,
+    Acknowledged,
+    Visitor,
+    OwnPush,
+    OwnMessage,
     Events,
     Event,
     PublishRequest,
@@ -292,6 +326,7 @@ fn who(needs: Needs) -> (Value, String) {
     let scopes = |scope| match scope {
         KeyScope::Read => "any key of an app",
         KeyScope::Send => "keys of an app with the scope `send` or `app`",
+        KeyScope::Register => "keys of an app with the scope `register` or `app`",
         _ => "keys of an app with the scope `app`",
     };
     match needs {

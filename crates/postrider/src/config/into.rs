@@ -7,9 +7,12 @@ use crate::bootstrap::PresetKeys;
 use crate::gateway::GatewayConfig;
 use crate::gateway::admission::AdmissionLimits;
 use crate::http::HttpConfig;
+use crate::tokens::Issuer;
+use jsonwebtoken::{Algorithm, DecodingKey};
 use postrider_core::access::Access;
 use postrider_core::id::AppNo;
 use postrider_core::limits::Limits;
+use postrider_proto::json::JsonConfig;
 use postrider_proto::{Qos, mqtt, ws};
 use postrider_store::{EmbeddedConfig, SyncMode};
 use std::path::{Path, PathBuf};
@@ -43,6 +46,7 @@ impl Config {
             session_expiry_max_secs: l.session_expiry_max_secs,
             idle_sessions_max: l.idle_sessions_max,
             connects_per_minute_max: l.connects_per_minute_max,
+            polls_per_device_max: 2,
             wills_max: l.wills_max,
             history_keep: Duration::from_secs(l.history_keep_secs),
             history_max: l.history_max,
@@ -100,6 +104,43 @@ impl Config {
         ws::WsConfig { frame_bytes_max: bytes, message_bytes_max: bytes, ..ws::WsConfig::default() }
     }
 
+    /// The limits of MQTT where they mean the same.
+    pub fn json(&self) -> JsonConfig {
+        let m = &self.mqtt;
+        JsonConfig {
+            window: usize::from(m.inflight_max),
+            hello_ms: m.connect_timeout_secs * 1_000,
+            topic_bytes_max: m.topic_bytes_max,
+            topic_levels_max: m.topic_levels_max,
+            filters_max: m.filters_max,
+            ..JsonConfig::default()
+        }
+    }
+
+    /// Whose JWTs are believed. `app` tells the number of an app.
+    pub fn issuer(&self, app: impl Fn(&str) -> Option<AppNo>) -> Result<Option<Issuer>, String> {
+        let j = &self.jwt;
+        if j.key_file.is_empty() {
+            return Ok(None);
+        }
+        let bytes =
+            std::fs::read(&j.key_file).map_err(|why| format!("jwt.key_file {}: {why}", j.key_file))?;
+        let (algorithm, key) = match j.algorithm.as_str() {
+            "HS256" if bytes.trim_ascii().len() < 32 => {
+                return Err("jwt.key_file: a secret of 32 bytes at least".into());
+            }
+            "HS256" => (Algorithm::HS256, Ok(DecodingKey::from_secret(bytes.trim_ascii()))),
+            "RS256" => (Algorithm::RS256, DecodingKey::from_rsa_pem(&bytes)),
+            "ES256" => (Algorithm::ES256, DecodingKey::from_ec_pem(&bytes)),
+            "EdDSA" => (Algorithm::EdDSA, DecodingKey::from_ed_pem(&bytes)),
+            other => return Err(format!("jwt.algorithm: {other:?} is none of HS256, RS256, ES256, EdDSA")),
+        };
+        let key = key.map_err(|why| format!("jwt.key_file {}: {why}", j.key_file))?;
+        let app = app(&j.app).ok_or_else(|| format!("jwt.app: there is no app {:?}", j.app))?;
+        let audience = Some(j.audience.clone()).filter(|a| !a.is_empty());
+        Ok(Some(Issuer { app, algorithm, key, audience }))
+    }
+
     /// `app`: the number of the app that `mqtt.app` names.
     pub fn gateway_settings(&self, app: AppNo) -> GatewayConfig {
         let g = &self.gateway;
@@ -115,6 +156,7 @@ impl Config {
             },
             mqtt: Arc::new(self.mqtt_server()),
             websocket: Arc::new(self.websocket()),
+            json: Arc::new(self.json()),
             app,
             out_bytes_max: g.out_bytes_max,
             waiting_max: g.waiting_max,
@@ -169,6 +211,8 @@ impl Config {
             polls_max: h.polls_max,
             poll_max: Duration::from_secs(h.poll_wait_max_secs),
             origins: h.origins.clone(),
+            demo: h.demo,
+            echo: h.echo,
             ..ApiLimits::default()
         }
     }

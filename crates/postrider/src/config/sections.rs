@@ -353,10 +353,27 @@ settings! {
         polls_max: usize = api().polls_max,
         /// Seconds that a request may wait for events (L29).
         poll_wait_max_secs: u64 = api().poll_max.as_secs(),
-        /// Origins of web pages that may connect to `/mqtt`, such as `https://app.example`; `*` allows all.
+        /// Origins of web pages that may connect and read answers, such as `https://app.example`; `*` allows all.
         origins: Vec<String> = api().origins,
+        /// Whether `/demo` is there, a page to try everything out, where each visitor gets a device. Not for production.
+        demo: bool = api().demo,
+        /// Whether `/_test/echo` sends every WebSocket message back, for outside test suites. Not for production.
+        echo: bool = api().echo,
         /// Seconds that requests under way may still take when the server stops.
         stop_secs: u64 = http().drain_max.as_secs(),
+    }
+
+    /// Devices that sign in with a JWT of their app's server (RFC 7519), besides those with a secret. Off without a key.
+    /// The claims: `sub`, the device's id, and `exp`, at most a day after `iat`.
+    [jwt] Jwt {
+        /// A file with the key that the signatures are checked with: a public key in PEM, or for HS256 the secret itself.
+        key_file: String = String::new(),
+        /// `HS256`, `RS256`, `ES256` or `EdDSA`. A token that says another is refused.
+        algorithm: String = "ES256".into(),
+        /// The app whose devices sign in so.
+        app: String = "default".into(),
+        /// What the claim `aud` has to be; empty: it is not looked at.
+        audience: String = String::new(),
     }
 
     /// What the server tells of itself, on its standard error.

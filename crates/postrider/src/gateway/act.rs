@@ -6,8 +6,8 @@ use super::mailbox::Mail;
 use super::mqtt::{self, Wanted};
 use super::{Reply, TRANSIENT};
 use postrider_core::access::{INBOX_TOPIC, RECEIPTS_TOPIC};
-use postrider_core::delivery::receipt::Ack;
-use postrider_core::id::AppNo;
+use postrider_core::delivery::receipt::{Ack, DeviceReceipt};
+use postrider_core::id::{AppNo, DeviceRef};
 use postrider_core::model::{Reason, Step};
 use postrider_core::port::Position;
 use postrider_core::session::{Attach, Client, SignInError};
@@ -25,6 +25,14 @@ impl Driver {
         match event {
             Event::Connect(connect) => self.connect(slot, *connect),
             Event::Publish { token, publish } => self.publish(slot, token, publish),
+            Event::Receipt { token, id, step } => {
+                self.charge(slot);
+                self.take_receipts(slot, token, mqtt::receipt_of(&id, &step).map(|one| vec![one]));
+            }
+            Event::Ping => {
+                let time_ms = self.shared.engine.clock.now();
+                self.answer(slot, proto::Reply::Ping { time_ms });
+            }
             Event::Subscribe { token, filters, id } => self.subscribe(slot, token, filters, id),
             Event::Unsubscribe { token, filters } => self.unsubscribe(slot, token, filters),
             Event::Acked { delivery } => self.ended(slot, delivery, Step::Delivered, Reason::None),
@@ -39,24 +47,30 @@ impl Driver {
     }
 
     fn connect(&mut self, slot: u32, connect: Connect) {
+        match self.client_of(&connect) {
+            Ok((client, assigned)) => self.enter(slot, Parked { connect, client, assigned }),
+            Err(refusal) => self.turn_away(slot, &connect, refusal),
+        }
+    }
+
+    /// Who it is, is known: signs in at once, or when the client's older connection has left.
+    pub(super) fn enter(&mut self, slot: u32, parked: Parked) {
         let me = self.reference(slot);
-        let admitted = self.client_of(&connect).and_then(|(client, assigned)| {
-            let old = self.shared.engine.admit(&client).map_err(mqtt::refusal_of)?;
-            Ok((client, assigned, old.filter(|old| *old != me)))
-        });
-        match admitted {
-            Ok((client, assigned, None)) => self.sign_in(slot, Parked { connect, client, assigned }),
-            Ok((client, assigned, Some(old))) => {
+        match self.shared.engine.admit(&parked.client).map_err(mqtt::refusal_of) {
+            Ok(Some(old)) if old != me => {
                 if let Some(conn) = self.conn(slot) {
-                    conn.busy().parked = Some(Box::new(Parked { connect, client, assigned }));
+                    conn.busy().parked = Some(Box::new(parked));
                 }
                 self.post_to(old, Mail::Succeed { old, new: me });
             }
-            Err(refusal) => {
-                let refusal = self.refused(slot, &connect, refusal);
-                self.answer(slot, proto::Reply::Connect(Err(refusal)));
-            }
+            Ok(_) => self.sign_in(slot, parked),
+            Err(refusal) => self.turn_away(slot, &parked.connect, refusal),
         }
+    }
+
+    fn turn_away(&mut self, slot: u32, connect: &Connect, refusal: ConnectRefusal) {
+        let refusal = self.refused(slot, connect, refusal);
+        self.answer(slot, proto::Reply::Connect(Err(refusal)));
     }
 
     /// The older connection has left, and what it had in flight is with the session.
@@ -122,7 +136,9 @@ impl Driver {
             clean: connect.clean_start,
             expiry_secs: connect.session_expiry_secs,
             will,
+            takes_pushes: connect.takes_pushes,
         };
+        let client = connect.takes_pushes.then(|| attach.client.clone());
         let first_token = if connect.clean_start { 0 } else { self.shared.engine.chance.bits128() as u32 };
         let attached = self.shared.engine.connect(attach).map_err(mqtt::refusal_of)?;
         if let Some(conn) = self.conn(slot) {
@@ -132,7 +148,11 @@ impl Driver {
         }
         let inflight = attached.saved.and_then(|saved| saved.downcast::<proto::mqtt::Inflight>().ok());
         // After a restart the client may still hold ids that nobody here knows: begin somewhere else among them.
-        let somewhere = || proto::mqtt::Inflight::starting_at((first_token as u16).max(1));
+        let first_id = (first_token as u16).max(1);
+        let somewhere = || match attached.state_lost {
+            true => proto::mqtt::Inflight::after_loss(first_id),
+            false => proto::mqtt::Inflight::starting_at(first_id),
+        };
         // And a 3.1 client cannot be told that its session is gone: it would take a QoS 2 message under such an id for an old one.
         let may_hold = attached.present || (connect.level == 3 && !connect.clean_start);
         let inflight = inflight.or_else(|| may_hold.then(somewhere));
@@ -142,12 +162,29 @@ impl Driver {
             assigned_client_id: assigned.map(Into::into),
             session_expiry_secs: differs.then_some(attached.expiry_secs),
             inflight,
+            welcome: client.map(|client| Box::new(self.welcome(&client))),
         })
+    }
+
+    fn welcome(&self, client: &Client) -> proto::Welcome {
+        let engine = &self.shared.engine;
+        let at = client.device.map(|device| DeviceRef { app: client.app, device });
+        let ticket = at.and_then(|at| self.shared.tokens.ticket(engine, at, &client.id));
+        proto::Welcome {
+            app: engine.store.app(client.app).map_or_else(String::new, |app| app.id).into(),
+            device: client.id.as_str().into(),
+            time_ms: engine.clock.now(),
+            ticket: ticket.map(|(ticket, until)| (ticket.into(), until)),
+        }
     }
 
     /// Who this is: a registered device by user name and password, else an anonymous client by its identifier.
     fn client_of(&self, connect: &Connect) -> Result<(Client, Option<String>), ConnectRefusal> {
         let engine = &self.shared.engine;
+        if let Some(token) = &connect.token {
+            let client = self.shared.tokens.check(engine, token).map_err(mqtt::refusal_of)?;
+            return Ok((client, None));
+        }
         let (app, name) = match &connect.user {
             Some(user) => self.app_and_name(user),
             None => (self.shared.config.app, connect.client_id.as_str()),
@@ -183,7 +220,10 @@ impl Driver {
             let assigned = client.id.clone();
             return Ok((client, Some(assigned)));
         }
-        if given != client.id && self.shared.engine.store.device_by_id(client.app, given).is_some() {
+        if given != client.id
+            && !connect.takes_pushes
+            && self.shared.engine.store.device_by_id(client.app, given).is_some()
+        {
             return Err(ConnectRefusal::NotAuthorized);
         }
         Ok((client, None))
@@ -202,7 +242,7 @@ impl Driver {
         let at = self.reference(slot);
         let Some(session) = self.conn(slot).and_then(|c| c.session) else { return };
         if &*publish.topic == RECEIPTS_TOPIC {
-            return self.device_receipts(slot, token, &publish);
+            return self.take_receipts(slot, token, mqtt::receipts_of(&publish.payload));
         }
         let request = mqtt::publish_request(&publish);
         let mut collected = std::mem::take(&mut self.collected);
@@ -254,11 +294,11 @@ impl Driver {
         }
     }
 
-    fn device_receipts(&mut self, slot: u32, token: u32, publish: &proto::Publish) {
+    fn take_receipts(&mut self, slot: u32, token: u32, receipts: Option<Vec<DeviceReceipt>>) {
         let at = self.reference(slot);
         let session = self.conn(slot).and_then(|c| c.session);
         let device = session.and_then(|s| self.shared.engine.session_device(s));
-        let (Some(device), Some(receipts)) = (device, mqtt::receipts_of(&publish.payload)) else {
+        let (Some(device), Some(receipts)) = (device, receipts) else {
             if token != 0 {
                 self.answer(slot, proto::Reply::Publish { token, outcome: PublishOutcome::PayloadInvalid });
             }

@@ -10,19 +10,22 @@
 //! ```
 
 use super::conn::{Conn, Phase};
-use super::listener::{Incoming, Speaks};
+use super::echo::Echo;
+use super::listener::{Incoming, Listens, Speaks};
 use super::mailbox::{Mail, Mailbox};
 use super::mqtt::Wanted;
+use super::poll::WaitingPoll;
 use super::transport::{Received, Transport};
 use super::wheel::Wheel;
-use super::{Protocol, Reply, Shared, label};
+use super::{Begin, Protocol, Reply, Shared, label};
 use mio::net::TcpListener;
 use mio::{Events, Interest, Poll, Token};
 use postrider_core::delivery::publish::Collected;
 use postrider_core::delivery::receipt::Ack;
 use postrider_core::port::{ConnectionRef, Farewell, Position};
 use postrider_core::session::Detach;
-use postrider_proto::ws::MqttOverWs;
+use postrider_proto::json::{EventStream, SocketConnection};
+use postrider_proto::ws::{MqttOverWs, WsConfig};
 use postrider_proto::{Close, Fanned, Goodbye, Millis, Output, mqtt as mqtt_proto};
 use std::collections::HashMap;
 use std::io;
@@ -48,7 +51,7 @@ pub(crate) struct Driver {
     pub mailbox: Arc<Mailbox>,
     pub workers: Vec<Arc<Mailbox>>,
     pub(super) shared: Arc<Shared>,
-    listeners: Vec<(TcpListener, Speaks)>,
+    listeners: Vec<(TcpListener, Listens)>,
     pub(super) conns: Vec<Option<Box<Conn>>>,
     free: Vec<u32>,
     generations: Vec<u32>,
@@ -76,7 +79,11 @@ pub(crate) struct Driver {
 }
 
 impl Driver {
-    pub fn new(shard: u16, shared: Arc<Shared>, listeners: Vec<(TcpListener, Speaks)>) -> io::Result<Driver> {
+    pub fn new(
+        shard: u16,
+        shared: Arc<Shared>,
+        listeners: Vec<(TcpListener, Listens)>,
+    ) -> io::Result<Driver> {
         let poll = Poll::new()?;
         let mailbox = Arc::new(Mailbox::new(mio::Waker::new(poll.registry(), WAKER)?));
         let mut listeners = listeners;
@@ -207,7 +214,7 @@ impl Driver {
             };
             match accepted {
                 Ok((stream, peer)) => {
-                    self.admit(Incoming { stream, peer, speaks, first: bytes::Bytes::new() })
+                    self.admit(Incoming { stream, peer, speaks: speaks.into(), first: bytes::Bytes::new() })
                 }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
                 Err(e)
@@ -267,25 +274,62 @@ impl Driver {
             self.free.push(slot);
             return Err(error);
         }
-        let mqtt = mqtt_proto::ServerConnection::new(self.shared.config.mqtt.clone(), self.now);
-        let (transport, protocol) = match speaks {
-            Speaks::Mqtt => (Transport::Plain(stream), Protocol::Mqtt(mqtt)),
-            Speaks::MqttTls(config) => {
-                (Transport::tls(stream, config).map_err(io::Error::other)?, Protocol::Mqtt(mqtt))
-            }
-            Speaks::MqttOverWebSocket => {
-                let tunnel = MqttOverWs::new(self.shared.config.websocket.clone(), mqtt);
-                (Transport::Plain(stream), Protocol::MqttOverWebSocket(Box::new(tunnel)))
+        let generation = self.generations[slot as usize];
+        let (transport, protocol, begin) = match self.speaker(stream, speaks) {
+            Ok(speaker) => speaker,
+            Err(error) => {
+                self.free.push(slot);
+                return Err(error);
             }
         };
-        let generation = self.generations[slot as usize];
+        let is_poll = matches!(protocol, Protocol::Poll(_));
         self.conns[slot as usize] = Some(Box::new(new_conn(transport, protocol, generation, peer)));
         self.rearm(slot);
-        if !first.is_empty() {
-            self.guarded(slot, |d| d.speak(slot, &first));
+        match begin {
+            Some(begin) => self.guarded(slot, |d| d.begin_stream(slot, begin.client, begin.position)),
+            None if is_poll => self.guarded(slot, |d| d.begin_wait(slot)),
+            None if !first.is_empty() => self.guarded(slot, |d| d.speak(slot, &first)),
+            None => {}
         }
         // What came before the socket was registered is told by the first wait.
         Ok(())
+    }
+
+    /// The two halves of a connection, and how a stream is to begin.
+    fn speaker(
+        &self,
+        stream: mio::net::TcpStream,
+        speaks: Speaks,
+    ) -> io::Result<(Transport, Protocol, Option<Begin>)> {
+        let (now, config) = (self.now, &self.shared.config);
+        let mqtt = || mqtt_proto::ServerConnection::new(config.mqtt.clone(), now);
+        let protocol = match speaks {
+            Speaks::Mqtt => Protocol::Mqtt(mqtt()),
+            Speaks::MqttTls(tls) => {
+                let transport = Transport::tls(stream, tls).map_err(io::Error::other)?;
+                return Ok((transport, Protocol::Mqtt(mqtt()), None));
+            }
+            Speaks::MqttOverWebSocket => {
+                Protocol::MqttOverWebSocket(Box::new(MqttOverWs::new(config.websocket.clone(), mqtt())))
+            }
+            Speaks::Json => {
+                let socket = SocketConnection::new(config.json.clone(), config.websocket.clone(), now);
+                Protocol::Json(Box::new(socket))
+            }
+            Speaks::EventStream(begin) => {
+                let mut begin = *begin;
+                let headers = std::mem::take(&mut begin.headers);
+                let events = EventStream::new(config.json.clone(), headers, now);
+                let protocol = Protocol::EventStream(Box::new(events));
+                return Ok((Transport::Plain(stream), protocol, Some(begin)));
+            }
+            Speaks::Poll(wait) => {
+                let until = now + wait.wait_ms;
+                Protocol::Poll(Box::new(WaitingPoll { wait: *wait, until }))
+            }
+            Speaks::Echo => Protocol::Echo(Box::new(Echo::new(WsConfig::for_echo_tests().into(), now))),
+        };
+        Ok((Transport::Plain(stream), protocol, None))
     }
 
     pub(super) fn readable(&mut self, slot: u32) {
@@ -475,15 +519,16 @@ impl Driver {
 
     /// The session is told at once; the socket may still have bytes to write.
     fn leave_session(&mut self, slot: u32) {
+        self.stop_waiting(slot);
         let at = self.reference(slot);
         // A QoS 2 publish whose commit is under way counts as received only once that is there: a client that comes back
         // and sends it again must not be taken for sending a new one.
         let Some(conn) = self.conn(slot).filter(|c| c.uncommitted == 0) else { return };
         let Some(session) = conn.session.take() else { return };
         let (orderly, expiry_secs) = (conn.orderly, conn.busy.as_ref().and_then(|b| b.goodbye_expiry_secs));
-        let is_old = conn.protocol.mqtt().level() == Some(mqtt_proto::Level::V31);
+        let only_with_subscriptions = conn.protocol.leaves_empty_sessions();
         let saved = conn.protocol.take_inflight().map(|i| i as postrider_core::hub::Saved);
-        let detach = Detach { orderly, expiry_secs, saved, only_with_subscriptions: is_old };
+        let detach = Detach { orderly, expiry_secs, saved, only_with_subscriptions };
         let peer = conn.peer;
         self.shared.engine.disconnect(session, at, detach);
         // It counts as signed in until its socket is gone.
@@ -497,7 +542,6 @@ impl Driver {
     /// Ends a connection here and now.
     pub(super) fn close_now(&mut self, slot: u32, kind: &'static str) {
         let was_open = self.conn(slot).is_some_and(|c| c.is_open());
-        let signed_in = self.conn(slot).is_some_and(|c| c.signed_in);
         if was_open {
             self.shared.metrics.connections_closed.get_or_create(&label("kind", kind)).inc();
         }
@@ -506,10 +550,21 @@ impl Driver {
             return;
         }
         // The socket leaves the poll by being closed: nobody else holds it.
-        let Some(conn) = self.conns.get_mut(slot as usize).and_then(Option::take) else { return };
-        self.shared.admission.leave(conn.peer, signed_in);
+        self.take_out(slot);
+    }
+
+    /// Takes a connection out of the worker's books.
+    pub(super) fn take_out(&mut self, slot: u32) -> Option<Box<Conn>> {
+        let conn = self.conns.get_mut(slot as usize).and_then(Option::take)?;
+        self.shared.admission.leave(conn.peer, conn.signed_in);
         self.generations[slot as usize] = self.generations[slot as usize].wrapping_add(1);
         self.free.push(slot);
+        Some(conn)
+    }
+
+    /// The socket goes on elsewhere.
+    pub(super) fn forget(&self, stream: &mut mio::net::TcpStream) -> io::Result<()> {
+        self.poll.registry().deregister(stream)
     }
 
     /// The session waits for its commits: the socket is shut, the connection goes when they have come.
@@ -562,6 +617,7 @@ impl Driver {
                     replies.into_iter().for_each(|(at, reply)| self.late_reply(at, reply))
                 }
                 Mail::Adopt(incoming) => self.admit(*incoming),
+                Mail::Acknowledged(at, deliveries) => self.acknowledged(at, &deliveries),
                 Mail::Shutdown => self.begin_stop(),
             }
         }

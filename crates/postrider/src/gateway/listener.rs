@@ -1,18 +1,42 @@
 //! Listening sockets, and what comes in by them.
 
+use super::{Begin, Wait};
 use bytes::Bytes;
 use mio::net::{TcpListener, TcpStream};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-/// What a listener speaks.
-#[derive(Clone)]
+/// What a connection speaks.
 pub enum Speaks {
     Mqtt,
     MqttTls(Arc<rustls::ServerConfig>),
     /// MQTT in WebSocket messages; the HTTP part is done.
     MqttOverWebSocket,
+    /// JSON frames in WebSocket messages; the HTTP part is done.
+    Json,
+    /// Server-sent events; who reads them is known.
+    EventStream(Box<Begin>),
+    /// A request that waits.
+    Poll(Box<Wait>),
+    /// Every WebSocket message goes back.
+    Echo,
+}
+
+/// What a listener of ours speaks.
+#[derive(Clone)]
+pub enum Listens {
+    Mqtt,
+    MqttTls(Arc<rustls::ServerConfig>),
+}
+
+impl From<Listens> for Speaks {
+    fn from(listens: Listens) -> Speaks {
+        match listens {
+            Listens::Mqtt => Speaks::Mqtt,
+            Listens::MqttTls(config) => Speaks::MqttTls(config),
+        }
+    }
 }
 
 /// A connection on its way to a worker.

@@ -24,6 +24,8 @@ pub enum Mail {
     Replies(Vec<(ConnectionRef, Reply)>),
     /// A socket that began as HTTP.
     Adopt(Box<Incoming>),
+    /// Acknowledgements that came by a request.
+    Acknowledged(ConnectionRef, Vec<u64>),
     /// Begin to stop: accept no more, say goodbye to all.
     Shutdown,
 }

@@ -10,21 +10,30 @@
 
 mod act;
 pub mod admission;
+mod adopted;
 mod conn;
 mod driver;
+mod echo;
 pub mod listener;
 mod mailbox;
 mod mqtt;
 mod outgoing;
+mod poll;
 mod timers;
 mod transport;
 mod wheel;
 
+use crate::tokens::Tokens;
 use admission::{Admission, AdmissionLimits};
-use listener::{Incoming, Speaks};
+pub use adopted::{Begin, Door};
+use listener::Incoming;
+pub use listener::Speaks;
 use mailbox::{Mail, Workers};
+pub(crate) use mqtt::publish_of;
+pub use poll::{GiveBack, Wait};
 use postrider_core::Engine;
 use postrider_core::id::AppNo;
+use postrider_proto::json::{EventStream, JsonConfig, SocketConnection};
 use postrider_proto::ws::{MqttOverWs, WsConfig};
 use postrider_proto::{Reply as ProtoReply, ServerProtocol, mqtt as mqtt_proto};
 use prometheus_client::metrics::counter::Counter;
@@ -45,6 +54,7 @@ pub struct GatewayConfig {
     pub admission: AdmissionLimits,
     pub mqtt: Arc<mqtt_proto::ServerConfig>,
     pub websocket: Arc<WsConfig>,
+    pub json: Arc<JsonConfig>,
     /// The app of clients that name none.
     pub app: AppNo,
     /// Bytes queued to one connection before live messages are dropped (P14).
@@ -62,6 +72,10 @@ pub struct GatewayConfig {
 pub(crate) enum Protocol {
     Mqtt(mqtt_proto::ServerConnection),
     MqttOverWebSocket(Box<MqttOverWs<mqtt_proto::ServerConnection>>),
+    Json(Box<SocketConnection>),
+    EventStream(Box<EventStream>),
+    Poll(Box<poll::WaitingPoll>),
+    Echo(Box<echo::Echo>),
 }
 
 impl Protocol {
@@ -69,13 +83,20 @@ impl Protocol {
         match self {
             Protocol::Mqtt(mqtt) => mqtt,
             Protocol::MqttOverWebSocket(tunnel) => &mut **tunnel,
+            Protocol::Json(socket) => &mut **socket,
+            Protocol::EventStream(stream) => &mut **stream,
+            Protocol::Poll(poll) => &mut **poll,
+            Protocol::Echo(echo) => &mut **echo,
         }
     }
 
-    pub fn mqtt(&self) -> &mqtt_proto::ServerConnection {
+    /// Whether its session is worth keeping only where it subscribes to something: MQTT 3.1 knows no other way to say so, and
+    /// the pushes of a JSON client wait in its inbox, session or not.
+    pub fn leaves_empty_sessions(&self) -> bool {
         match self {
-            Protocol::Mqtt(mqtt) => mqtt,
-            Protocol::MqttOverWebSocket(tunnel) => tunnel.inner(),
+            Protocol::Mqtt(mqtt) => mqtt.level() == Some(mqtt_proto::Level::V31),
+            Protocol::MqttOverWebSocket(tunnel) => tunnel.inner().level() == Some(mqtt_proto::Level::V31),
+            _ => true,
         }
     }
 
@@ -83,6 +104,7 @@ impl Protocol {
         match self {
             Protocol::Mqtt(mqtt) => mqtt.take_inflight(),
             Protocol::MqttOverWebSocket(tunnel) => tunnel.inner_mut().take_inflight(),
+            _ => None,
         }
     }
 }
@@ -127,9 +149,12 @@ pub(crate) fn label(name: &'static str, value: &str) -> Label {
 pub(crate) struct Shared {
     pub config: GatewayConfig,
     pub engine: Engine,
+    pub tokens: Arc<Tokens>,
     pub admission: Admission,
     pub metrics: GatewayMetrics,
     pub start: Instant,
+    /// Of the store's history.
+    pub epoch: u64,
 }
 
 /// The running gateways.
@@ -144,12 +169,21 @@ impl Gateway {
     /// Starts the workers on listeners that are bound already, one of each kind for each worker.
     pub fn start(
         engine: Engine,
+        tokens: Arc<Tokens>,
         config: GatewayConfig,
         metrics: GatewayMetrics,
-        listeners: Vec<Vec<(mio::net::TcpListener, Speaks)>>,
+        listeners: Vec<Vec<(mio::net::TcpListener, listener::Listens)>>,
     ) -> io::Result<Gateway> {
         let admission = Admission::new(config.admission.clone());
-        let shared = Arc::new(Shared { config, engine, admission, metrics, start: Instant::now() });
+        let shared = Arc::new(Shared {
+            epoch: engine.store.epoch(),
+            config,
+            engine,
+            tokens,
+            admission,
+            metrics,
+            start: Instant::now(),
+        });
         let drivers = listeners
             .into_iter()
             .enumerate()
@@ -172,15 +206,20 @@ impl Gateway {
         &self,
         stream: std::net::TcpStream,
         peer: SocketAddr,
+        speaks: Speaks,
         first: bytes::Bytes,
     ) -> io::Result<()> {
         stream.set_nonblocking(true)?;
         stream.set_nodelay(true)?;
         let stream = mio::net::TcpStream::from_std(stream);
-        let incoming = Incoming { stream, peer, speaks: Speaks::MqttOverWebSocket, first };
+        let incoming = Incoming { stream, peer, speaks, first };
         let worker = self.next.fetch_add(1, Ordering::Relaxed) % self.workers.0.len();
         self.workers.0[worker].post(Mail::Adopt(Box::new(incoming)));
         Ok(())
+    }
+
+    pub fn tokens(&self) -> Arc<Tokens> {
+        self.shared.tokens.clone()
     }
 
     /// Connections that are open, and those of them that have not signed in.

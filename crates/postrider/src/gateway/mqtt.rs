@@ -118,6 +118,13 @@ pub(crate) fn expiry_left(expires_at: UnixMillis, now: UnixMillis) -> u32 {
     u32::try_from(expires_at.saturating_sub(now).div_ceil(1000)).unwrap_or(u32::MAX)
 }
 
+/// A receipt in the words of a frame.
+pub(crate) fn receipt_of(id: &str, step: &str) -> Option<DeviceReceipt> {
+    let step = Step::ALL.iter().copied().find(|s| s.name() == step)?;
+    let allowed = step == Step::Delivered || step.by_app();
+    Some(DeviceReceipt { message: id.parse().ok()?, step }).filter(|_| allowed)
+}
+
 /// `{"id": "…", "step": "displayed"}`, or a list of such.
 pub(crate) fn receipts_of(payload: &[u8]) -> Option<Vec<DeviceReceipt>> {
     #[derive(serde::Deserialize)]

@@ -2,16 +2,16 @@
 
 use super::conn::{Conn, Waiting};
 use super::driver::Driver;
-use super::label;
 use super::mailbox::Mail;
 use super::mqtt::{self, Wanted};
+use super::{Protocol, label};
 use postrider_core::delivery::drain::Outgoing;
 use postrider_core::delivery::publish::Publish as CorePublish;
 use postrider_core::delivery::receipt::Ack;
 use postrider_core::id::UnixMillis;
 use postrider_core::model::{Content, Reason, Step};
-use postrider_core::port::{ConnectionRef, Live, LiveTarget};
-use postrider_proto::{Deliver, Delivered, Fanned, Publish, Qos};
+use postrider_core::port::{ConnectionRef, Live, LiveTarget, Position};
+use postrider_proto::{Cursor, Deliver, Delivered, Fanned, Publish, Qos};
 use std::sync::Arc;
 
 /// Encoded messages kept for the next connections of a broadcast.
@@ -83,6 +83,7 @@ impl Driver {
             dup: false,
             subscription_ids: &target.subscription_ids,
             expiry_left_secs: None,
+            cursor: None,
         };
         self.put(at.slot, fanned, how, expires_at);
     }
@@ -136,8 +137,10 @@ impl Driver {
     }
 
     pub(super) fn wake(&mut self, at: ConnectionRef) {
-        if self.find(at).is_some() {
-            self.want_drain(at.slot);
+        match self.find(at).map(|c| &c.protocol) {
+            Some(Protocol::Poll(_)) => self.guarded(at.slot, |d| d.give_back(at.slot)),
+            Some(_) => self.want_drain(at.slot),
+            None => {}
         }
     }
 
@@ -193,6 +196,8 @@ impl Driver {
             Some(entry) => entry,
             None => (delivery.seq, Fanned::new(mqtt::publish_of(&delivery.content))),
         };
+        let Position { urgent, normal } = delivery.position;
+        let cursor = Cursor { epoch: self.shared.epoch, urgent, normal };
         let how = Deliver {
             delivery: delivery.seq,
             qos: mqtt::qos_of(delivery.qos),
@@ -200,6 +205,7 @@ impl Driver {
             dup: delivery.sent_before,
             subscription_ids: &delivery.subscription_ids,
             expiry_left_secs: None,
+            cursor: Some(cursor),
         };
         let tells_expiry = delivery.content.properties.as_ref().is_some_and(|p| p.expires);
         let expires_at = tells_expiry.then_some(delivery.expires_at);
@@ -249,6 +255,7 @@ impl Driver {
                 dup: false,
                 subscription_ids: &target.subscription_ids,
                 expiry_left_secs: None,
+                cursor: None,
             };
             self.put(slot, &mut Fanned::new(mqtt::publish_of(&content)), how, expires_at);
         }

@@ -59,6 +59,9 @@ impl Driver {
         if conn.paused {
             self.resume(slot);
         }
+        if self.has_waited(slot) {
+            return self.give_back(slot);
+        }
         let due = self.conn(slot).filter(|c| c.is_open()).and_then(|c| c.protocol.as_mut().next_timeout());
         if due.is_some_and(|d| d <= now) {
             let mut output: Output = std::mem::take(&mut self.output);

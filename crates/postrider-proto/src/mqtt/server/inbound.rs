@@ -95,8 +95,8 @@ impl ServerConnection {
         if !is_known {
             self.check_receive_maximum()?;
         }
-        let next_id = self.next_id;
-        let inflight = self.inflight.get_or_insert_with(|| Box::new(Inflight::new(next_id)));
+        let (next_id, unsure) = (self.next_id, self.unsure);
+        let inflight = self.inflight.get_or_insert_with(|| Box::new(Inflight::with_unsure(next_id, unsure)));
         Ok(inflight.arrive(id))
     }
 

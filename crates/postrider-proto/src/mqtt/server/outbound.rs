@@ -1,7 +1,7 @@
 //! Messages for the peer, and its acknowledgements of them.
 
 use super::{Phase, ServerConnection};
-use crate::mqtt::codec::{ProtocolError, PublishFrame};
+use crate::mqtt::codec::{self, ProtocolError, PublishFrame};
 use crate::mqtt::fanned::Stamp;
 use crate::mqtt::inflight::{Inflight, Reserved, Settled};
 use crate::mqtt::packet::{Ack, Kind, code};
@@ -43,7 +43,7 @@ impl ServerConnection {
         if frame_len > self.peer_packet_bytes_max as usize {
             return self.give_up(how.delivery);
         }
-        let (id, is_again) = match self.reserve(how) {
+        let (id, is_again) = match self.reserve(how, bytes) {
             Ok(reserved) => reserved,
             Err(delivered) => return delivered,
         };
@@ -75,7 +75,7 @@ impl ServerConnection {
         if !message.is_writable() || frame.total_len() > self.peer_packet_bytes_max as usize {
             return self.give_up(how.delivery);
         }
-        match self.reserve(how) {
+        match self.reserve(how, bytes) {
             Ok((id, is_again)) => {
                 frame.id = id;
                 frame.dup |= is_again;
@@ -104,18 +104,27 @@ impl ServerConnection {
     }
 
     /// The packet id to send with, and whether it was sent with it before. `Err`: nothing is to be written.
-    fn reserve(&mut self, how: Deliver<'_>) -> Result<(u16, bool), Delivered> {
+    fn reserve(&mut self, how: Deliver<'_>, bytes: &mut Vec<u8>) -> Result<(u16, bool), Delivered> {
         if how.qos == Qos::AtMostOnce {
             return Ok((0, false));
         }
-        let next_id = self.next_id;
-        let inflight = self.inflight.get_or_insert_with(|| Box::new(Inflight::new(next_id)));
+        let (next_id, unsure) = (self.next_id, self.unsure);
+        let inflight = self.inflight.get_or_insert_with(|| Box::new(Inflight::with_unsure(next_id, unsure)));
         match inflight.reserve(how.delivery, how.qos, usize::from(self.inflight_max)) {
-            Reserved::New(id) => Ok((id, false)),
-            Reserved::Again(id) => Ok((id, true)),
+            Reserved::New { id, release } => Ok((self.release(id, release, bytes), false)),
+            Reserved::Again { id, release } => Ok((self.release(id, release, bytes), true)),
             Reserved::Released => Err(Delivered::Written),
             Reserved::WindowFull => Err(Delivered::WindowFull),
         }
+    }
+
+    /// Tells the peer to let go of an id that it may hold from a state that was lost.
+    fn release(&mut self, id: u16, release: bool, bytes: &mut Vec<u8>) -> u16 {
+        if release {
+            codec::encode_ack(Kind::PubRel, Ack { id, code: 0 }, self.level, bytes);
+            self.releases = self.releases.saturating_add(1);
+        }
+        id
     }
 
     fn give_up(&mut self, delivery: u64) -> Delivered {
@@ -169,6 +178,11 @@ impl ServerConnection {
     ) -> Result<(), ProtocolError> {
         let settled =
             self.inflight.as_mut().map_or(Settled::Unknown, |inflight| inflight.handle_pubcomp(ack.id));
+        if settled == Settled::Unknown && self.releases > 0 {
+            // The answer to a release of an id that the peer perhaps held.
+            self.releases -= 1;
+            return Ok(());
+        }
         // A code in a PUBCOMP says that the peer had forgotten the id, not that it did not get the message.
         self.report(settled, code::SUCCESS, now, out);
         Ok(())
@@ -200,7 +214,7 @@ impl ServerConnection {
     /// An idle connection owns no in-flight state; only the next packet id is remembered.
     pub(super) fn drop_empty_inflight(&mut self) {
         if let Some(inflight) = self.inflight.take_if(|inflight| inflight.is_empty()) {
-            self.next_id = inflight.next_id();
+            (self.next_id, self.unsure) = (inflight.next_id(), inflight.unsure());
         }
     }
 }

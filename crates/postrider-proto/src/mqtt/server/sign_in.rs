@@ -38,6 +38,8 @@ impl ServerConnection {
             session_expiry_secs,
             user: connect.user,
             password: connect.password,
+            token: None,
+            takes_pushes: false,
             will: connect.will,
             keepalive_secs: connect.keepalive_secs,
         })));

@@ -9,12 +9,16 @@ use crate::api::routes;
 enum Serves {
     Anybody,
     Admin,
-    Manage,
     Send,
     Read,
     ManageOrSelf,
     ReadOrSelf,
     Device,
+    /// Each device for itself, and nobody names one.
+    AnyDevice,
+    /// The device that the path names.
+    ThatDevice,
+    Register,
 }
 
 /// Route, whom it serves, the path for the test, its body, the status of success.
@@ -22,7 +26,7 @@ type Row = (&'static str, Serves, &'static str, &'static str, u16);
 
 #[rustfmt::skip]
 const ROWS: &[Row] = &[
-    ("POST /v1/devices", Serves::Manage, "/v1/devices", r#"{"platform":"ios"}"#, 201),
+    ("POST /v1/devices", Serves::Register, "/v1/devices", r#"{"platform":"ios"}"#, 201),
     ("GET /v1/devices", Serves::Read, "/v1/devices", "", 200),
     ("GET /v1/devices/{id}", Serves::ReadOrSelf, "/v1/devices/d1", "", 200),
     ("PATCH /v1/devices/{id}", Serves::ManageOrSelf, "/v1/devices/d1", r#"{"add_tags":["x"]}"#, 200),
@@ -50,9 +54,22 @@ const ROWS: &[Row] = &[
     ("GET /v1/apps/{id}/keys", Serves::Admin, "/v1/apps/default/keys", "", 200),
     ("DELETE /v1/apps/{id}/keys/{key}", Serves::Admin, "/v1/apps/default/keys/id-of-default-read-key", "", 204),
     ("POST /v1/admin/audit", Serves::Admin, "/v1/admin/audit", "", 200),
+    ("POST /v1/devices/{id}/tickets", Serves::ThatDevice, "/v1/devices/d1/tickets", "", 201),
+    ("GET /v1/inbox", Serves::AnyDevice, "/v1/inbox", "", 200),
+    ("POST /v1/inbox/acks", Serves::AnyDevice, "/v1/inbox/acks", r#"{"deliveries":["1"]}"#, 200),
+    ("GET /v1/stream", Serves::AnyDevice, "/v1/stream", "", 200),
+    ("POST /v1/stream/acks", Serves::AnyDevice, "/v1/stream/acks", r#"{"deliveries":["1"]}"#, 200),
+    ("GET /sdk/{file}", Serves::Anybody, "/sdk/postrider.js", "", 200),
+    ("GET /demo", Serves::Anybody, "/demo", "", 200),
+    ("GET /demo/{file}", Serves::Anybody, "/demo/index.html", "", 200),
+    ("POST /demo/devices", Serves::Anybody, "/demo/devices", "", 201),
+    ("POST /demo/push", Serves::AnyDevice, "/demo/push", r#"{"data":1}"#, 202),
+    ("GET /demo/messages/{id}", Serves::Device, "/demo/messages/MESSAGE", "", 200),
     ("GET /openapi.json", Serves::Anybody, "/openapi.json", "", 200),
     // Not a WebSocket handshake, and no other credentials than MQTT's own.
     ("GET /mqtt", Serves::Anybody, "/mqtt", "", 400),
+    ("GET /ws", Serves::Anybody, "/ws", "", 400),
+    ("GET /_test/echo", Serves::Anybody, "/_test/echo", "", 400),
 ];
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -63,6 +80,7 @@ enum By {
     AppKey,
     SendKey,
     ReadKey,
+    RegisterKey,
     OtherAppsKey,
     Device,
     OtherDevice,
@@ -70,13 +88,14 @@ enum By {
     Admin,
 }
 
-const CALLERS: [By; 11] = [
+const CALLERS: [By; 12] = [
     By::Nobody,
     By::WrongKey,
     By::RevokedKey,
     By::AppKey,
     By::SendKey,
     By::ReadKey,
+    By::RegisterKey,
     By::OtherAppsKey,
     By::Device,
     By::OtherDevice,
@@ -104,17 +123,21 @@ fn refusal(serves: Serves, by: By, path: &str) -> Option<(u16, &'static str)> {
         _ if serves == Serves::Admin => forbidden,
         By::Device => match serves {
             Serves::ManageOrSelf | Serves::ReadOrSelf | Serves::Device => None,
+            Serves::AnyDevice | Serves::ThatDevice => None,
             _ => forbidden,
         },
         By::OtherDevice => match serves {
             Serves::Device => Some((404, "no_such_message")),
+            Serves::AnyDevice => None,
             _ => forbidden,
         },
-        _ if serves == Serves::Device => forbidden,
+        _ if matches!(serves, Serves::Device | Serves::AnyDevice | Serves::ThatDevice) => forbidden,
+        By::RegisterKey if serves == Serves::Register => None,
+        By::RegisterKey => forbidden,
         By::OtherAppsKey => elsewhere,
         By::AppKey => None,
         By::SendKey => match serves {
-            Serves::Manage | Serves::ManageOrSelf => forbidden,
+            Serves::ManageOrSelf | Serves::Register => forbidden,
             _ => None,
         },
         By::ReadKey => match serves {
@@ -143,6 +166,7 @@ async fn each_route_serves_whom_it_should_and_nobody_else() {
                 By::AppKey => "default-app-key".into(),
                 By::SendKey => "default-send-key".into(),
                 By::ReadKey => "default-read-key".into(),
+                By::RegisterKey => "default-register-key".into(),
                 By::OtherAppsKey => "other-app-key".into(),
                 By::Device => first.clone(),
                 By::OtherDevice => second.clone(),
@@ -181,12 +205,12 @@ fn the_document_says_whom_each_route_serves() {
         let needs = match serves {
             Serves::Anybody => None,
             Serves::Admin => Some(Needs::Admin),
-            Serves::Manage => Some(Needs::App(KeyScope::App)),
             Serves::Send => Some(Needs::App(KeyScope::Send)),
             Serves::Read => Some(Needs::App(KeyScope::Read)),
             Serves::ManageOrSelf => Some(Needs::AppOrDevice(KeyScope::App)),
             Serves::ReadOrSelf => Some(Needs::AppOrDevice(KeyScope::Read)),
-            Serves::Device => Some(Needs::Device),
+            Serves::Device | Serves::AnyDevice | Serves::ThatDevice => Some(Needs::Device),
+            Serves::Register => Some(Needs::App(KeyScope::Register)),
         };
         assert_eq!(crate::api::openapi::said_needs(route), needs, "{route}");
     }

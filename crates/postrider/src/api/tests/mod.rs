@@ -8,6 +8,7 @@ mod serving;
 
 use super::auth::Peer;
 use super::{Api, ApiLimits, router};
+use crate::gateway::{Door, Speaks};
 use axum::Router;
 use axum::body::Body;
 use axum::http::{HeaderMap, Request, StatusCode};
@@ -22,6 +23,7 @@ use postrider_core::port::*;
 use postrider_core::session::{Attach, Client, secret_hash};
 use postrider_store::MemoryStore;
 use serde_json::{Value, json};
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use tower::ServiceExt;
@@ -49,6 +51,14 @@ impl Clock for TestClock {
     fn now(&self) -> UnixMillis {
         self.0.load(Ordering::SeqCst)
     }
+}
+
+/// Nobody takes a socket.
+struct NoDoor;
+
+impl Door for NoDoor {
+    fn adopt(&self, _: std::net::TcpStream, _: SocketAddr, _: Speaks, _: bytes::Bytes) {}
+    fn acknowledged(&self, _: ConnectionRef, _: Vec<u64>) {}
 }
 
 /// Numbers that differ, and are the same in each run.
@@ -85,14 +95,20 @@ impl World {
         let changed = Arc::new(tokio::sync::Notify::new());
         let notify = changed.clone();
         store.watch_events().on_new(move |_| notify.notify_waiters());
-        let api = Api::new(engine, AppNo(0), changed, api_limits, Arc::new(|_, _, _| {}));
+        let api_limits = ApiLimits { demo: true, echo: true, ..api_limits };
+        let tokens = Arc::new(crate::tokens::Tokens::new(None, &TestChance::default()));
+        let api = Api::new(engine, AppNo(0), changed, api_limits, tokens, Arc::new(NoDoor));
         let world = World { router: router(api.clone()), api, store, clock };
         for app in ["default", "other"] {
             let outcome =
                 world.submit(Command::CreateApp { id: app.into(), name: app.into(), at: world.clock.now() });
             let Outcome::AppCreated(no) = outcome else { panic!("{outcome:?}") };
-            for (scope, name) in [(KeyScope::App, "app"), (KeyScope::Send, "send"), (KeyScope::Read, "read")]
-            {
+            for (scope, name) in [
+                (KeyScope::App, "app"),
+                (KeyScope::Send, "send"),
+                (KeyScope::Read, "read"),
+                (KeyScope::Register, "register"),
+            ] {
                 world.add_key(Some(no), &format!("{app}-{name}-key"), scope);
             }
         }
@@ -195,6 +211,7 @@ impl World {
             clean: false,
             expiry_secs: 3600,
             will: None,
+            takes_pushes: false,
         };
         engine.connect(attach).ok().unwrap().session
     }

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::api::health::{Ops, router as ops_router};
+use crate::gateway::{Door, Speaks};
 use crate::http::{HttpConfig, serve};
 use bytes::Bytes;
 use std::io::{Read, Write};
@@ -83,14 +84,22 @@ async fn http_1_keeps_its_connection_and_http_2_speaks_too() {
     assert!(live.is_well().await);
 }
 
+/// Tells of each socket.
+struct Handed(tokio::sync::mpsc::UnboundedSender<(std::net::TcpStream, SocketAddr, Bytes)>);
+
+impl Door for Handed {
+    fn adopt(&self, stream: std::net::TcpStream, peer: SocketAddr, _: Speaks, first: Bytes) {
+        self.0.send((stream, peer, first)).unwrap();
+    }
+
+    fn acknowledged(&self, _: ConnectionRef, _: Vec<u64>) {}
+}
+
 #[tokio::test]
 async fn a_websocket_is_handed_over_with_the_bytes_that_came_early() {
     let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
     let world = World::new();
-    let adopt = move |stream: std::net::TcpStream, peer: SocketAddr, first: Bytes| {
-        tell.send((stream, peer, first)).unwrap();
-    };
-    let api = Api { adopt: Arc::new(adopt), ..world.api.clone() };
+    let api = Api { door: Arc::new(Handed(tell)), ..world.api.clone() };
     let live = Live::of(World { router: router(api), ..world }, HttpConfig::default());
     let mut client = live.connect().await;
     let request = "GET /mqtt HTTP/1.1\r\nHost: h\r\nOrigin: http://h\r\nConnection: keep-alive, Upgrade\r\nUpgrade: WebSocket\r\n\

@@ -1,0 +1,297 @@
+//! A device receives over plain HTTP: a stream of events, a poll that waits, a pull; and acknowledges by requests.
+//! What the messages look like is the JSON protocol's business (`docs/protocol/http.md`).
+
+use super::auth::{ByDevice, ByReader};
+use super::error::{ApiError, Code};
+use super::json::{Body, Input, Path, Query};
+use super::{Api, ask, page_size};
+use crate::gateway::{Begin, Speaks, Wait, publish_of};
+use crate::http::{Freed, Takeover};
+use axum::Json;
+use axum::extract::State;
+use axum::http::{HeaderMap, HeaderValue, StatusCode, Version, header};
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use postrider_core::delivery::drain::Outgoing;
+use postrider_core::id::{DeviceRef, Seq};
+use postrider_core::port::Position;
+use postrider_core::session::Client;
+use postrider_proto::json::{read_delivery, write_delivery};
+use postrider_proto::{Cursor, Deliver, Fanned, Qos};
+use serde::{Deserialize, Serialize};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::time::Duration;
+use utoipa::ToSchema;
+
+/// Deliveries of one request that acknowledges.
+const ACKS_MAX: usize = 1_000;
+/// When a client that got everything may come back.
+const POLL_AFTER_SECS: u64 = 10;
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct StreamQuery {
+    after: Option<String>,
+    /// Checked by `ByReader`.
+    #[serde(rename = "ticket")]
+    _ticket: Option<String>,
+}
+
+/// `GET /v1/stream`.
+pub async fn stream(
+    ByReader(at): ByReader,
+    State(api): State<Api>,
+    version: Version,
+    headers: HeaderMap,
+    Query(query): Query<StreamQuery>,
+) -> Result<Response, ApiError> {
+    need_http1(version)?;
+    let last = headers.get("last-event-id").map(|v| v.to_str().unwrap_or_default());
+    // A place in another history, or none at all: begin with the oldest that is not acknowledged.
+    let position =
+        last.or(query.after.as_deref()).and_then(|text| position(&api, text).ok()).unwrap_or_default();
+    let device = device_id(&api, at)?;
+    let client = Client { app: at.app, id: device, device: Some(at.device) };
+    let door = api.door.clone();
+    Ok(taken_over(move |freed: Freed| {
+        let Freed { stream, peer, headers, .. } = freed;
+        let line = |(name, value): (&axum::http::HeaderName, &HeaderValue)| {
+            value.to_str().map_or(String::new(), |value| format!("{name}: {value}\r\n"))
+        };
+        let headers = headers.iter().filter(|(name, _)| *name != header::CONTENT_LENGTH).map(line).collect();
+        let begin = Begin { client, position, headers };
+        door.adopt(stream, peer, Speaks::EventStream(Box::new(begin)), Bytes::new());
+    }))
+}
+
+fn taken_over(take: impl FnOnce(Freed) + Send + 'static) -> Response {
+    let mut response = StatusCode::OK.into_response();
+    response.extensions_mut().insert(Takeover::new(take));
+    response
+}
+
+fn need_http1(version: Version) -> Result<(), ApiError> {
+    if version == Version::HTTP_11 { Ok(()) } else { Err(Code::NeedsHttp11.into()) }
+}
+
+fn device_id(api: &Api, at: DeviceRef) -> Result<String, ApiError> {
+    let id = api.engine.store.device_ids(at.app, &[at.device]).into_iter().next().flatten();
+    id.ok_or_else(|| Code::BadCredentials.into())
+}
+
+fn position(api: &Api, text: &str) -> Result<Position, ApiError> {
+    let Cursor { epoch, urgent, normal } = text.parse().map_err(|()| Code::InvalidCursor)?;
+    if epoch != api.engine.store.epoch() {
+        return Err(Code::CursorFromOtherHistory.into());
+    }
+    Ok(Position { urgent, normal })
+}
+
+fn cursor(api: &Api, Position { urgent, normal }: Position) -> Cursor {
+    Cursor { epoch: api.engine.store.epoch(), urgent, normal }
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct InboxQuery {
+    after: Option<String>,
+    /// Seconds that the answer may be held back until there is something.
+    wait: Option<u64>,
+    limit: Option<usize>,
+    #[serde(rename = "ticket")]
+    _ticket: Option<String>,
+}
+
+/// What a poll asks for.
+#[derive(Clone)]
+struct Poll {
+    at: DeviceRef,
+    device: String,
+    from: Position,
+    limit: usize,
+    known: Option<HeaderValue>,
+}
+
+/// `GET /v1/inbox`.
+pub async fn poll(
+    ByReader(at): ByReader,
+    State(api): State<Api>,
+    version: Version,
+    headers: HeaderMap,
+    Query(query): Query<InboxQuery>,
+) -> Result<Response, ApiError> {
+    let wait = Duration::from_secs(query.wait.unwrap_or(0));
+    let max = api.limits.poll_max;
+    if wait > max {
+        let sentence = format!("`wait` is at most {} seconds.", max.as_secs());
+        return Err(Code::InvalidParameter.at("wait", sentence));
+    }
+    let poll = Poll {
+        at,
+        device: device_id(&api, at)?,
+        from: query.after.as_deref().map_or(Ok(Position::default()), |text| position(&api, text))?,
+        limit: page_size(&api, query.limit)?,
+        known: headers.get(header::IF_NONE_MATCH).cloned(),
+    };
+    let page = Page::of(&api, &poll);
+    let is_news = !page.is_empty() && poll.known.as_ref().is_none_or(|known| *known != page.tag);
+    if is_news {
+        return Ok(page.answer(&api, &poll));
+    }
+    if !wait.is_zero() {
+        need_http1(version)?;
+        return Ok(wait_for(api, poll, wait));
+    }
+    // Nothing new: who asks that too often is told to wait (L29).
+    match api.pulls.take(at, 1, api.engine.clock.now()) {
+        Ok(()) => Ok(page.answer(&api, &poll)),
+        Err(secs) => Err(Code::PollsTooOften.retry_after(secs)),
+    }
+}
+
+/// Lets the gateway hold the connection until there is something to say.
+fn wait_for(api: Api, poll: Poll, wait: Duration) -> Response {
+    taken_over(move |freed| {
+        let (device, position) = (poll.at, poll.from);
+        let door = api.door.clone();
+        let (stream, peer, give_back) = freed.split(move || async move {
+            // It may have been deleted while it waited.
+            match api.engine.store.sign_in(poll.at) {
+                Some(_) => Page::of(&api, &poll).answer(&api, &poll),
+                None => ApiError::from(Code::BadCredentials).into_response(),
+            }
+        });
+        let wait = Wait { device, position, wait_ms: wait.as_millis() as u64, give_back };
+        door.adopt(stream, peer, Speaks::Poll(Box::new(wait)), Bytes::new());
+    })
+}
+
+/// What lies in an inbox behind a place.
+struct Page {
+    deliveries: Vec<Outgoing>,
+    next: Position,
+    more: bool,
+    tag: HeaderValue,
+}
+
+impl Page {
+    fn of(api: &Api, poll: &Poll) -> Page {
+        let mut next = poll.from;
+        let mut deliveries = api.engine.pull(poll.at, &poll.device, &mut next, poll.limit + 1);
+        let more = deliveries.len() > poll.limit;
+        deliveries.truncate(poll.limit);
+        if let Some(last) = deliveries.last() {
+            next = last.position;
+        }
+        let mut hasher = DefaultHasher::new();
+        (api.engine.store.epoch(), more).hash(&mut hasher);
+        deliveries.iter().for_each(|d| d.seq.hash(&mut hasher));
+        let tag = format!("\"{:016x}\"", hasher.finish());
+        let tag = HeaderValue::try_from(tag).unwrap_or(HeaderValue::from_static("\"0\""));
+        Page { deliveries, next, more, tag }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.deliveries.is_empty()
+    }
+
+    fn answer(&self, api: &Api, poll: &Poll) -> Response {
+        api.engine.store.seen(poll.at, api.engine.clock.now());
+        let tag = (header::ETAG, self.tag.clone());
+        if poll.known.as_ref() == Some(&self.tag) {
+            return (StatusCode::NOT_MODIFIED, [tag]).into_response();
+        }
+        let seqs: Vec<Seq> = self.deliveries.iter().map(|d| d.seq).collect();
+        if !seqs.is_empty() {
+            api.engine.sent_to(poll.at, &seqs);
+        }
+        let mut body = br#"{"messages":["#.to_vec();
+        for (i, delivery) in self.deliveries.iter().enumerate() {
+            if i > 0 {
+                body.push(b',');
+            }
+            write(api, delivery, &mut body);
+        }
+        let after = if self.is_empty() { POLL_AFTER_SECS } else { 0 };
+        let (next, more) = (cursor(api, self.next), self.more);
+        let end = format!(r#"],"next":"{next}","more":{more},"poll_after_secs":{after}}}"#);
+        body.extend_from_slice(end.as_bytes());
+        let kind = (header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        ([kind, tag], body).into_response()
+    }
+}
+
+/// A delivery as the frame that a WebSocket would carry.
+fn write(api: &Api, delivery: &Outgoing, body: &mut Vec<u8>) {
+    let how = Deliver {
+        delivery: delivery.seq,
+        // Whatever its subscription said: here it is acknowledged.
+        qos: Qos::AtLeastOnce,
+        retain: delivery.retain,
+        dup: delivery.sent_before,
+        subscription_ids: &[],
+        expiry_left_secs: None,
+        cursor: Some(cursor(api, delivery.position)),
+    };
+    write_delivery(&mut Fanned::new(publish_of(&delivery.content)), &how, body);
+}
+
+/// Deliveries to acknowledge.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AckRequest {
+    /// The `delivery` of each, as it came.
+    #[schema(example = json!(["184"]))]
+    deliveries: Vec<String>,
+}
+
+impl Input for AckRequest {}
+
+/// They are on stable storage.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Acknowledged {
+    /// How many of them were open.
+    acknowledged: usize,
+}
+
+/// `POST /v1/inbox/acks` and `POST /v1/stream/acks`: the same. A connection that wrote some of them goes on.
+pub async fn acknowledge(
+    ByDevice(at): ByDevice,
+    State(api): State<Api>,
+    Body(request): Body<AckRequest>,
+) -> Result<Json<Acknowledged>, ApiError> {
+    if request.deliveries.len() > ACKS_MAX {
+        return Err(Code::InvalidField.at("/deliveries", format!("At most {ACKS_MAX}.")));
+    }
+    let known: Option<Vec<u64>> = request.deliveries.iter().map(|name| read_delivery(name)).collect();
+    let all =
+        known.ok_or_else(|| Code::InvalidField.at("/deliveries", "Not a delivery that was given out."))?;
+    // Those of live messages are in no inbox; only their connection counts them.
+    let seqs: Vec<Seq> = all.iter().copied().filter(|d| d & crate::gateway::TRANSIENT == 0).collect();
+    let acknowledged = ask(|done| api.engine.acknowledge(at, &seqs, done)).await??;
+    if let Some(connection) = api.engine.connection_of(at) {
+        api.door.acknowledged(connection, all);
+    }
+    Ok(Json(Acknowledged { acknowledged }))
+}
+
+/// What a device can sign in with for a while, where it cannot show its secret.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Ticket {
+    ticket: String,
+    /// Milliseconds since 1970.
+    expires_at: u64,
+}
+
+/// `POST /v1/devices/{id}/tickets`.
+pub async fn ticket(
+    ByDevice(at): ByDevice,
+    State(api): State<Api>,
+    Path(id): Path<String>,
+) -> Result<(StatusCode, Json<Ticket>), ApiError> {
+    if api.engine.store.device_by_id(at.app, &id) != Some(at) {
+        return Err(Code::NotAllowed.because("A device may speak for itself only."));
+    }
+    let (ticket, expires_at) = api.tokens.ticket(&api.engine, at, &id).ok_or(Code::BadCredentials)?;
+    Ok((StatusCode::CREATED, Json(Ticket { ticket, expires_at })))
+}
