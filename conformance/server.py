@@ -1,4 +1,4 @@
-"""Starts and ends a postrider process, for `run.py` and `kill9.py`.
+"""Starts and ends a postrider process, for `run.py`, `kill9.py` and `abuse.py`.
 
 The server says on one line of its standard output where it listens; nothing here guesses ports or waits
 for a while and hopes.
@@ -49,10 +49,13 @@ def quiet_port():
 
 
 class Server:
-    def __init__(self, binary, data_dir, profile=None, log_path=None, ready_timeout=60):
+    """`settings` are given as `--set`, `variables` to the process's environment."""
+
+    def __init__(self, binary, data_dir, profile=None, log_path=None, ready_timeout=60, settings=None, variables=None):
         self.binary, self.data_dir, self.profile = binary, data_dir, profile
         self.log_path = log_path or os.path.join(data_dir, "..", "server.log")
         self.ready_timeout = ready_timeout
+        self.settings, self.variables = dict(settings or {}), dict(variables or {})
         self.process = None
         self.places = {}
 
@@ -67,6 +70,8 @@ class Server:
 
     def command(self):
         words = [self.binary, "serve", "--data", self.data_dir]
+        for name, value in self.settings.items():
+            words += ["--set", f"{name}={value}"]
         if self.profile:
             words[2:2] = ["--config", os.path.join(ROOT, "profiles", f"{self.profile}.toml")]
         return words
@@ -75,20 +80,25 @@ class Server:
         places = self.places
         wanted = {"HTTP": places.get("http"), "OPS": places.get("ops"), "MQTT": places.get("mqtt")}
         made = dict(os.environ, POSTRIDER_APP_KEY=APP_KEY, POSTRIDER_ADMIN_KEY=ADMIN_KEY,
-                    POSTRIDER_XMPP_LISTEN="127.0.0.1:0")
+                    POSTRIDER_XMPP_LISTEN="127.0.0.1:0", **self.variables)
         for name, place in wanted.items():
             # After a restart the clients look for the server where it was.
             made[f"POSTRIDER_{name}_LISTEN"] = "%s:%d" % (place or ("127.0.0.1", 0))
         return made
 
+    def spawn(self):
+        """Starts the process and does not wait for it."""
+        with open(self.log_path, "ab") as log:
+            self.process = subprocess.Popen(self.command(), env=self.environment(), stdout=subprocess.PIPE,
+                                            stderr=log, text=True)
+        self.lines = queue.Queue()
+        threading.Thread(target=self.read_lines, args=(self.process, self.lines), daemon=True).start()
+        return self
+
     def start(self):
-        self.log = open(self.log_path, "ab")
-        self.process = subprocess.Popen(self.command(), env=self.environment(), stdout=subprocess.PIPE,
-                                        stderr=self.log, text=True)
-        lines = queue.Queue()
-        threading.Thread(target=self.read_lines, args=(self.process, lines), daemon=True).start()
+        self.spawn()
         try:
-            ready = lines.get(timeout=self.ready_timeout)
+            ready = self.lines.get(timeout=self.ready_timeout)
         except queue.Empty:
             self.kill()
             raise StartFailed(f"no ready line in {self.ready_timeout} s") from None
@@ -97,12 +107,20 @@ class Server:
         self.places = parse_ready_line(ready)
         return self
 
+    def is_ready(self, within):
+        """Whether the ready line came within so many seconds."""
+        try:
+            return self.lines.get(timeout=within) is not None
+        except queue.Empty:
+            return False
+
     @staticmethod
     def read_lines(process, lines):
         """Passes on the ready line and reads the rest away, so that the pipe never fills."""
-        for line in process.stdout:
-            if line.startswith("listening "):
-                lines.put(line)
+        with process.stdout:
+            for line in process.stdout:
+                if line.startswith("listening "):
+                    lines.put(line)
         lines.put(None)
 
     def target(self):

@@ -2,7 +2,7 @@
 
 import unittest
 
-from ledger import Ledger, Sight, balanced
+from ledger import FAULTS, Ledger, Sight, balanced
 
 
 def intent(number, device="d", publisher=0):
@@ -24,8 +24,7 @@ def see(ledger, number, epoch=0, connection=0, message_id=None, device="d"):
 class LedgerTest(unittest.TestCase):
     def assert_balance(self, ledger, **wanted):
         got = ledger.balance()
-        zero = {"lost": 0, "phantom": 0, "dup_unexplained": 0, "misorder": 0, "gap": 0}
-        self.assertEqual({name: got[name] for name in zero}, {**zero, **wanted})
+        self.assertEqual({name: got[name] for name in FAULTS}, {**dict.fromkeys(FAULTS, 0), **wanted})
 
     def test_all_received_once_balances(self):
         ledger = ledger_of(1, 2)
@@ -74,6 +73,15 @@ class LedgerTest(unittest.TestCase):
         see(ledger, 1, epoch=1, connection=1)
         self.assert_balance(ledger, dup_unexplained=1)
 
+    def test_without_a_key_two_attempts_may_come_twice_and_not_three_times(self):
+        ledger = Ledger()
+        for _ in range(2):
+            ledger.intend(intent(1))
+        ledger.accept(intent(1), "")
+        for copies, doubles in ((1, 0), (2, 0), (3, 1)):
+            ledger.receive("d", Sight(intent(1), None, 0, 0))
+            self.assert_balance(ledger, dup_unexplained=doubles)
+
     def test_more_repeats_than_the_window_are_not(self):
         ledger = ledger_of(*range(40))
         for epoch in (0, 1):
@@ -90,6 +98,33 @@ class LedgerTest(unittest.TestCase):
         see(late, 2)
         see(late, 1)
         self.assert_balance(late, misorder=1)
+
+    def short_lived(self):
+        ledger = Ledger()
+        ledger.intend(intent(1), ttl=3, now=100)
+        ledger.accept(intent(1), "m1", now=101)
+        return ledger
+
+    def test_a_short_life_that_ended_in_time_is_no_loss(self):
+        ledger = self.short_lived()
+        ledger.expire(intent(1), now=103.5)
+        self.assert_balance(ledger)
+        self.assertEqual(ledger.balance()["expired"], 1)
+
+    def test_an_end_before_its_time_is_early(self):
+        ledger = self.short_lived()
+        ledger.expire(intent(1), now=102.9)
+        self.assert_balance(ledger, early=1)
+        long_lived = ledger_of(1)
+        long_lived.expire(intent(1))
+        self.assert_balance(long_lived, early=1, lost=1)
+
+    def test_on_a_connection_opened_after_its_end_it_is_late(self):
+        ledger = self.short_lived()
+        ledger.receive("d", Sight(intent(1), "m1", 0, 0, opened=104.9))
+        self.assert_balance(ledger)
+        ledger.receive("d", Sight(intent(1), "m1", 0, 1, opened=105.1))
+        self.assert_balance(ledger, late=1)
 
 
 if __name__ == "__main__":
