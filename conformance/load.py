@@ -201,7 +201,7 @@ class HttpPublisher(Publisher):
             return json.loads(data)["message_id"]
         if answer.status not in (429, 500, 502, 503, 504):
             self.run_state.fail(f"HTTP {answer.status}: {data[:200]!r}")
-        self.run_state.refusals[answer.status, json.loads(data).get("code")] += 1
+        self.run_state.refusals[answer.status, json.loads(data)["error"]["code"]] += 1
         time.sleep(0.05)
         return None
 
