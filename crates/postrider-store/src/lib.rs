@@ -23,6 +23,7 @@ mod embedded;
 pub mod faulty;
 pub mod files;
 mod memory;
+mod time_mark;
 mod watch;
 
 pub use check::{CheckReport, FileReport, check};
@@ -31,4 +32,5 @@ pub use embedded::stepped::{Stepped, Stepper};
 pub use embedded::{EmbeddedStore, OpenError, Problem};
 pub use files::{Files, OsFiles};
 pub use memory::MemoryStore;
+pub use time_mark::TimeMark;
 pub use watch::EventWatch;

@@ -70,7 +70,7 @@ pub fn serve(
     let open_files_max = platform::raise_open_files();
     tracing::info!(open_files_max, version = env!("CARGO_PKG_VERSION"), "starting");
     let store = Arc::new(open_store(&config)?);
-    let clock: Arc<dyn Clock> = Arc::new(SteadyClock::starting_after(store.last_time()));
+    let clock: Arc<dyn Clock> = Arc::new(start_clock(&store));
     let chance: Arc<dyn Chance> = Arc::new(OsChance);
     let (_, new_keys) = bootstrap::ensure(&*store, &*chance, clock.now(), &config.preset_keys())?;
     let app = store
@@ -124,6 +124,15 @@ fn open_store(config: &Config) -> Result<EmbeddedStore, ServeError> {
     }
     report_gaps(&store);
     Ok(store)
+}
+
+fn start_clock(store: &EmbeddedStore) -> SteadyClock {
+    let clock = SteadyClock::starting_after(store.last_time(), store.time_mark());
+    if let Some(Err(error)) = clock.mark().map(|mark| store.keep_time_mark(&mark)) {
+        // Only the next start has use for it.
+        tracing::warn!(%error, "no mark of the time could be kept: the next start will believe the wall clock");
+    }
+    clock
 }
 
 /// Every delivery must be open or ended (P1); where that is not so, an operator has to know.

@@ -2,29 +2,78 @@
 
 use postrider_core::id::UnixMillis;
 use postrider_core::port::{Chance, Clock};
+use postrider_store::TimeMark;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 /// Steady: the wall clock at the start plus what has passed since on the monotonic clock, so that no jump of the wall clock
-/// expires a message early or sends one late (P12). It never starts behind what the store has seen.
+/// expires a message early or sends one late (P12). A jump while the server was down is known by a mark of an earlier
+/// start of the same boot. It never starts behind what the store has seen.
 pub struct SteadyClock {
     start: UnixMillis,
     since: Instant,
+    boot: Option<SinceBoot>,
 }
 
-/// A difference between wall clock and store that is worth a warning: somebody set a clock.
+/// A difference between clocks that is worth a warning: somebody set one.
 const JUMP_MS: u64 = 60_000;
 
 impl SteadyClock {
-    pub fn starting_after(last: UnixMillis) -> SteadyClock {
+    /// `last`: the last time that the store has seen. `mark`: what `mark` gave at an earlier start.
+    pub fn starting_after(last: UnixMillis, mark: Option<TimeMark>) -> SteadyClock {
         let wall = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as UnixMillis);
-        if last > wall + JUMP_MS {
-            let behind_secs = (last - wall) / 1000;
-            tracing::warn!(
-                behind_secs,
-                "the wall clock is behind the last stored time; time goes on from the stored one"
-            );
-        }
-        SteadyClock { start: wall.max(last), since: Instant::now() }
+        let boot = SinceBoot::read();
+        let reckoned = boot.as_ref().zip(mark).and_then(|(boot, mark)| boot.reckon(mark));
+        SteadyClock { start: start_at(wall, reckoned, last), since: Instant::now(), boot }
+    }
+
+    /// For the next start; `None` where the system does not tell of its boots.
+    pub fn mark(&self) -> Option<TimeMark> {
+        let SinceBoot { boot, millis } = *self.boot.as_ref()?;
+        Some(TimeMark { boot, since_boot_ms: millis, at: self.start })
+    }
+}
+
+/// `reckoned`: what time it must be, counted from the mark by the kernel, which nobody can set. Where the wall clock says
+/// much else, it was set, and messages must not notice.
+fn start_at(wall: UnixMillis, reckoned: Option<UnixMillis>, last: UnixMillis) -> UnixMillis {
+    if let Some(reckoned) = reckoned.filter(|reckoned| reckoned.abs_diff(wall) > JUMP_MS) {
+        let moved_secs = (i128::from(wall) - i128::from(reckoned)) / 1000;
+        tracing::warn!(
+            moved_secs,
+            "the wall clock was set since this machine booted; time goes on as if it had not been. If it is right now: \
+             stop, remove the file CLOCK from the data folder, start"
+        );
+        return reckoned.max(last);
+    }
+    if last > wall + JUMP_MS {
+        let behind_secs = (last - wall) / 1000;
+        tracing::warn!(
+            behind_secs,
+            "the wall clock is behind the last stored time; time goes on from the stored one"
+        );
+    }
+    wall.max(last)
+}
+
+/// Which boot of the machine this is, and how long it has been up, sleep included.
+struct SinceBoot {
+    boot: u128,
+    millis: u64,
+}
+
+impl SinceBoot {
+    fn read() -> Option<SinceBoot> {
+        let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+        let boot = u128::from_str_radix(&id.trim().replace('-', ""), 16).ok()?;
+        let up = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+        let millis = u64::try_from(up.tv_sec).ok()? * 1000 + u64::try_from(up.tv_nsec).ok()? / 1_000_000;
+        Some(SinceBoot { boot, millis })
+    }
+
+    /// What time it is by a mark of this boot.
+    fn reckon(&self, mark: TimeMark) -> Option<UnixMillis> {
+        let passed = self.millis.checked_sub(mark.since_boot_ms).filter(|_| mark.boot == self.boot)?;
+        mark.at.checked_add(passed)
     }
 }
 
@@ -64,4 +113,39 @@ pub fn raise_open_files() -> Option<u64> {
         tracing::warn!(%error, "the limit of open files could not be raised");
     }
     getrlimit(Resource::Nofile).current
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: UnixMillis = 1_790_000_000_000;
+    const YEAR: u64 = 365 * 86_400_000;
+
+    #[test]
+    fn a_wall_clock_that_was_set_in_this_boot_moves_nothing() {
+        for set in [NOW + YEAR, NOW - YEAR, NOW + JUMP_MS + 1, NOW - JUMP_MS - 1] {
+            assert_eq!(start_at(set, Some(NOW), NOW - 5), NOW);
+            assert_eq!(start_at(set, Some(NOW), NOW + 5), NOW + 5, "never behind what is stored");
+        }
+    }
+
+    #[test]
+    fn without_a_mark_or_with_a_small_difference_the_wall_clock_is_believed() {
+        assert_eq!(start_at(NOW + YEAR, None, NOW), NOW + YEAR);
+        assert_eq!(start_at(NOW + 1000, Some(NOW), 0), NOW + 1000);
+        assert_eq!(start_at(NOW - YEAR, None, NOW), NOW, "never behind what is stored");
+    }
+
+    #[test]
+    fn a_mark_counts_in_its_own_boot_only() {
+        let mark = TimeMark { boot: 1, since_boot_ms: 1000, at: NOW };
+        let after = |boot, millis| SinceBoot { boot, millis }.reckon(mark);
+        assert_eq!(after(1, 1500), Some(NOW + 500));
+        assert_eq!(after(2, 1500), None);
+        assert_eq!(after(1, 900), None, "before its own mark");
+        let clock = SteadyClock::starting_after(0, None);
+        let found = clock.mark().expect("Linux tells of its boots");
+        assert!(SinceBoot::read().unwrap().reckon(found).unwrap() >= clock.start);
+    }
 }

@@ -237,6 +237,10 @@ impl EmbeddedStore {
         Ok((EmbeddedStore { shared, epoch, problems, threads: Mutex::default(), _lock: lock }, writer))
     }
 
+    pub(crate) fn folder(&self) -> &Folder {
+        &self.shared.folder
+    }
+
     /// What was damaged or missing when the store was opened.
     pub fn problems(&self) -> &[Problem] {
         &self.problems
