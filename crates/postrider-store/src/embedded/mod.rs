@@ -16,7 +16,7 @@ pub mod stepped;
 mod store;
 mod writer;
 
-use crate::files::Files;
+use crate::files::{Files, is_full};
 use crate::watch::EventWatch;
 use config::{EmbeddedConfig, SyncMode};
 use events::{EventLog, Retention};
@@ -232,8 +232,14 @@ impl EmbeddedStore {
             config,
         });
         shared.note_problems(&problems);
-        let writer = writer::Writer::new(shared.clone(), seq + 1)
-            .map_err(|error| OpenError::io("a journal segment", error))?;
+        let writer = match writer::Writer::new(shared.clone(), seq + 1) {
+            // The reserve is for acknowledgements, and they need a server.
+            Err(error) if is_full(&error) && shared.space.give_up_reserve(&shared.folder) => {
+                writer::Writer::new(shared.clone(), seq + 1)
+            }
+            made => made,
+        };
+        let writer = writer.map_err(|error| OpenError::io("a journal segment", error))?;
         Ok((EmbeddedStore { shared, epoch, problems, threads: Mutex::default(), _lock: lock }, writer))
     }
 

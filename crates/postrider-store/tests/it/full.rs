@@ -143,6 +143,28 @@ fn the_reserve_is_given_up_for_acknowledgements_and_laid_by_again() {
 }
 
 #[test]
+fn a_store_starts_on_a_full_disk_by_its_reserve() {
+    let files = FaultyFiles::new(1);
+    files.set_quota(Some(160 * KIB));
+    let store = limited(&files);
+    let mut promises = Promises::default();
+    populate(&store, 2);
+    fill(&store, &mut promises, 0);
+    drop(store);
+    // Others filled the disk to the last byte while the store was closed.
+    files.set_quota(Some(files.used()));
+    let store = limited(&files);
+    promises.assert_kept(&store, 2);
+    for round in 0..40 {
+        promises.acknowledge(&store, round % 2).unwrap();
+    }
+    assert!(matches!(promises.accept(&store, 5_000, &[0]), Err(StoreError::StorageLow { .. })));
+    files.set_quota(Some(512 * KIB));
+    promises.accept(&store, 5_001, &[0]).unwrap();
+    promises.assert_kept(&store, 2);
+}
+
+#[test]
 fn when_even_the_reserve_is_used_up_groups_are_refused_whole_and_nothing_is_lost() {
     let files = FaultyFiles::new(1);
     files.set_quota(Some(128 * KIB));
