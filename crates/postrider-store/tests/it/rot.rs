@@ -68,7 +68,7 @@ fn every_flipped_bit_is_detected_and_nothing_damaged_is_delivered() {
     let victims = victims(&files);
     let total: u64 = victims.iter().map(|(_, len)| len).sum();
     let mut random = Random(2026);
-    for round in 0..700 {
+    for round in 0..1400 {
         let fork = files.fork();
         let mut at = random.below(total);
         let (path, _) = victims
@@ -101,7 +101,7 @@ fn a_truncated_file_is_detected_and_nothing_damaged_is_delivered() {
     let last =
         victims(&files).into_iter().map(|(path, _)| path).rfind(|p| p.to_string_lossy().contains("journal-"));
     let mut random = Random(7);
-    for round in 0..300 {
+    for round in 0..600 {
         let fork = files.fork();
         let victims = victims(&files);
         let (path, len) = &victims[random.below(victims.len() as u64) as usize];
