@@ -18,6 +18,7 @@ import random
 import sys
 import tempfile
 import time
+import traceback
 
 import abuse_machine
 import abuse_process
@@ -80,6 +81,9 @@ def play(name, options):
             return False if options.strict else None
         except (StartFailed, Unmet) as error:
             stage.failures.append(str(error))
+        except Exception as error:  # Whatever else a scenario raises is the server's failure or its own: both fail.
+            traceback.print_exc()
+            stage.failures.append(repr(error))
         if stage.failures and stage.servers:
             print(stage.servers[-1].last_words(), flush=True)
         for failure in stage.failures:

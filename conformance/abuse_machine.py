@@ -5,7 +5,7 @@ import glob
 import os
 import subprocess
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from harness import NotHere, eventually
 from load import OPEN_TO_ALL, HttpPublisher, Load, Size, start_and_wait
@@ -53,7 +53,7 @@ def cost_without_sync(stage):
         device = target.register()
         pushed = [target.push({"device": device.device_id})["message_id"] for _ in range(100)]
         server.kill()
-        plug.cut(stage.chance)
+        plug.cut()
         target = server.start().target()
         return sum(target.delivery(message_id, device) is None for message_id in pushed)
     finally:
@@ -62,22 +62,23 @@ def cost_without_sync(stage):
 
 # --- disk ---------------------------------------------------------------------------------------------
 
+# (bytes left free, killed and started meanwhile): below the limit that is kept free; not one block left.
+FILLINGS = [(4 * MIB, False), (0, False), (0, True)]
+
+
 def disk(stage):
-    """The disk runs full under load: refused with `storage_low`, drained all the same, taken again without a restart."""
+    """The disk runs full under load: refused with `storage_low`, drained all the same, taken again when there is space."""
     facts = {}
     with small_disk(stage, 64 * MIB) as data_dir:
         settings = {**OPEN_TO_ALL, **SMALL_STORE, "store.min_free_bytes": 8 * MIB}
         server = stage.server(settings, data_dir=data_dir)
         with Load(server, Size(), stage.seed) as load:
-            for round_no in range(stage.times(2)):
+            for leave, restarts in FILLINGS * stage.times(1):
                 time.sleep(stage.chance.uniform(1, 2))
-                # Below the limit that is kept free; and then with not one block left.
-                fill_once(stage, load, 4 * MIB if round_no % 2 == 0 else 0)
+                fill_once(stage, load, leave)
+                if restarts:
+                    restart_on_full_disk(load)
                 facts["ready_again"] = f"{take_again(load):.2f}s"
-            load.down()
-            server.kill()
-            server.start()
-            load.back()
             refused = sum(load.run.refusals.values())
             stage.require(set(load.run.refusals) == {(503, "storage_low")}, f"refusals: {dict(load.run.refusals)}")
             return stage.end(load, refused=refused, **facts)
@@ -110,10 +111,9 @@ def fill(path, leave):
             more = stat.f_bavail * stat.f_frsize - leave
             if more <= 0:
                 return
-            try:
+            # The server may have taken the last of it meanwhile: then look again.
+            with suppress(OSError):
                 os.posix_fallocate(file.fileno(), os.fstat(file.fileno()).st_size, more)
-            except OSError:
-                return
 
 
 def fill_once(stage, load, leave):
@@ -130,11 +130,17 @@ def fill_once(stage, load, leave):
     before = sum(run.refusals.values())
     fill(filler(load), leave)
     eventually(lambda: sum(run.refusals.values()) > before + 20, "nothing is refused on a full disk", timeout=30)
-    fill(filler(load), leave)
     start_and_wait(away)
     eventually(lambda: not set(waiting) & set(run.ledger.missing()), "devices do not drain on a full disk", timeout=30)
     stage.require(load.server.alive(), "the server ended on a full disk")
-    fill(filler(load), leave)
+
+
+def restart_on_full_disk(load):
+    """A crash does not wait until somebody has tidied up. What is left of the reserve has to do."""
+    load.down()
+    load.server.kill()
+    load.server.start()
+    load.back()
 
 
 def take_again(load):

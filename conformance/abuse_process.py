@@ -69,6 +69,8 @@ def pause(stage):
     """SIGSTOP in the middle of the load, shorter and longer than the clients' patience of ten seconds."""
     with Load(stage.server(OPEN_TO_ALL), Size(), stage.seed) as load:
         pauses = [0.1, 12.0, 0.7, 3.0] * stage.times(1)
+        if stage.times(1) > 1:
+            pauses.append(60.0)
         for secs in pauses:
             time.sleep(stage.chance.uniform(0.3, 1.0))
             load.server.process.send_signal(signal.SIGSTOP)

@@ -43,8 +43,8 @@ class Content:
     def after_cut(self, chance):
         """(content, bytes lost)"""
         content, rest = bytearray(self.lasting), self.changes[self.synced:]
-        how = chance.choice(["none", "all", "prefix", "sectors"])
-        kept = {"none": 0, "all": len(rest)}.get(how, chance.randint(0, len(rest)))
+        how = chance.choice(["none", "all", "prefix", "sectors"]) if chance else "none"
+        kept = {"none": 0, "all": len(rest)}[how] if how in ("none", "all") else chance.randint(0, len(rest))
         for change in rest[:kept] if how != "sectors" else []:
             apply(content, *change)
         lost = sum(len(data) for _, data in rest[kept:] if data is not None)
@@ -143,9 +143,12 @@ class Disk:
         self.names_synced = max(self.names_synced, upto)
 
     def cut(self, chance):
-        """({name: content}, bytes lost). Unsynced names come in their order: file systems keep a journal of them."""
+        """({name: content}, bytes lost). Unsynced names come in their order: file systems keep a journal of them.
+
+        Without chance nothing is left but what was synced.
+        """
         names, rest = dict(self.lasting), self.unsynced_names[self.names_synced:]
-        for change in rest[:chance.randint(0, len(rest))]:
+        for change in rest[:chance.randint(0, len(rest)) if chance else 0]:
             enact(names, change)
         found = {name: content.after_cut(chance) for name, content in names.items()}
         return {name: content for name, (content, _) in found.items()}, sum(lost for _, lost in found.values())
@@ -167,7 +170,7 @@ class PowerLoss:
         self.found = {}
         self.bytes_lost = self.syncs = 0
 
-    def cut(self, chance):
+    def cut(self, chance=None):
         disk = Disk(self.found)
         with open(self.log, "rb") as log:
             disk.play(log.read())

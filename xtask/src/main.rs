@@ -1,5 +1,6 @@
 //! Repository chores: `cargo xtask test` is all that CI runs, `cargo xtask tidy` the checks that no compiler makes.
 
+mod soak;
 mod steps;
 mod tidy;
 
@@ -11,9 +12,11 @@ Chores of this repository.
   cargo xtask test [--only STEP[,STEP…]]   everything that has to hold; installs what it needs
   cargo xtask tidy                         crate edges, lengths of files and functions, paths in the docs
   cargo xtask docs                         writes the generated docs anew
-  cargo xtask soak [--minutes N]           fresh seeds of the simulation and the kill -9 loop, in turn (60)
+  cargo xtask soak [--minutes N] [--seeds N]
+                                           fresh seeds of the simulation, N a round (1000), and all abuse of the
+                                           real binary, in turn (60 minutes); ends with a table of the balances
 
-Steps of `test`, in order: tools, fmt, clippy, tidy, unit, build, conformance, kill9.";
+Steps of `test`, in order: tools, fmt, clippy, tidy, unit, build, judges, conformance, kill9, abuse.";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -22,7 +25,10 @@ fn main() -> ExitCode {
         Some("test") => steps::test(option("--only").as_deref()),
         Some("tidy") => tidy::check().map(|said| eprintln!("{said}")),
         Some("docs") => steps::docs(),
-        Some("soak") => steps::soak(option("--minutes").as_deref().unwrap_or("60")),
+        Some("soak") => soak::soak(
+            option("--minutes").as_deref().unwrap_or("60"),
+            option("--seeds").as_deref().unwrap_or("1000"),
+        ),
         _ => {
             eprintln!("{HELP}");
             return ExitCode::from(2);

@@ -5,27 +5,34 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
-type Done = Result<(), String>;
+pub type Done = Result<(), String>;
 type Step = (&'static str, fn() -> Done);
 
 /// Debian packages, with a program that tells whether they are there.
-const PACKAGES: [(&str, &str); 4] =
-    [("python3", "python3"), ("mosquitto_pub", "mosquitto-clients"), ("node", "nodejs"), ("npm", "npm")];
+const PACKAGES: [(&str, &str); 5] = [
+    ("python3", "python3"),
+    ("mosquitto_pub", "mosquitto-clients"),
+    ("node", "nodejs"),
+    ("npm", "npm"),
+    ("faketime", "faketime"),
+];
 
 pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().map(Path::to_path_buf).unwrap_or_default()
 }
 
 pub fn test(only: Option<&str>) -> Done {
-    let steps: [Step; 8] = [
+    let steps: [Step; 10] = [
         ("tools", tools),
         ("fmt", || cargo(&["fmt", "--all", "--check"])),
         ("clippy", || cargo(&["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"])),
         ("tidy", || tidy::check().map(|said| eprintln!("{said}"))),
         ("unit", || cargo(&["test", "--workspace", "--locked"])),
         ("build", || cargo(&["build", "--package", "postrider", "--locked"])),
+        ("judges", judges),
         ("conformance", conformance),
         ("kill9", kill9),
+        ("abuse", || python(&["conformance/abuse.py", "--server", "target/debug/postrider"])),
     ];
     let wanted: Option<Vec<&str>> = only.map(|list| list.split(',').collect());
     let mut times = Vec::new();
@@ -49,29 +56,7 @@ pub fn docs() -> Done {
     run(command)
 }
 
-/// For so many minutes: fresh seeds of the simulation, and the kill -9 loop with 100 cycles, in turn.
-pub fn soak(minutes: &str) -> Done {
-    let minutes: u64 = minutes.parse().map_err(|_| format!("--minutes {minutes}: not a number"))?;
-    let start = Instant::now();
-    cargo(&["build", "--release", "--package", "postrider", "--locked"])?;
-    for round in 0.. {
-        if start.elapsed().as_secs() >= minutes * 60 {
-            break;
-        }
-        eprintln!("── soak, round {round}, minute {}", start.elapsed().as_secs() / 60);
-        let mut seeds = Command::new(env!("CARGO"));
-        seeds.args(["test", "--package", "postrider-sim", "--locked", "--", "--nocapture", "fresh"]);
-        seeds.env("SIM_BASE", (10_000_000 + round * 1_000).to_string()).env("SIM_SEEDS", "1000");
-        run(seeds)?;
-        for mode in ["http", "mqtt"] {
-            let server = "target/release/postrider";
-            python(&["conformance/kill9.py", "--server", server, "--mode", mode, "--cycles", "100"])?;
-        }
-    }
-    Ok(())
-}
-
-fn run(mut command: Command) -> Done {
+pub fn run(mut command: Command) -> Done {
     command.current_dir(root()).stdin(Stdio::null());
     match command.status() {
         Ok(status) if status.success() => Ok(()),
@@ -80,7 +65,7 @@ fn run(mut command: Command) -> Done {
     }
 }
 
-fn cargo(args: &[&str]) -> Done {
+pub fn cargo(args: &[&str]) -> Done {
     let mut command = Command::new(env!("CARGO"));
     command.args(args);
     run(command)
@@ -137,10 +122,19 @@ fn install(packages: &[&str]) -> Done {
     apt(&[&["install", "-y", "-qq", "--no-install-recommends"], packages].concat()).map_err(why)
 }
 
-fn python(args: &[&str]) -> Done {
+pub fn python_command(args: &[&str]) -> Command {
     let mut command = Command::new(root().join(".tools/python/bin/python"));
     command.args(args);
-    run(command)
+    command
+}
+
+fn python(args: &[&str]) -> Done {
+    run(python_command(args))
+}
+
+/// The tests of what judges: the ledger's oracle, and the power cut.
+fn judges() -> Done {
+    python(&["-m", "unittest", "discover", "--quiet", "--start-directory", "conformance"])
 }
 
 fn conformance() -> Done {

@@ -37,7 +37,8 @@ impl TimeMark {
 
     fn decode(bytes: &[u8]) -> Option<TimeMark> {
         let (body, sum) = bytes.split_last_chunk::<4>()?;
-        if bytes.len() != LEN || !body.starts_with(MAGIC) || crc32c::crc32c(body) != u32::from_le_bytes(*sum) {
+        if bytes.len() != LEN || !body.starts_with(MAGIC) || crc32c::crc32c(body) != u32::from_le_bytes(*sum)
+        {
             return None;
         }
         Some(TimeMark {
