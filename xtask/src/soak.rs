@@ -54,7 +54,8 @@ pub fn soak(minutes: &str, seeds: &str) -> Done {
     steps::cargo(&["build", "--release", "--package", "postrider", "--locked"])?;
     let start = Instant::now();
     let mut tallies: BTreeMap<&str, Tally> = BTreeMap::new();
-    let kinds: Vec<&str> = ["simulation", "kill9 http", "kill9 mqtt"].into_iter().chain(ABUSE).collect();
+    let kinds: Vec<&str> =
+        ["simulation"].into_iter().chain(ABUSE).chain(["kill9 http", "kill9 mqtt"]).collect();
     'rounds: for round in 0.. {
         for kind in &kinds {
             if start.elapsed() >= Duration::from_secs(minutes * 60) {
@@ -96,7 +97,7 @@ fn watch(mut command: Command, tally: &mut Tally) -> Done {
     let mut child = command.spawn().map_err(|error| format!("{command:?} could not start: {error}"))?;
     for line in child.stdout.take().into_iter().flat_map(|out| BufReader::new(out).lines()) {
         let line = line.map_err(|error| format!("{command:?}: {error}"))?;
-        println!("{line}");
+        eprintln!("{line}");
         if let Some(balance) = line.strip_prefix("balance ") {
             tally.add_balance(balance);
         }
@@ -106,12 +107,12 @@ fn watch(mut command: Command, tally: &mut Tally) -> Done {
 }
 
 fn print_table(tallies: &BTreeMap<&str, Tally>, minutes: u64, seeds: u64) {
-    println!(
+    eprintln!(
         "\nSoak of {minutes} minutes; a round of the simulation has {seeds} seeds, of kill9 100 kills.\n"
     );
-    println!("| what | rounds | failed | {} |", COLUMNS.join(" | "));
-    println!("| --- |{}", " --- |".repeat(COLUMNS.len() + 2));
-    tallies.iter().for_each(|(name, tally)| println!("{}", tally.row(name)));
+    eprintln!("| what | rounds | failed | {} |", COLUMNS.join(" | "));
+    eprintln!("| --- |{}", " --- |".repeat(COLUMNS.len() + 2));
+    tallies.iter().for_each(|(name, tally)| eprintln!("{}", tally.row(name)));
 }
 
 #[cfg(test)]
