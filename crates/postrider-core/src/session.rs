@@ -140,15 +140,7 @@ impl Engine {
         let expiry_secs = attach.expiry_secs.min(self.limits.session_expiry_max_secs);
         let mut hub = self.hub_mut();
         // Looked at with the hub in hand: who deletes a device takes its session away after that, so this one is seen there.
-        let secret = match attach.client.device {
-            Some(device) => {
-                let known = self.store.sign_in(DeviceRef { app: attach.client.app, device });
-                // Deleted since the credentials were checked: the next attempt is told so.
-                known.ok_or(SignInError::Unavailable)?.secret_hash
-            }
-            None => None,
-        };
-        let registered = secret.is_some();
+        let registered = self.is_registered(&attach.client)?;
         let Attach { client, connection, clean, will, takes_pushes, .. } = attach;
         let existing = hub.find(client.app, &client.id);
         let old_connection = existing.and_then(|no| hub.get(no)?.connection);
@@ -171,10 +163,7 @@ impl Engine {
             // An anonymous device goes with its session, so a new session begins without one.
             None => hub.add(client.app, &client.id, client.device.filter(|_| registered), registered),
         };
-        if present && old_connection.is_some() {
-            hub.connected -= 1;
-        }
-        hub.connected += 1;
+        hub.connected += usize::from(!present || old_connection.is_none());
         hub.keep_awake(no);
         let session = &mut hub.sessions[no as usize];
         session.connection = Some(connection);
@@ -229,6 +218,13 @@ impl Engine {
 
     pub fn stop_waiting(&self, at: DeviceRef, connection: ConnectionRef) {
         self.hub_mut().stop_waiting(at, connection);
+    }
+
+    fn is_registered(&self, client: &Client) -> Result<bool, SignInError> {
+        let Some(device) = client.device else { return Ok(false) };
+        let known = self.store.sign_in(DeviceRef { app: client.app, device });
+        // Deleted since the credentials were checked: the next attempt is told so.
+        Ok(known.ok_or(SignInError::Unavailable)?.secret_hash.is_some())
     }
 
     /// The connection ended. Nothing happens if another one has taken the session over meanwhile.

@@ -66,7 +66,7 @@ impl ServerProtocol for EventStream {
                 );
                 out.bytes.extend_from_slice(head.as_bytes());
                 let welcome = super::socket::welcome(&accepted, self.config.comment_secs);
-                let first = format!("retry: {RETRY_MS}\n\nevent: welcome\ndata: {welcome}\n\n");
+                let first = format!("retry: {RETRY_MS}\nevent: welcome\ndata: {welcome}\n\n");
                 write_chunk(first.as_bytes(), &mut out.bytes);
                 self.is_open = true;
             }
