@@ -56,6 +56,7 @@ fuzz_target!(|data: &[u8]| {
             subscription_ids: &[],
             expiry_left_secs: None,
             cursor: None,
+            late_since: None,
         };
         connection.handle_deliver(&mut fanned, how, 0, &mut Vec::new());
     }

@@ -10,11 +10,14 @@
 //! - some events want an answer: it comes back by `handle_reply`, in the order of the events;
 //! - `next_timeout` says when to call `handle_timeout`, at the latest.
 
+mod fanned;
 pub mod json;
 pub mod mqtt;
 mod text;
 pub mod ws;
+pub mod xmpp;
 
+pub use fanned::Fanned;
 pub use text::Text;
 
 use bytes::Bytes;
@@ -56,6 +59,9 @@ pub struct Output {
     pub events: Vec<Event>,
     /// When set: write `bytes`, then close. Nothing of the peer's is read as protocol any more.
     pub close: Option<Close>,
+    /// Write `bytes`, then begin TLS on this socket: what the peer sends from now on is its handshake, and a handshake that
+    /// fails ends the connection. When it is done, the protocol is told ([`xmpp::ServerConnection::handle_tls`]).
+    pub start_tls: bool,
 }
 
 /// How a connection ends.
@@ -70,7 +76,7 @@ pub struct Close {
 /// What a peer wants, or did. `token`s are the protocol's own and come back in the [`Reply`].
 #[derive(Debug)]
 pub enum Event {
-    /// The peer signs in. Answer: [`Reply::Connect`]. Comes at most once, first.
+    /// The peer signs in. Answer: [`Reply::Connect`]. Comes first, and not again once it was accepted.
     Connect(Box<Connect>),
     /// The peer publishes. Answer [`Reply::Publish`] when `publish.qos` is above 0; `token` is 0 otherwise.
     Publish { token: u32, publish: Publish },
@@ -82,18 +88,23 @@ pub enum Event {
     Acked { delivery: u64 },
     /// The peer refused a delivery for ever (PUBACK or PUBREC with a reason ≥ 0x80).
     Refused { delivery: u64, code: u8 },
-    /// What became of a message on the device: its id, and `displayed`, `clicked` and so on. Answer: [`Reply::Publish`].
+    /// What became of a message on the device: its id, and `displayed`, `clicked` and so on. Answer, where `token` is
+    /// not 0: [`Reply::Publish`].
     Receipt { token: u32, id: Text, step: Text },
     /// The peer asks whether we are there, and for the time. Answer: [`Reply::Ping`].
     Ping,
     /// The peer said goodbye in order. `with_will`: publish the will all the same (MQTT 5, 0x04).
     Disconnect { with_will: bool, session_expiry_secs: Option<u32> },
+    /// The window opened, or urgency counts no more, by something else than an acknowledgement: the inbox is worth a look.
+    WindowOpened,
+    /// What only XMPP asks.
+    Xmpp(Box<xmpp::Request>),
 }
 
 /// A sign-in.
 #[derive(Debug)]
 pub struct Connect {
-    /// 3 (MQTT 3.1), 4 (3.1.1), 5.
+    /// 3 (MQTT 3.1), 4 (3.1.1), 5; 0 for other protocols.
     pub level: u8,
     /// May be empty: then the server chooses one.
     pub client_id: Text,
@@ -106,6 +117,8 @@ pub struct Connect {
     pub token: Option<Text>,
     /// Pushes are taken without a subscription to [`PUSH_TOPIC`].
     pub takes_pushes: bool,
+    /// The peer has proven to know the password of `user` (SCRAM): there is none to check.
+    pub is_proven: bool,
     pub will: Option<Box<Will>>,
     pub keepalive_secs: u16,
 }
@@ -185,6 +198,7 @@ pub enum Reply {
         /// Milliseconds since 1970.
         time_ms: u64,
     },
+    Xmpp(xmpp::Answer),
 }
 
 /// A sign-in granted.
@@ -197,6 +211,8 @@ pub struct Accepted {
     pub session_expiry_secs: Option<u32>,
     /// The in-flight state that the session's last connection left behind.
     pub inflight: Option<Box<mqtt::Inflight>>,
+    /// The same of XMPP: the stream that may be resumed.
+    pub stream: Option<Box<xmpp::SavedStream>>,
     /// For protocols that greet.
     pub welcome: Option<Box<Welcome>>,
 }
@@ -276,6 +292,8 @@ pub struct Deliver<'a> {
     pub expiry_left_secs: Option<u32>,
     /// Where in its inbox the peer is with this one; live messages are in no inbox.
     pub cursor: Option<Cursor>,
+    /// When the message was accepted, in milliseconds since 1970 (UTC), for one that comes late: XMPP tells it.
+    pub late_since: Option<u64>,
 }
 
 /// A place in a device's inbox: behind which urgent delivery, and behind which other. The epoch names the store's history;
@@ -320,9 +338,6 @@ pub enum Delivered {
     NotReady,
 }
 
-/// A message prepared for many peers: what can be encoded once is encoded once, on first use.
-pub type Fanned = mqtt::Fanned;
-
 /// The server's side of one connection, any protocol.
 pub trait ServerProtocol {
     /// Bytes of the peer, cut anywhere.
@@ -345,4 +360,8 @@ pub trait ServerProtocol {
     fn next_timeout(&self) -> Option<Millis>;
     /// How many more acknowledged deliveries the peer takes now.
     fn window(&self) -> usize;
+    /// The peer sleeps: of what the window takes, give it only what is urgent.
+    fn holds_back(&self) -> bool {
+        false
+    }
 }

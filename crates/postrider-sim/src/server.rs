@@ -302,7 +302,7 @@ impl Server {
             }
             Event::Publish { token, publish } => self.publish(link, token, publish, t),
             // Not of MQTT.
-            Event::Receipt { .. } | Event::Ping => {}
+            Event::Receipt { .. } | Event::Ping | Event::WindowOpened | Event::Xmpp(_) => {}
             Event::Subscribe { token, filters, .. } => self.subscribe(link, token, &filters),
             Event::Unsubscribe { token, filters } => {
                 let existed = vec![false; filters.len()];
@@ -597,6 +597,7 @@ impl Server {
             subscription_ids: &[],
             expiry_left_secs: None,
             cursor: None,
+            late_since: None,
         };
         let before = conn.out.len();
         let delivered = conn.protocol.handle_deliver(&mut fanned(&d.content), how, t.now, &mut conn.out);
@@ -649,6 +650,7 @@ impl Server {
             subscription_ids: &[],
             expiry_left_secs: None,
             cursor: None,
+            late_since: None,
         };
         conn.protocol.handle_deliver(&mut fanned(content), how, t.now, &mut conn.out);
     }

@@ -140,6 +140,7 @@ impl SocketConnection {
             password: hello.secret.map(Into::into),
             token: hello.token.as_deref().map(Text::from),
             takes_pushes: true,
+            is_proven: false,
             will: None,
             keepalive_secs: self.heartbeat_secs.min(u32::from(u16::MAX)) as u16,
         })));
@@ -366,6 +367,8 @@ impl ServerProtocol for SocketConnection {
                 }
             }
             Reply::Ping { time_ms } => self.say(&format!(r#"{{"type":"pong","time":{time_ms}}}"#), out),
+            // Nothing of XMPP's is asked.
+            Reply::Xmpp(_) => {}
         }
     }
 

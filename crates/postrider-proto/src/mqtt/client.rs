@@ -7,9 +7,9 @@
 mod config;
 
 use super::codec::{self, Header, Limits, ProtocolError, PublishFrame};
-use super::fanned::is_writable;
 use super::inflight::{Arrived, Inflight, Reserved, Settled};
 use super::packet::*;
+use crate::fanned::is_writable;
 use crate::{Millis, Publish, Qos, RetainHandling, Subscription, Text};
 pub use config::ClientConfig;
 use std::collections::VecDeque;

@@ -10,7 +10,6 @@
 //! | `property` | the properties of MQTT 5: their types, and where they may stand |
 //! | `topic` | names, filters, shared subscriptions, matching |
 //! | `inflight` | packet ids ↔ delivery tokens, the hand-shakes of QoS 1 and 2 |
-//! | `fanned` | one message on its way to many peers, encoded once |
 //! | `server` | the broker's side of one connection |
 //! | `client` | the client's side: for tests, the command line and the benchmark |
 //!
@@ -27,7 +26,6 @@
 mod client;
 pub mod codec;
 mod config;
-mod fanned;
 mod inflight;
 pub mod packet;
 pub mod property;
@@ -39,7 +37,6 @@ pub use client::{
 };
 pub use codec::{Limits, ProtocolError};
 pub use config::ServerConfig;
-pub use fanned::Fanned;
 pub use inflight::Inflight;
 pub use packet::{Level, Packet};
 pub use server::ServerConnection;

@@ -308,8 +308,8 @@ impl ServerProtocol for ServerConnection {
             Reply::Publish { token, outcome } => self.handle_publish_answer(token, outcome, out),
             Reply::Subscribe { token, outcomes } => self.handle_subscribe_answer(token, &outcomes, out),
             Reply::Unsubscribe { token, existed } => self.handle_unsubscribe_answer(token, &existed, out),
-            // Pings of MQTT are answered here.
-            Reply::Ping { .. } => {}
+            // Pings of MQTT are answered here, and nothing of XMPP's is asked.
+            Reply::Ping { .. } | Reply::Xmpp(_) => {}
         }
     }
 
@@ -422,6 +422,7 @@ mod tests {
                 subscription_ids: &[],
                 expiry_left_secs: None,
                 cursor: None,
+                late_since: None,
             };
             connection.handle_deliver(&mut fanned, how, 0, &mut out.bytes);
             assert!(owns_heap(&connection), "a delivery in flight is kept");

@@ -8,6 +8,7 @@
 //! | `reader` | frames cut anywhere → pieces of messages, with all rules and limits kept |
 //! | `server` | `ws::ServerConnection`: whole messages |
 //! | `mqtt` | `ws::MqttOverWs`: a byte stream for an inner protocol |
+//! | `xmpp` | `ws::XmppOverWs`: an element a message |
 //!
 //! Extensions are not offered, permessage-deflate neither: a compressed frame is a protocol error (L23).
 
@@ -17,11 +18,13 @@ mod handshake;
 mod mqtt;
 mod reader;
 mod server;
+mod xmpp;
 
 pub use close::{CLOSE_CODES, CloseCode};
 pub use handshake::{Handshake, HandshakeError, accept_key, client_request};
 pub use mqtt::MqttOverWs;
 pub use server::{Message, ServerConnection, WsOutput};
+pub use xmpp::XmppOverWs;
 
 /// What a listener allows its WebSocket peers.
 #[derive(Clone, Debug)]

@@ -60,6 +60,11 @@ impl ServerConnection {
         self.is_closed
     }
 
+    /// Bytes of the message under way.
+    pub(crate) fn buffered(&self) -> usize {
+        self.message.len()
+    }
+
     /// Bytes of the peer, cut anywhere.
     pub fn handle_bytes(&mut self, bytes: &[u8], now: Millis, out: &mut WsOutput) {
         self.handle_bytes_each(bytes, now, out, |_, _, _| {});

@@ -10,3 +10,4 @@ mod old_clients;
 mod resumption;
 mod support;
 mod websocket;
+mod xmpp;

@@ -37,6 +37,7 @@ pub fn plain(delivery: u64, qos: Qos) -> Deliver<'static> {
         subscription_ids: &[],
         expiry_left_secs: None,
         cursor: None,
+        late_since: None,
     }
 }
 

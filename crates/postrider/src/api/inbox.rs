@@ -232,6 +232,7 @@ fn write(api: &Api, delivery: &Outgoing, body: &mut Vec<u8>) {
         subscription_ids: &[],
         expiry_left_secs: None,
         cursor: Some(cursor(api, delivery.position)),
+        late_since: None,
     };
     write_delivery(&mut Fanned::new(publish_of(&delivery.content)), &how, body);
 }

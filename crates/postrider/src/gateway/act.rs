@@ -43,6 +43,8 @@ impl Driver {
                     conn.busy().goodbye_expiry_secs = session_expiry_secs;
                 }
             }
+            // No gateway here says these.
+            Event::WindowOpened | Event::Xmpp(_) => {}
         }
     }
 
@@ -163,6 +165,7 @@ impl Driver {
             session_expiry_secs: differs.then_some(attached.expiry_secs),
             inflight,
             welcome: client.map(|client| Box::new(self.welcome(&client))),
+            ..proto::Accepted::default()
         })
     }
 

@@ -33,6 +33,7 @@ impl Driver {
             password: None,
             token: None,
             takes_pushes: true,
+            is_proven: false,
             will: None,
             keepalive_secs: 0,
         };

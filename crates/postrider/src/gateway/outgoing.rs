@@ -84,6 +84,7 @@ impl Driver {
             subscription_ids: &target.subscription_ids,
             expiry_left_secs: None,
             cursor: None,
+            late_since: None,
         };
         self.put(at.slot, fanned, how, expires_at);
     }
@@ -206,6 +207,7 @@ impl Driver {
             subscription_ids: &delivery.subscription_ids,
             expiry_left_secs: None,
             cursor: Some(cursor),
+            late_since: None,
         };
         let tells_expiry = delivery.content.properties.as_ref().is_some_and(|p| p.expires);
         let expires_at = tells_expiry.then_some(delivery.expires_at);
@@ -256,6 +258,7 @@ impl Driver {
                 subscription_ids: &target.subscription_ids,
                 expiry_left_secs: None,
                 cursor: None,
+                late_since: None,
             };
             self.put(slot, &mut Fanned::new(mqtt::publish_of(&content)), how, expires_at);
         }

@@ -1,8 +1,8 @@
 //! Messages for the peer, and its acknowledgements of them.
 
 use super::{Phase, ServerConnection};
+use crate::fanned::Stamp;
 use crate::mqtt::codec::{self, ProtocolError, PublishFrame};
-use crate::mqtt::fanned::Stamp;
 use crate::mqtt::inflight::{Inflight, Reserved, Settled};
 use crate::mqtt::packet::{Ack, Kind, code};
 use crate::{Deliver, Delivered, Event, Fanned, Millis, Output, Qos, Text};

@@ -40,6 +40,7 @@ impl ServerConnection {
             password: connect.password,
             token: None,
             takes_pushes: false,
+            is_proven: false,
             will: connect.will,
             keepalive_secs: connect.keepalive_secs,
         })));

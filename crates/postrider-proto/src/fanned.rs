@@ -1,13 +1,15 @@
 //! One message on its way to many peers.
 //!
-//! Peers differ in the first byte (QoS, retain, DUP), the packet id and the seconds of life left. So there are few
-//! frames, each is encoded when the first peer needs it, and for the others it is copied and patched.
+//! MQTT peers differ in the first byte (QoS, retain, DUP), the packet id and the seconds of life left. So there are few
+//! frames, each is encoded when the first peer needs it, and for the others it is copied and patched. XMPP peers differ in
+//! the address on the stanza, and share all that is in it.
 
-use super::codec::{Places, PublishFrame, publish_first_byte};
-use super::packet::Level;
+use crate::mqtt::Level;
+use crate::mqtt::codec::{Places, PublishFrame, publish_first_byte};
+use crate::xmpp::Body;
 use crate::{Publish, Qos};
 
-/// A [`Publish`] with its encoded frames.
+/// A message prepared for many peers: what can be encoded once is encoded once, on first use.
 #[derive(Debug)]
 pub struct Fanned {
     publish: Publish,
@@ -16,6 +18,8 @@ pub struct Fanned {
     is_writable: bool,
     /// The shared part of its JSON frame; empty until needed.
     json: Vec<u8>,
+    /// The inside of its stanza.
+    body: Option<Box<Body>>,
 }
 
 /// Empty until needed: a PUBLISH is never empty.
@@ -54,7 +58,7 @@ pub(crate) struct Stamp {
 impl Fanned {
     pub fn new(publish: Publish) -> Self {
         let is_writable = is_writable(&publish);
-        Fanned { publish, frames: Default::default(), is_writable, json: Vec::new() }
+        Fanned { publish, frames: Default::default(), is_writable, json: Vec::new(), body: None }
     }
 
     pub fn publish(&self) -> &Publish {
@@ -71,6 +75,11 @@ impl Fanned {
             self.json = crate::json::body_of(&self.publish);
         }
         &self.json
+    }
+
+    /// The inside of its stanza.
+    pub(crate) fn body(&mut self) -> &Body {
+        self.body.get_or_insert_with(|| Box::new(Body::of(&self.publish)))
     }
 
     /// Whether MQTT can carry it at all: its texts have at most 65,535 bytes.
@@ -125,7 +134,7 @@ impl Fanned {
 }
 
 /// Every length-prefixed part fits its prefix, and the whole fits a remaining length with room for the peer's own parts.
-pub(super) fn is_writable(publish: &Publish) -> bool {
+pub(crate) fn is_writable(publish: &Publish) -> bool {
     const PART_MAX: usize = 65_535;
     const PAYLOAD_MAX: usize = 200 * 1024 * 1024;
     let properties_fit = publish.properties.as_ref().is_none_or(|properties| {

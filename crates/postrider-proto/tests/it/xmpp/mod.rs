@@ -1,0 +1,3 @@
+//! XMPP: conversations as files, hostile input as tables.
+
+mod conversation;
