@@ -126,6 +126,11 @@ impl Reader {
         self.held.is_empty() && self.stack.is_empty()
     }
 
+    #[cfg(test)]
+    pub(crate) fn owns_heap(&self) -> bool {
+        self.held.capacity() > 0 || self.stack.capacity() > 0 || self.stream.is_some()
+    }
+
     /// Takes the next piece off `input`; `None` when `input` is used up first. `bytes_max`: of a stanza.
     pub fn next(
         &mut self,

@@ -439,3 +439,80 @@ impl ServerProtocol for ServerConnection {
         self.session.as_ref().is_some_and(|session| session.is_inactive)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Accepted, Publish, Qos};
+
+    const OPEN: &str = "<stream:stream to='d' xmlns='jabber:client' \
+                        xmlns:stream='http://etherx.jabber.org/streams' version='1.0'>";
+    const AUTH: &str = "<auth xmlns='urn:ietf:params:xml:ns:xmpp-sasl' mechanism='PLAIN'>AHUAcHc=</auth>";
+    const BIND: &str =
+        "<iq id='b' type='set'><bind xmlns='urn:ietf:params:xml:ns:xmpp-bind'/></iq><presence/>";
+
+    fn feed(connection: &mut ServerConnection, bytes: &str) -> String {
+        let mut out = Output::default();
+        connection.handle_bytes(bytes.as_bytes(), 0, &mut out);
+        String::from_utf8(out.bytes).expect("what is written is text")
+    }
+
+    fn signed_in() -> ServerConnection {
+        let config = ServerConfig { allows_plaintext: true, ..ServerConfig::default() };
+        let mut connection = ServerConnection::new(Arc::new(config), [1; 32], 0);
+        feed(&mut connection, &format!("{OPEN}{AUTH}"));
+        connection.handle_reply(Reply::Connect(Ok(Box::<Accepted>::default())), 0, &mut Output::default());
+        feed(&mut connection, &format!("{OPEN}{BIND}"));
+        assert!(connection.is_connected() && connection.window() > 0);
+        connection
+    }
+
+    /// Heap beyond the session and its address.
+    fn owns_more(connection: &ServerConnection) -> bool {
+        let session = connection.session.as_ref().expect("a session");
+        connection.ahead.capacity() > 0
+            || connection.negotiation.is_some()
+            || connection.reader.owns_heap()
+            || session.pending.capacity() > 0
+            || session.outbound.owns_heap()
+    }
+
+    #[test]
+    fn an_idle_connection_owns_its_session_and_no_buffer() {
+        let bytes = size_of::<ServerConnection>() + size_of::<Session>();
+        assert!(bytes <= 440, "a session takes {bytes} bytes");
+        let mut connection = signed_in();
+        assert!(!owns_more(&connection));
+        feed(&mut connection, "<iq id='1' type='get'><ping xmlns='urn:");
+        assert!(owns_more(&connection), "a cut stanza is kept");
+        feed(&mut connection, "xmpp:ping'/></iq> ");
+        assert!(!owns_more(&connection));
+
+        let mut fanned = Fanned::new(Publish::default());
+        let how = Deliver {
+            delivery: 1,
+            qos: Qos::AtLeastOnce,
+            retain: false,
+            dup: false,
+            subscription_ids: &[],
+            expiry_left_secs: None,
+            late_since: None,
+        };
+        let mut bytes = Vec::new();
+        connection.handle_deliver(&mut fanned, how, 0, &mut bytes);
+        assert!(owns_more(&connection), "a delivery is remembered");
+        let text = String::from_utf8(bytes).expect("what is written is text");
+        let id = text.split("id=\"probe-").nth(1).and_then(|rest| rest.split('"').next()).expect("a probe");
+        feed(&mut connection, &format!("<iq id='probe-{id}' type='result'/>"));
+        assert!(!owns_more(&connection));
+    }
+
+    #[test]
+    fn names_come_from_the_seed_and_never_twice() {
+        let mut chance = Chance { seed: [1; 32], drawn: 0 };
+        let drawn: Vec<String> = (0..100).map(|_| chance.draw()).collect();
+        let mut other = Chance { seed: [2; 32], drawn: 0 };
+        assert!(drawn.iter().all(|name| name.len() == 32 && *name != other.draw()));
+        assert_eq!(drawn.iter().collect::<std::collections::HashSet<_>>().len(), 100);
+    }
+}

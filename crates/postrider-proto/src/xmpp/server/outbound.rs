@@ -129,6 +129,11 @@ impl Outbound {
             || self.management.as_ref().is_some_and(|m| m.kept_bytes > config.resume_bytes_max)
     }
 
+    #[cfg(test)]
+    pub fn owns_heap(&self) -> bool {
+        self.queue.capacity() > 0 || self.management.is_some()
+    }
+
     fn can_resume(&self) -> bool {
         self.management.as_ref().is_some_and(|management| management.id.is_some())
     }
