@@ -324,8 +324,35 @@ fn xml() -> impl Strategy<Value = Vec<u8>> {
     prop::collection::vec(bits, 0..40).prop_map(|bits| bits.concat())
 }
 
+/// What clients say, to be cut up and put together otherwise.
+fn said() -> Vec<String> {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/conversations/xmpp");
+    let mut files: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    let texts: Vec<String> = files.iter().map(|file| std::fs::read_to_string(file).unwrap()).collect();
+    let lines = texts.iter().flat_map(|text| text.lines());
+    lines.filter_map(|line| line.strip_prefix("C> ")).map(str::to_owned).collect()
+}
+
+fn parts_of_what_is_said() -> impl Strategy<Value = Vec<u8>> {
+    let part = (prop::sample::select(said()), any::<prop::sample::Index>(), any::<prop::sample::Index>());
+    let part = part.prop_map(|(line, a, b)| {
+        let (a, b) = (a.index(line.len() + 1), b.index(line.len() + 1));
+        // Whole in most cases, else without its head or its tail.
+        let cut = if a % 4 == 0 { a.min(b)..a.max(b) } else { 0..line.len() };
+        line.as_bytes()[cut].to_vec()
+    });
+    prop::collection::vec(part, 0..6).prop_map(|parts| parts.concat())
+}
+
 proptest! {
     #![proptest_config(cases())]
+
+    #[test]
+    fn no_bytes_make_the_server_panic(choice in any::<u8>(), xml in xml(), said in parts_of_what_is_said()) {
+        super::fuzz_body::xmpp_server_bytes(&[&[choice], said.as_slice(), &xml].concat());
+        super::fuzz_body::xmpp_server_bytes(&[&[choice], xml.as_slice(), &said].concat());
+    }
 
     #[test]
     fn where_bytes_are_cut_makes_no_difference(xml in xml(), has_header in any::<bool>()) {
