@@ -98,6 +98,7 @@ fn answer(event: Event) -> Option<Reply> {
             Reply::Unsubscribe { token, existed: vec![true; filters.len()] }
         }
         Event::Xmpp(request) => Reply::Xmpp(match *request {
+            Request::WrongProof { .. } => return None,
             Request::Keys { user, hash } => Answer::Keys(Box::new(ScramKeys::fake(hash, &user, b"s", 1))),
             Request::Account { token, .. } => Answer::Account { token, outcome: AccountOutcome::Done },
             Request::Items { token, .. } => Answer::Items { token, items: Ok(vec![Publish::default()]) },

@@ -10,6 +10,8 @@ pub enum Request {
     /// The peer begins to prove that it knows the password of `user`. Answer: [`Answer::Keys`]; for a name that there is not,
     /// [`ScramKeys::fake`], so that nobody finds out which there are.
     Keys { user: Text, hash: ScramHash },
+    /// The proof for `user` was wrong: to be counted as a wrong password is (L31). No answer.
+    WrongProof { user: Text },
     /// XEP-0077. Answer: [`Answer::Account`].
     Account { token: u32, user: Text, action: AccountAction },
     /// The last message of a topic (XEP-0060 §6.5). Answer: [`Answer::Items`].

@@ -146,7 +146,11 @@ impl ServerConnection {
             Step::Scram(scram, keys) => {
                 let message = std::str::from_utf8(&message).map_err(|_| Failure("malformed-request"))?;
                 let user = device_of(&scram.user)?;
-                let additional = scram.finish(&keys, message)?;
+                let additional = scram.finish(&keys, message).inspect_err(|error| {
+                    if *error == ScramError::Proof {
+                        out.events.push(Event::Xmpp(Box::new(Request::WrongProof { user: user.clone() })));
+                    }
+                })?;
                 self.ask_to_connect(SignIn::Sasl { user, additional: Some(additional) }, None, out);
                 Ok(())
             }

@@ -362,6 +362,7 @@ fn described(event: &Event) -> String {
         Event::Receipt { id, step, .. } => format!("receipt {id} {step}"),
         Event::WindowOpened => "window".to_owned(),
         Event::Xmpp(request) => match &**request {
+            Request::WrongProof { user } => format!("wrong proof {user}"),
             Request::Keys { user, hash } => format!("keys {user} {hash:?}"),
             Request::Account { user, action, .. } => match action {
                 AccountAction::Create { password } => format!("create {user} {password}"),
@@ -385,6 +386,7 @@ fn question_of(event: &Event) -> Option<Question> {
         Event::Subscribe { token, .. } => Question::Subscribe(*token),
         Event::Unsubscribe { token, .. } => Question::Unsubscribe(*token),
         Event::Xmpp(request) => match &**request {
+            Request::WrongProof { .. } => return None,
             Request::Keys { hash, .. } => Question::Keys(*hash),
             Request::Account { token, .. } => Question::Account(*token),
             Request::Items { token, .. } => Question::Items(*token),
