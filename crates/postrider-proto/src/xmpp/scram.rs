@@ -116,6 +116,8 @@ impl ChannelBinding {
 pub enum ScramError {
     /// Not as the grammar wants it.
     Malformed,
+    /// A kind of channel binding that there is not.
+    BindingType,
     /// To act as somebody else than who signs in.
     Authzid,
     /// The proof is wrong, or the channel is not the one that the client sees.
@@ -153,8 +155,8 @@ impl Scram {
             ("y", false) if channel.is_there() => return Err(ScramError::Proof),
             ("y", false) => &[],
             (flag, true) => {
-                let name = flag.strip_prefix("p=").ok_or(ScramError::Malformed)?;
-                channel.get(name).ok_or(ScramError::Proof)?
+                let name = flag.strip_prefix("p=").ok_or(ScramError::BindingType)?;
+                channel.get(name).ok_or(ScramError::BindingType)?
             }
             _ => return Err(ScramError::Malformed),
         };
@@ -315,8 +317,9 @@ mod tests {
         assert_eq!(begin(false, "y,,n=u,r=x", &none).as_deref(), Ok("u"));
         assert_eq!(begin(false, "y,,n=u,r=x", &bound), Err(ScramError::Proof), "a downgrade");
         assert_eq!(begin(true, "p=tls-exporter,,n=u,r=x", &bound).as_deref(), Ok("u"));
-        assert_eq!(begin(true, "p=tls-unique,,n=u,r=x", &bound), Err(ScramError::Proof));
-        assert_eq!(begin(true, "p=tls-exporter,,n=u,r=x", &none), Err(ScramError::Proof));
+        assert_eq!(begin(true, "p=tls-unique,,n=u,r=x", &bound), Err(ScramError::BindingType));
+        assert_eq!(begin(true, "n,,n=u,r=x", &bound), Err(ScramError::BindingType));
+        assert_eq!(begin(true, "p=tls-exporter,,n=u,r=x", &none), Err(ScramError::BindingType));
         for bad in [
             "",
             "n",

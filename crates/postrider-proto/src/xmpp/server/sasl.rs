@@ -78,7 +78,7 @@ struct Failure(&'static str);
 impl From<ScramError> for Failure {
     fn from(error: ScramError) -> Failure {
         Failure(match error {
-            ScramError::Malformed => "malformed-request",
+            ScramError::Malformed | ScramError::BindingType => "malformed-request",
             ScramError::Authzid => "invalid-authzid",
             ScramError::Proof => "not-authorized",
         })
@@ -170,7 +170,15 @@ impl ServerConnection {
             Mechanism::Scram(hash, is_plus) => {
                 let nonce = self.chance.draw();
                 let Some(negotiation) = &mut self.negotiation else { return Ok(()) };
-                let scram = Scram::begin(hash, is_plus, message, &negotiation.channel, &nonce)?;
+                let scram = match Scram::begin(hash, is_plus, message, &negotiation.channel, &nonce) {
+                    // COMPAT: libraries that know tls-unique only, which TLS 1.3 has not, try it with each mechanism before they
+                    // fall back. Nothing was guessed by that, so it is not counted.
+                    Err(error @ ScramError::BindingType) => {
+                        self.write_failure(error.into(), out);
+                        return Ok(());
+                    }
+                    begun => begun?,
+                };
                 let user = device_of(&scram.user)?;
                 negotiation.step = Step::AwaitKeys(Box::new(scram));
                 out.events.push(Event::Xmpp(Box::new(Request::Keys { user, hash })));
@@ -261,12 +269,16 @@ impl ServerConnection {
     }
 
     fn fail_sign_in(&mut self, failure: Failure, out: &mut Output) {
+        self.write_failure(failure, out);
+        self.count_failure(out);
+    }
+
+    fn write_failure(&mut self, failure: Failure, out: &mut Output) {
         if let Some(negotiation) = &mut self.negotiation {
             negotiation.step = Step::Ready;
         }
         let xml = format!("<failure xmlns=\"{}\"><{}/></failure>", ns::SASL, failure.0);
         self.write_element(&xml, &mut out.bytes);
-        self.count_failure(out);
     }
 
     /// L21: a stream that fails too often ends.
