@@ -34,7 +34,7 @@ pub struct ServerConfig {
     pub resume_bytes_max: usize,
     /// How long after its connection a stream may be resumed (L20).
     pub resume_ms: u64,
-    /// Requests of a client that wait for their answer from inside.
+    /// Stanzas of a client that wait for their answer from inside; a client that pipelines sends a thousand in one read.
     pub requests_max: usize,
     /// The silence after which the client is asked whether it is there.
     pub probe_after_ms: u64,
@@ -61,7 +61,7 @@ impl Default for ServerConfig {
             resume_stanzas_max: 1_000,
             resume_bytes_max: 1 << 20,
             resume_ms: 600_000,
-            requests_max: 64,
+            requests_max: 2_048,
             probe_after_ms: 180_000,
             answer_timeout_ms: 60_000,
         }
