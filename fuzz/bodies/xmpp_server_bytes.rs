@@ -65,6 +65,7 @@ fn deliver(connection: &mut ServerConnection) {
             dup: false,
             subscription_ids: &[],
             expiry_left_secs: None,
+            cursor: None,
             late_since: Some(delivery),
         };
         connection.handle_deliver(&mut fanned, how, 0, &mut Vec::new());

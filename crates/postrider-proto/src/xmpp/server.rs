@@ -496,6 +496,7 @@ mod tests {
             dup: false,
             subscription_ids: &[],
             expiry_left_secs: None,
+            cursor: None,
             late_since: None,
         };
         let mut bytes = Vec::new();

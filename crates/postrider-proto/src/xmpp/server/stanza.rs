@@ -283,7 +283,11 @@ impl ServerConnection {
             // Who has displayed it has it.
             self.settle_named(id, out);
             if let Some(step) = step {
-                out.events.push(Event::Receipt { token: 0, id: Text::from(id), step: Text::from_static(step) });
+                out.events.push(Event::Receipt {
+                    token: 0,
+                    id: Text::from(id),
+                    step: Text::from_static(step),
+                });
             }
         }
         is_receipt
