@@ -22,7 +22,7 @@ impl XmppOverWs {
         is_tls: bool,
         now: Millis,
     ) -> Self {
-        let bytes_max_before_auth = config.stanza_bytes_max_before_auth;
+        let bytes_max_before_auth = config.before_auth.bytes_max;
         XmppOverWs {
             ws: ServerConnection::new(ws, now),
             inner: xmpp::ServerConnection::framed(config, seed, is_tls, now),

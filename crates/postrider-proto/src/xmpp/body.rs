@@ -1,7 +1,7 @@
 //! A message as XMPP shows it: what stands inside of the stanza, the same for all its receivers.
 
 use super::ns;
-use super::reader::{Piece, Reader, XmlLimits};
+use super::reader::{Piece, Reader, StanzaLimits, XmlLimits};
 use super::xml::{attribute, escaped, is_char, raw, text_element};
 use crate::{PUSH_TOPIC, Publish};
 use base64::Engine;
@@ -112,7 +112,8 @@ fn wrapped(name: &str, ns: &str, text: &str, out: &mut Vec<u8>) {
 /// False, with nothing written, when it is not one whole element.
 fn write_xml(text: &str, out: &mut Vec<u8>) -> bool {
     let (mut reader, mut input) = (Reader::framed(), text.as_bytes());
-    let mut next = || reader.next(&mut input, &XmlLimits::default(), text.len());
+    let stanza = StanzaLimits { bytes_max: text.len(), parts_max: 1_024 };
+    let mut next = || reader.next(&mut input, &XmlLimits::default(), stanza);
     match (next(), next()) {
         // An element without a namespace would take on the one that it is put into.
         (Ok(Some(Piece::Stanza(element))), Ok(None))
@@ -188,7 +189,11 @@ mod tests {
             payload_element(payload, &mut xml);
             assert_eq!(String::from_utf8_lossy(&xml), expected);
             let item = format!("<item xmlns='p'>{expected}</item>");
-            let piece = Reader::framed().next(&mut item.as_bytes(), &XmlLimits::default(), 1_000);
+            let piece = Reader::framed().next(
+                &mut item.as_bytes(),
+                &XmlLimits::default(),
+                StanzaLimits { bytes_max: 1_000, parts_max: 10 },
+            );
             let Ok(Some(Piece::Stanza(item))) = piece else { panic!("{item} should be an element") };
             assert_eq!(payload_of(&item).as_deref(), Some(payload));
         }

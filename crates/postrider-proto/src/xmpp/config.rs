@@ -1,14 +1,17 @@
 //! What a listener allows its XMPP clients. One per listener, shared by its connections.
 
-use super::reader::XmlLimits;
+use super::reader::{StanzaLimits, XmlLimits};
 
 /// Settings of a server-side connection. The default is for listeners that face the internet (reliability.md §3.2).
 #[derive(Clone, Debug)]
 pub struct ServerConfig {
     pub xml: XmlLimits,
     /// A stanza before and after sign-in (L17). Before, it also bounds what a client may send ahead of an answer.
-    pub stanza_bytes_max_before_auth: usize,
-    pub stanza_bytes_max: usize,
+    pub before_auth: StanzaLimits,
+    pub after_auth: StanzaLimits,
+    /// A name and a password (L11).
+    pub user_bytes_max: usize,
+    pub password_bytes_max: usize,
     /// Until the stream header is there (L2).
     pub connect_timeout_ms: u64,
     /// From the connection's begin to the sign-in, whatever is said meanwhile (L3).
@@ -46,8 +49,10 @@ impl Default for ServerConfig {
     fn default() -> Self {
         ServerConfig {
             xml: XmlLimits::default(),
-            stanza_bytes_max_before_auth: 10_000,
-            stanza_bytes_max: 64 * 1024,
+            before_auth: StanzaLimits { bytes_max: 10_000, parts_max: 64 },
+            after_auth: StanzaLimits { bytes_max: 64 * 1024, parts_max: 1_024 },
+            user_bytes_max: 128,
+            password_bytes_max: 1_024,
             connect_timeout_ms: 5_000,
             auth_timeout_ms: 15_000,
             auth_attempts_max: 3,

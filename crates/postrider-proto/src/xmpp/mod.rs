@@ -25,7 +25,7 @@ pub(crate) use body::Body;
 pub use body::STANZA_TOPIC;
 pub use config::ServerConfig;
 pub use jid::{Jid, escape_local, unescape_local};
-pub use reader::{Piece, Reader, XmlError, XmlLimits};
+pub use reader::{Piece, Reader, StanzaLimits, XmlError, XmlLimits};
 pub use request::{AccountAction, AccountOutcome, Answer, NotAllowed, Request, Stanza, StanzaOutcome};
 pub use scram::{ChannelBinding, ScramHash, ScramKeys};
 pub use server::{SavedStream, ServerConnection};

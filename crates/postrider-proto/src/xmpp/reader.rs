@@ -31,6 +31,14 @@ impl Default for XmlLimits {
     }
 }
 
+/// How much a stanza may be.
+#[derive(Clone, Copy, Debug)]
+pub struct StanzaLimits {
+    pub bytes_max: usize,
+    /// Elements, attributes, namespace declarations and pieces of text: each takes many times the memory of its bytes.
+    pub parts_max: usize,
+}
+
 /// What is wrong with the peer's XML; each is a stream error of RFC 6120 §4.9.3.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum XmlError {
@@ -97,6 +105,8 @@ pub struct Reader {
     checked: u32,
     /// Bytes of the stanza under way, without the cut token.
     stanza_bytes: u32,
+    /// Its elements, attributes, declarations and texts.
+    stanza_parts: u32,
     /// The quote that is open at the end of `held`, or 0.
     quote: u8,
     state: State,
@@ -131,12 +141,12 @@ impl Reader {
         self.held.capacity() > 0 || self.stack.capacity() > 0 || self.stream.is_some()
     }
 
-    /// Takes the next piece off `input`; `None` when `input` is used up first. `bytes_max`: of a stanza.
+    /// Takes the next piece off `input`; `None` when `input` is used up first.
     pub fn next(
         &mut self,
         input: &mut &[u8],
         limits: &XmlLimits,
-        bytes_max: usize,
+        stanza: StanzaLimits,
     ) -> Result<Option<Piece>, XmlError> {
         loop {
             if self.held.is_empty() {
@@ -145,7 +155,7 @@ impl Reader {
             if input.is_empty() {
                 return Ok(None);
             }
-            let room = bytes_max.saturating_sub(self.stanza_bytes as usize);
+            let room = stanza.bytes_max.saturating_sub(self.stanza_bytes as usize);
             let piece = if self.held.is_empty() {
                 self.quote = 0;
                 match self.token_len(input, 0, room)? {
@@ -159,7 +169,11 @@ impl Reader {
             } else {
                 self.continue_held(input, room, limits)?
             };
+            if self.stanza_parts as usize > stanza.parts_max {
+                return Err(XmlError::PolicyViolation);
+            }
             if piece.is_some() {
+                self.stanza_parts = 0;
                 return Ok(piece);
             }
         }
@@ -310,6 +324,7 @@ impl Reader {
 
     fn add_text(&mut self, text: String) {
         let Some(open) = self.stack.last_mut() else { return };
+        self.stanza_parts += 1;
         match open.element.nodes.last_mut() {
             Some(Node::Text(before)) => before.push_str(&text),
             _ => open.element.nodes.push(Node::Text(text)),
@@ -323,6 +338,7 @@ impl Reader {
             return Err(XmlError::PolicyViolation);
         }
         let (open, attributes) = self.open_of(inside, limits)?;
+        self.stanza_parts += 1 + (attributes.len() + open.declarations.len()) as u32;
         let element = Element { attributes, ..open.element };
         let open = Open { element, ..open };
         let is_stream = open.element.is(ns::STREAMS, "stream") && self.stack.is_empty();

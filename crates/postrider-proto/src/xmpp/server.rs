@@ -226,11 +226,11 @@ impl ServerConnection {
                 // Whatever came behind `<starttls/>` in clear was put there by who knows whom (A12).
                 return;
             }
-            let bytes_max = match self.session {
-                Some(_) => self.config.stanza_bytes_max,
-                None => self.config.stanza_bytes_max_before_auth,
+            let stanza = match self.session {
+                Some(_) => self.config.after_auth,
+                None => self.config.before_auth,
             };
-            match self.reader.next(&mut input, &self.config.xml, bytes_max) {
+            match self.reader.next(&mut input, &self.config.xml, stanza) {
                 Ok(Some(piece)) => self.handle_piece(piece, now, out),
                 Ok(None) => return,
                 Err(error) => self.fail(error.into(), out),
@@ -240,7 +240,7 @@ impl ServerConnection {
 
     fn keep_back(&mut self, bytes: &[u8], out: &mut Output) {
         self.ahead.extend_from_slice(bytes);
-        if self.ahead.len() > self.config.stanza_bytes_max_before_auth {
+        if self.ahead.len() > self.config.before_auth.bytes_max {
             self.fail(StreamError::POLICY_VIOLATION.text("too much ahead of an answer"), out);
         }
     }
@@ -298,6 +298,10 @@ impl ServerConnection {
     fn fail(&mut self, error: StreamError, out: &mut Output) {
         if self.is_closed {
             return;
+        }
+        if self.negotiation.as_ref().is_some_and(|negotiation| negotiation.awaits_tls) {
+            // The peer waits for a handshake: words in clear would only confuse it.
+            return self.close(error.condition, false, out);
         }
         if !self.is_open {
             self.write_header(&mut out.bytes);

@@ -4,7 +4,7 @@
 
 use super::ServerConnection;
 use super::Session;
-use super::sasl::{SignIn, Step, device_name};
+use super::sasl::{SignIn, Step};
 use super::stanza::{Asked, Iq, What};
 use crate::xmpp::error::{StanzaError, StreamError};
 use crate::xmpp::jid;
@@ -65,7 +65,7 @@ impl ServerConnection {
     }
 
     fn handle_register(&mut self, id: &str, query: &Element, out: &mut Output) -> Result<(), StanzaError> {
-        let (user, password) = credentials(query, ns::REGISTER)?;
+        let (user, password) = self.credentials(query, ns::REGISTER)?;
         if let Some(negotiation) = &mut self.negotiation {
             negotiation.step = Step::AwaitAccount(id.into());
         }
@@ -101,7 +101,7 @@ impl ServerConnection {
         query: &Element,
         out: &mut Output,
     ) -> Result<(), StanzaError> {
-        let (user, password) = credentials(query, ns::LEGACY_AUTH)?;
+        let (user, password) = self.credentials(query, ns::LEGACY_AUTH)?;
         let resource = query.child_text(ns::LEGACY_AUTH, "resource").unwrap_or_default();
         if !jid::is_part(&resource) {
             return Err(StanzaError::NOT_ACCEPTABLE);
@@ -161,7 +161,7 @@ impl ServerConnection {
         let action = if query.child(ns::REGISTER, "remove").is_some() {
             AccountAction::Remove
         } else {
-            let (named, password) = credentials(query, ns::REGISTER)?;
+            let (named, password) = self.credentials(query, ns::REGISTER)?;
             if *named != *user {
                 return Err(StanzaError::NOT_ALLOWED);
             }
@@ -171,14 +171,15 @@ impl ServerConnection {
         out.events.push(Event::Xmpp(Box::new(Request::Account { token, user: user.into(), action })));
         Ok(())
     }
-}
 
-/// The name and the password, in whatever order they stand.
-fn credentials(query: &Element, ns: &str) -> Result<(Text, String), StanzaError> {
-    let user = query.child_text(ns, "username").filter(|user| !user.is_empty());
-    let password = query.child_text(ns, "password").filter(|password| !password.is_empty());
-    let (Some(user), Some(password)) = (user, password) else { return Err(StanzaError::NOT_ACCEPTABLE) };
-    Ok((device_name(&user).ok_or(StanzaError::NOT_ACCEPTABLE)?, password))
+    /// The name and the password, in whatever order they stand.
+    fn credentials(&self, query: &Element, ns: &str) -> Result<(Text, String), StanzaError> {
+        let user = query.child_text(ns, "username").filter(|user| !user.is_empty());
+        let password = query.child_text(ns, "password").filter(|password| !password.is_empty());
+        let (Some(user), Some(password)) = (user, password) else { return Err(StanzaError::NOT_ACCEPTABLE) };
+        let user = self.device_name(&user).filter(|_| password.len() <= self.config.password_bytes_max);
+        Ok((user.ok_or(StanzaError::NOT_ACCEPTABLE)?, password))
+    }
 }
 
 pub(super) fn error_of(outcome: AccountOutcome) -> Option<StanzaError> {

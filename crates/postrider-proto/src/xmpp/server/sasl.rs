@@ -145,7 +145,7 @@ impl ServerConnection {
             Step::AwaitInitial(mechanism) => self.handle_initial(mechanism, &message, out),
             Step::Scram(scram, keys) => {
                 let message = std::str::from_utf8(&message).map_err(|_| Failure("malformed-request"))?;
-                let user = device_of(&scram.user)?;
+                let user = self.device_of(&scram.user)?;
                 let additional = scram.finish(&keys, message).inspect_err(|error| {
                     if *error == ScramError::Proof {
                         out.events.push(Event::Xmpp(Box::new(Request::WrongProof { user: user.clone() })));
@@ -179,7 +179,8 @@ impl ServerConnection {
                     }
                     begun => begun?,
                 };
-                let user = device_of(&scram.user)?;
+                let user = self.device_of(&scram.user)?;
+                let Some(negotiation) = &mut self.negotiation else { return Ok(()) };
                 negotiation.step = Step::AwaitKeys(Box::new(scram));
                 out.events.push(Event::Xmpp(Box::new(Request::Keys { user, hash })));
                 Ok(())
@@ -197,11 +198,14 @@ impl ServerConnection {
         if user.is_empty() || password.is_empty() {
             return Err(Failure("malformed-request"));
         }
+        if password.len() > self.config.password_bytes_max {
+            return Err(Failure("not-authorized"));
+        }
         // A10: who signs in as one acts as that one.
         if !authzid.is_empty() && !is_same_user(authzid, user) {
             return Err(Failure("invalid-authzid"));
         }
-        let sign_in = SignIn::Sasl { user: device_of(user)?, additional: None };
+        let sign_in = SignIn::Sasl { user: self.device_of(user)?, additional: None };
         self.ask_to_connect(sign_in, Some(Bytes::copy_from_slice(password.as_bytes())), out);
         Ok(())
     }
@@ -281,6 +285,17 @@ impl ServerConnection {
         self.write_element(&xml, &mut out.bytes);
     }
 
+    /// The device's name of a user name, which may be escaped as a local part is. It has to be fit for an address.
+    pub(super) fn device_name(&self, user: &str) -> Option<Text> {
+        let name = unescape_local(user);
+        let is_fit = name.len() <= self.config.user_bytes_max && jid::is_part(&jid::escape_local(&name));
+        is_fit.then(|| Text::from(name))
+    }
+
+    fn device_of(&self, user: &str) -> Result<Text, Failure> {
+        self.device_name(user).ok_or(Failure("not-authorized"))
+    }
+
     /// L21: a stream that fails too often ends.
     pub(super) fn count_failure(&mut self, out: &mut Output) {
         let Some(negotiation) = &mut self.negotiation else { return };
@@ -293,16 +308,6 @@ impl ServerConnection {
 
 fn decoded(text: &str) -> Result<Vec<u8>, Failure> {
     STANDARD.decode(text).map_err(|_| Failure("incorrect-encoding"))
-}
-
-/// The device's name of a user name, which may be escaped as a local part is. It has to be fit for an address.
-pub(super) fn device_name(user: &str) -> Option<Text> {
-    let name = unescape_local(user);
-    jid::is_part(&jid::escape_local(&name)).then(|| Text::from(name))
-}
-
-fn device_of(user: &str) -> Result<Text, Failure> {
-    device_name(user).ok_or(Failure("not-authorized"))
 }
 
 fn failure_of(refusal: ConnectRefusal) -> Failure {

@@ -4,7 +4,7 @@
 use super::conversation::SEED;
 use crate::support::cases;
 use postrider_proto::xmpp::{
-    ChannelBinding, Piece, Reader, ServerConfig, ServerConnection, XmlError, XmlLimits,
+    ChannelBinding, Piece, Reader, ServerConfig, ServerConnection, StanzaLimits, XmlError, XmlLimits,
 };
 use postrider_proto::{Accepted, Event, Output, Reply, ServerProtocol};
 use proptest::prelude::*;
@@ -139,6 +139,22 @@ fn h62_h63_depth_attributes_and_namespaces() {
     in_session("H63", format!("<message type='error'{}/>", many(8, "xmlns:a")), None);
     in_session("H63", format!("<message type='error'{}/>", many(9, "xmlns:a")), Some("policy-violation"));
     in_session("H63", format!("<message{}/>", many(8_000, "xmlns:a")), Some("policy-violation"));
+}
+
+/// A tree takes many times the memory of its bytes: so its parts are counted too.
+#[test]
+fn small_parts_are_counted() {
+    let elements = |count: usize| {
+        format!("<iq id='1' type='get'><query xmlns='jabber:iq:auth'>{}</query></iq>", "<a/>".repeat(count))
+    };
+    in_stream("64 parts", elements(59), None);
+    in_stream("65 parts", elements(60), Some("policy-violation"));
+    in_session("1,024 parts", format!("<message type='error'>{}</message>", "<a b='1'/>".repeat(511)), None);
+    in_session(
+        "1,026 parts",
+        format!("<message type='error'>{}</message>", "<a b='1'/>".repeat(512)),
+        Some("policy-violation"),
+    );
 }
 
 #[test]
@@ -280,7 +296,11 @@ fn pieces(bytes: &[u8], step: usize) -> (Vec<Piece>, Option<XmlError>) {
     for part in bytes.chunks(step) {
         let mut input = part;
         loop {
-            match reader.next(&mut input, &XmlLimits::default(), 300) {
+            match reader.next(
+                &mut input,
+                &XmlLimits::default(),
+                StanzaLimits { bytes_max: 300, parts_max: 12 },
+            ) {
                 Ok(Some(piece)) => pieces.push(piece),
                 Ok(None) => break,
                 Err(error) => return (pieces, Some(error)),
