@@ -484,7 +484,7 @@ mod tests {
     #[test]
     fn an_idle_connection_owns_its_session_and_no_buffer() {
         let bytes = size_of::<ServerConnection>() + size_of::<Session>();
-        assert!(bytes <= 440, "a session takes {bytes} bytes");
+        assert!(bytes <= 344, "a session takes {bytes} bytes");
         let mut connection = signed_in();
         assert!(!owns_more(&connection));
         feed(&mut connection, "<iq id='1' type='get'><ping xmlns='urn:");
