@@ -55,10 +55,11 @@ class Case:
 
 
 class Suite:
-    """Collects cases; `@suite.case()` takes the name from the function."""
+    """Collects cases; `@suite.case()` takes the name from the function. `rows`: how many rows of a table, by protocol."""
 
-    def __init__(self, name):
+    def __init__(self, name, rows=None):
         self.name = name
+        self.rows = rows or {}
         self.cases = []
 
     def case(self, profile=CONFORMANCE, needs_http=False):

@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from harness import CONFORMANCE, DEFAULT, NotHere, Target
 from server import Server, StartFailed, profile_of
 
-SUITES = ["v311", "v5", "old_clients", "hostile", "clients", "push", "web"]
+SUITES = ["v311", "v5", "old_clients", "hostile", "hostile_http", "clients", "push", "web"]
 
 
 def arguments():
@@ -131,6 +131,9 @@ def main():
         judge_own(options, tally)
     else:
         sys.exit("give --server PATH or --external HOST:PORT")
+    rows = {protocol: count for suite, _ in load(options) for protocol, count in suite.rows.items()}
+    if rows:
+        print("hostile rows: " + ", ".join(f"{protocol} {count}" for protocol, count in rows.items()) + f", in all {sum(rows.values())}")
     if tally.get("skip"):
         print(f"{tally['skip']} left out")
     failed = tally.get("FAIL", 0)

@@ -13,7 +13,7 @@ from mqtt_wire import (CONNACK, DISCONNECT, PINGRESP, PUBLISH, SUBACK, V5, V311,
                        connect_packet, disconnect_packet, publish_packet, subscribe_packet, unique)
 from ws_wire import TEXT_FRAME, HandshakeRefused, WebSocket
 
-SUITE = Suite("hostile")
+SUITE = Suite("hostile", rows={"MQTT": len(ROWS)})
 
 
 # --- the canary ---------------------------------------------------------------------------------------
