@@ -203,20 +203,22 @@ impl Web {
         let (stop, stopping) = tokio::sync::watch::channel(false);
         let settings = config.http_settings();
         let mut tasks = Vec::new();
-        let mut bind = |what, address, router| {
+        let mut bind = |what, address, router, metrics| {
             let listener = std::net::TcpListener::bind(address);
             let listener = listener.map_err(|why| ServeError::Listen { what, address, why })?;
             let bound = listener.local_addr()?;
             let (settings, stopping) = (settings.clone(), stopping.clone());
             tasks.push(tokio::spawn(async move {
-                if let Err(error) = http::serve(listener, router, settings, stopping).await {
+                if let Err(error) = http::serve(listener, router, settings, metrics, stopping).await {
                     tracing::error!(%error, what, "a listener ended");
                 }
             }));
             Ok::<SocketAddr, ServeError>(bound)
         };
-        let http = bind("listen.http", config.listen.http, api::router(api))?;
-        let ops = bind("listen.ops", config.listen.ops, api::health::router(ops))?;
+        let seen = api.metrics.http.clone();
+        let http = bind("listen.http", config.listen.http, api::router(api), seen)?;
+        let unseen = api::health::HttpMetrics::default();
+        let ops = bind("listen.ops", config.listen.ops, api::health::router(ops), unseen)?;
         Ok(Web { http, ops, stop, tasks })
     }
 

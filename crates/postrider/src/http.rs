@@ -6,6 +6,7 @@
 
 use crate::api::auth::{Peer, network};
 use crate::api::error::{ApiError, Code};
+use crate::api::health::HttpMetrics;
 use crate::gateway::GiveBack;
 use axum::Router;
 use axum::body::Body;
@@ -121,12 +122,13 @@ pub async fn serve(
     listener: std::net::TcpListener,
     router: Router,
     config: HttpConfig,
+    metrics: HttpMetrics,
     mut stop: watch::Receiver<bool>,
 ) -> io::Result<()> {
     listener.set_nonblocking(true)?;
     let listener = tokio::net::TcpListener::from_std(listener)?;
     let stopping = stop.clone();
-    let seats = Arc::new(Seats::default());
+    let seats = Arc::new(Seats { metrics, ..Seats::default() });
     let server = Arc::new(Server { builder: builder(&config), router, config, stopping, seats });
     let mut connections = JoinSet::new();
     loop {
@@ -135,7 +137,10 @@ pub async fn serve(
             accepted = listener.accept() => match accepted {
                 Ok((stream, peer)) => match server.seats.take(peer.ip(), &server.config) {
                     Some(seat) => _ = connections.spawn(server.clone().converse(stream, peer, seat)),
-                    None => turn_away(&stream),
+                    None => {
+                        server.seats.metrics.refused.inc();
+                        turn_away(&stream);
+                    }
                 },
                 Err(error) => {
                     // Mostly too many open files: wait until some are closed.
@@ -170,8 +175,8 @@ fn builder(config: &HttpConfig) -> auto::Builder<TokioExecutor> {
     builder
         .http1()
         .timer(TokioTimer::new())
-        // The shorter time for a head that has begun is kept by `Progress`.
-        .header_read_timeout(config.idle_max)
+        // `Progress` keeps both times, and tells who is late; this one would close without a word.
+        .header_read_timeout(config.idle_max + config.head_time_max)
         .max_headers(config.head_fields_max)
         .max_buf_size(config.head_bytes_max.max(8192));
     builder
@@ -187,6 +192,9 @@ fn builder(config: &HttpConfig) -> auto::Builder<TokioExecutor> {
     builder
 }
 
+/// Said to a peer whose head did not come to its end in time (RFC 9110 §15.5.9).
+const HEAD_LATE: &[u8] = b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+
 /// Answered without a look at the request: it costs next to nothing, and a client that waits can come again.
 fn turn_away(stream: &TcpStream) {
     let answer = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
@@ -195,14 +203,17 @@ fn turn_away(stream: &TcpStream) {
 
 /// How many connections there are, in all and from each address.
 #[derive(Default)]
-struct Seats(Mutex<(usize, HashMap<IpAddr, usize>)>);
+struct Seats {
+    taken: Mutex<(usize, HashMap<IpAddr, usize>)>,
+    metrics: HttpMetrics,
+}
 
 struct Seat(Arc<Seats>, IpAddr);
 
 impl Seats {
     fn take(self: &Arc<Self>, address: IpAddr, config: &HttpConfig) -> Option<Seat> {
         let address = network(address);
-        let mut taken = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
         let (all, by_address) = &mut *taken;
         let own = by_address.get(&address).copied().unwrap_or(0);
         if *all >= config.connections_max || own >= config.connections_per_address_max {
@@ -210,14 +221,16 @@ impl Seats {
         }
         *all += 1;
         by_address.insert(address, own + 1);
+        self.metrics.connections.inc();
         Some(Seat(self.clone(), address))
     }
 }
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        let mut taken = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut taken = self.0.taken.lock().unwrap_or_else(PoisonError::into_inner);
         taken.0 -= 1;
+        self.0.metrics.connections.dec();
         if let Some(own) = taken.1.get_mut(&self.1) {
             *own -= 1;
             if *own == 0 {
@@ -272,6 +285,10 @@ impl Server {
                     Verdict::Idle if progress.is_h2.load(Relaxed) && !leaving => {
                         leaving = true;
                         conversation.as_mut().graceful_shutdown();
+                    }
+                    Verdict::HeadLate => {
+                        _ = socket.upgrade().map(|stream| stream.try_write(HEAD_LATE));
+                        break;
                     }
                     Verdict::Idle | Verdict::Stuck => break,
                 },
@@ -349,7 +366,8 @@ impl Server {
         if last {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
-        Ok(response.map(|body| Guarded { body, _underway: underway }))
+        progress.answer_moved();
+        Ok(response.map(|body| Guarded { body, underway }))
     }
 }
 
@@ -407,6 +425,9 @@ struct Progress {
     idle_since: AtomicU64,
     head_since: AtomicU64,
     stalled_since: AtomicU64,
+    /// When an answer that has more to say last went on; 0: none has. In HTTP/2 a peer that grants no window stops an answer
+    /// without stopping the socket.
+    answer_moved_at: AtomicU64,
     ends: Mutex<Ends>,
     /// Who takes the socket, and with which headers.
     take: Mutex<Option<(Take, HeaderMap)>>,
@@ -444,6 +465,8 @@ impl Ends {
 enum Verdict {
     Fine,
     Idle,
+    /// A head has begun and does not end.
+    HeadLate,
     Stuck,
 }
 
@@ -458,6 +481,7 @@ impl Progress {
             idle_since: AtomicU64::new(1),
             head_since: AtomicU64::new(0),
             stalled_since: AtomicU64::new(0),
+            answer_moved_at: AtomicU64::new(0),
             ends: Mutex::default(),
             take: Mutex::default(),
             taken: Notify::new(),
@@ -492,7 +516,9 @@ impl Progress {
             let since = since.load(Relaxed);
             since > 0 && now.saturating_sub(since) > max.as_millis() as u64
         };
-        if over(&self.stalled_since, config.write_stall_max) {
+        if over(&self.stalled_since, config.write_stall_max)
+            || over(&self.answer_moved_at, config.write_stall_max)
+        {
             return Verdict::Stuck;
         }
         if self.requests.load(Relaxed) > 0 {
@@ -500,7 +526,8 @@ impl Progress {
         }
         let first_is_late = !self.had_request.load(Relaxed) && over(&self.idle_since, config.head_time_max);
         if first_is_late || over(&self.head_since, config.head_time_max) {
-            return Verdict::Stuck;
+            let begun = self.head_since.load(Relaxed) > 0;
+            return if begun { Verdict::HeadLate } else { Verdict::Stuck };
         }
         if over(&self.idle_since, config.idle_max) { Verdict::Idle } else { Verdict::Fine }
     }
@@ -517,6 +544,10 @@ impl Progress {
         } else {
             self.ends().is_alone = false;
         }
+    }
+
+    fn answer_moved(&self) {
+        self.answer_moved_at.store(self.now(), Relaxed);
     }
 
     fn wrote<T>(&self, result: &Poll<T>) {
@@ -543,14 +574,16 @@ impl Underway {
 impl Drop for Underway {
     fn drop(&mut self) {
         self.0.idle_since.store(self.0.now(), Relaxed);
-        self.0.requests.fetch_sub(1, Relaxed);
+        if self.0.requests.fetch_sub(1, Relaxed) == 1 {
+            self.0.answer_moved_at.store(0, Relaxed);
+        }
     }
 }
 
 /// The body of an answer: while it lives, its request is underway.
 struct Guarded {
     body: Body,
-    _underway: Underway,
+    underway: Underway,
 }
 
 impl hyper::body::Body for Guarded {
@@ -561,7 +594,13 @@ impl hyper::body::Body for Guarded {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
+        let frame = Pin::new(&mut self.body).poll_frame(cx);
+        match &frame {
+            Poll::Ready(_) => self.underway.0.answer_moved(),
+            // It is ours to go on.
+            Poll::Pending => self.underway.0.answer_moved_at.store(0, Relaxed),
+        }
+        frame
     }
 
     fn is_end_stream(&self) -> bool {

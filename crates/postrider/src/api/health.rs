@@ -13,7 +13,7 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, text};
 use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 use serde::Serialize;
@@ -31,6 +31,14 @@ pub struct ApiMetrics {
     /// By `route`.
     pub durations: Durations,
     pub panics: Counter,
+    pub http: HttpMetrics,
+}
+
+/// What operators see of the connections of the API's listener.
+#[derive(Clone, Debug, Default)]
+pub struct HttpMetrics {
+    pub connections: Gauge,
+    pub refused: Counter,
 }
 
 impl Default for ApiMetrics {
@@ -39,6 +47,7 @@ impl Default for ApiMetrics {
             requests: Family::default(),
             durations: Family::new_with_constructor(duration_buckets),
             panics: Counter::default(),
+            http: HttpMetrics::default(),
         }
     }
 }
@@ -57,6 +66,13 @@ impl ApiMetrics {
             Unit::Seconds,
             self.durations.clone(),
         );
+        registry.register(
+            "api_connections",
+            "Open connections of the HTTP API",
+            self.http.connections.clone(),
+        );
+        let help = "Connections of the HTTP API not let in";
+        registry.register("api_connections_refused", help, self.http.refused.clone());
         registry.register("api_panics", "Requests whose handler panicked", self.panics.clone());
     }
 

@@ -1,6 +1,7 @@
 //! Hostile HTTP/2 (H84), frame by frame. In every case the connection ends or the stream is refused, and the server goes on.
 
 use super::serving::{Live, read_all};
+use super::*;
 use crate::http::HttpConfig;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -141,4 +142,53 @@ async fn h84_an_idle_connection_is_sent_away_whatever_it_chats() {
         }
     };
     tokio::time::timeout(Duration::from_secs(10), chat).await.expect("the connection is ended");
+}
+
+/// SETTINGS_INITIAL_WINDOW_SIZE = 0 (RFC 9113 §6.5.2): answers get their heads out and nothing else.
+#[tokio::test]
+async fn h84_a_peer_that_grants_no_window_does_not_hold_its_answers_for_ever() {
+    let short = Duration::from_millis(300);
+    let live = Live::start(HttpConfig { write_stall_max: short, ..HttpConfig::default() });
+    let mut stream = live.connect().await;
+    let mut bytes = [PREFACE, &frame(SETTINGS, 0, 0, b"\0\x04\0\0\0\0")].concat();
+    for i in 0..50u32 {
+        bytes.extend(frame(HEADERS, END_HEADERS | END_STREAM, 2 * i + 1, REQUEST));
+    }
+    stream.write_all(&bytes).await.unwrap();
+    let answer = read_all(&mut stream).await.expect("the connection is ended");
+    assert!(frames(&answer).iter().any(|(kind, _)| *kind == HEADERS), "requests were answered");
+    assert!(live.is_well().await);
+}
+
+#[tokio::test]
+async fn h84_empty_data_without_end_is_not_waited_for() {
+    let limits = ApiLimits { body_grace: Duration::from_millis(300), ..ApiLimits::default() };
+    let live = Live::of(World::with(limits, Limits::default()), HttpConfig::default());
+    let mut stream = live.connect().await;
+    // POST /v1/devices with an app's key, by plain literals.
+    let mut head = b"\x83\x86\x04\x0b/v1/devices\x41\x01x\x0f\x10\x10application/json".to_vec();
+    head.extend(b"\x0f\x08\x16Bearer default-app-key");
+    stream.write_all(&[opening(), frame(HEADERS, END_HEADERS, 1, &head)].concat()).await.unwrap();
+    let (mut reading, mut writing) = stream.split();
+    let flood = async {
+        loop {
+            if writing.write_all(&frame(DATA, 0, 1, &[]).repeat(100)).await.is_err() {
+                std::future::pending::<()>().await;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    let mut seen = Vec::new();
+    let answered = async {
+        let mut part = [0; 4096];
+        while !frames(&seen).iter().any(|(kind, _)| [HEADERS, GOAWAY, RST_STREAM].contains(kind)) {
+            match reading.read(&mut part).await {
+                Ok(n @ 1..) => seen.extend_from_slice(&part[..n]),
+                _ => break,
+            }
+        }
+    };
+    let answered = tokio::time::timeout(Duration::from_secs(10), answered);
+    tokio::select! { told = answered => told.expect("an answer or the end"), () = flood => {} }
+    assert!(live.is_well().await);
 }

@@ -29,7 +29,8 @@ impl Live {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let (stop, stopping) = watch::channel(false);
-        let ended = tokio::spawn(serve(listener, world.router.clone(), config, stopping));
+        let metrics = world.api.metrics.http.clone();
+        let ended = tokio::spawn(serve(listener, world.router.clone(), config, metrics, stopping));
         Live { address, world, stop, ended }
     }
 
@@ -148,6 +149,8 @@ async fn one_address_has_only_so_many_connections() {
     let mut second = live.connect().await;
     let answer = read_all(&mut second).await.unwrap();
     assert!(answer.starts_with(b"HTTP/1.1 503 "));
+    let metrics = &live.world.api.metrics.http;
+    assert_eq!((metrics.connections.get(), metrics.refused.get()), (1, 1));
     drop(first);
     // The seat is free as soon as the server has seen the end.
     while !live.is_well().await {}
