@@ -119,14 +119,16 @@ impl Engine {
         }
     }
 
-    /// Deletes a device: its deliveries end `erased`, its connection is closed, its session goes.
+    /// Deletes a device: its deliveries end `erased`, its connection is closed, its session goes, and a will of it that waits
+    /// is not published (A9).
     pub fn delete_device(&self, at: DeviceRef, done: Done) {
-        self.leave_hub(at);
+        let client = self.store.device(at).map(|device| device.id).unwrap_or_default();
+        self.leave_hub(at, &client);
         let engine = self.clone();
         let done: Done = Box::new(move |outcomes| {
             // Who was signing in at that moment has a session of a device that is no more.
             if outcomes.is_ok() {
-                engine.leave_hub(at);
+                engine.leave_hub(at, &client);
             }
             done(outcomes);
         });
@@ -134,12 +136,14 @@ impl Engine {
         self.store.submit(vec![crate::command::Command::DeleteDevice { at, now }], done);
     }
 
-    fn leave_hub(&self, at: DeviceRef) {
+    fn leave_hub(&self, at: DeviceRef, client: &str) {
         self.revoke(at);
         let mut hub = self.hub_mut();
         if let Some(no) = hub.apps.get(&at.app).and_then(|a| a.devices.get(&at.device)).copied() {
             hub.connected -= usize::from(hub.get(no).is_some_and(|s| s.connection.is_some()));
             hub.remove(no);
         }
+        drop(hub);
+        _ = self.wills.take(at.app, client);
     }
 }

@@ -139,12 +139,13 @@ impl Topics {
     }
 
     /// Calls `f` for each session that is to get a publish on `topic`: once a session, whatever overlaps.
-    /// `from`: the publishing session, for no-local. `online`: prefers connected members of shared subscriptions.
+    /// `from`: the publishing session, for no-local. `member`: whether a session is connected, or `None` where it may not
+    /// have the message; of a shared subscription's members connected ones come first, and such ones never.
     pub fn for_each_match(
         &self,
         topic: &str,
         from: Option<SessionNo>,
-        online: impl Fn(SessionNo) -> bool,
+        member: impl Fn(SessionNo) -> Option<bool>,
         mut f: impl FnMut(Match),
     ) {
         let wanted = |sub: &Sub| !(sub.no_local && Some(sub.session) == from);
@@ -153,7 +154,7 @@ impl Topics {
         let mut picked: Vec<Sub> = Vec::new();
         if !self.shared.is_empty() {
             self.shared
-                .for_each(topic, |groups| picked.extend(groups.iter().filter_map(|g| g.pick(&online))));
+                .for_each(topic, |groups| picked.extend(groups.iter().filter_map(|g| g.pick(&member))));
         }
         if let ([list], true) = (lists.as_slice(), picked.is_empty()) {
             list.iter().filter(|s| wanted(s)).for_each(|sub| f(Match::from(*sub)));
@@ -195,11 +196,12 @@ fn remove_sub(subs: &mut Vec<Sub>, session: SessionNo) -> bool {
 }
 
 impl Group {
-    fn pick(&self, online: impl Fn(SessionNo) -> bool) -> Option<Sub> {
+    fn pick(&self, member: impl Fn(SessionNo) -> Option<bool>) -> Option<Sub> {
         let start = self.turn.fetch_add(1, Ordering::Relaxed);
         let n = self.members.len();
         let in_turn = || (0..n).map(|i| &self.members[(start.wrapping_add(i)) % n]);
-        in_turn().find(|m| online(m.session)).or_else(|| in_turn().next()).copied()
+        let online = in_turn().find(|m| member(m.session) == Some(true));
+        online.or_else(|| in_turn().find(|m| member(m.session).is_some())).copied()
     }
 }
 
@@ -349,7 +351,7 @@ mod tests {
 
     fn found(topics: &Topics, topic: &str) -> Vec<Match> {
         let mut found = Vec::new();
-        topics.for_each_match(topic, None, |_| true, |m| found.push(m));
+        topics.for_each_match(topic, None, |_| Some(true), |m| found.push(m));
         found.sort_by_key(|m| m.session);
         found
     }
@@ -414,7 +416,7 @@ mod tests {
         let turns: Vec<_> = (0..6).map(|_| found(&topics, "t")[0].session).collect();
         assert_eq!(turns, [1, 2, 3, 1, 2, 3]);
         let mut only = Vec::new();
-        topics.for_each_match("t", None, |s| s == 2, |m| only.push(m.session));
+        topics.for_each_match("t", None, |s| Some(s == 2), |m| only.push(m.session));
         assert_eq!(only, [2]);
         assert!((1..=3).all(|s| topics.unsubscribe("t", Some("g"), s)));
         assert!(topics.shared.is_empty());

@@ -150,12 +150,11 @@ impl Engine {
         let mut stored = Vec::new();
         let all_may = self.access.receives_all();
         if let Some(app_hub) = hub.apps.get(&app) {
-            let online = |no: SessionNo| hub.get(no).is_some_and(|s| s.connection.is_some());
-            app_hub.topics.for_each_match(topic, from, online, |m| {
-                let Some(session) = hub.get(m.session) else { return };
-                if !all_may && !self.access.may_receive(&session.client, topic) {
-                    return;
-                }
+            let may =
+                |no: SessionNo| hub.get(no).filter(|s| all_may || self.access.may_receive(&s.client, topic));
+            let member = |no| may(no).map(|s| s.connection.is_some());
+            app_hub.topics.for_each_match(topic, from, member, |m| {
+                let Some(session) = may(m.session) else { return };
                 matched += 1;
                 let qos = m.qos.min(publish.qos);
                 let retain = publish.retain && m.retain_as_published;

@@ -7,5 +7,6 @@ mod contract;
 mod crash;
 mod faults;
 mod full;
+mod gate;
 mod kit;
 mod rot;
