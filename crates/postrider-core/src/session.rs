@@ -477,3 +477,20 @@ fn has(hub: &Hub, session: SessionNo, wanted: &StoredSubscription) -> bool {
 fn outlives(hub: &Hub, no: SessionNo) -> bool {
     hub.get(no).is_some_and(|s| s.expiry_secs > 0 || s.stored)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Nothing compares a secret itself: keys are looked up by their SHA-256, devices' secrets compared by it, here.
+    #[test]
+    fn hashes_are_the_same_only_where_every_bit_is() {
+        let hash = secret_hash(b"secret");
+        assert!(same(&hash, &secret_hash(b"secret")));
+        for bit in 0..256 {
+            let mut other = hash;
+            other[bit / 8] ^= 1 << (bit % 8);
+            assert!(!same(&hash, &other), "bit {bit}");
+        }
+    }
+}

@@ -8,6 +8,7 @@ mod client;
 mod config;
 mod gateway;
 mod http;
+mod planted;
 mod platform;
 mod tls;
 mod tokens;

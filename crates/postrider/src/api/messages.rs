@@ -6,6 +6,7 @@ use super::events::reason;
 use super::json::{self, Body, Input, Path, Query, RawBody};
 use super::topics::from_base64;
 use super::{Api, ApiLimits, Time, ask, cursor, idempotency_key, page_size, read_cursor};
+use crate::planted;
 use axum::Json;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
@@ -155,6 +156,7 @@ pub fn charge(api: &Api, app: AppNo, messages: usize) -> Result<(), ApiError> {
 }
 
 fn push_of(request: MessageRequest, key: Option<String>) -> Result<Push, ApiError> {
+    planted::panic_in("handler", request.data_text.as_deref().unwrap_or_default().as_bytes());
     let data = match (request.data, request.data_text, request.data_base64) {
         (data, None, None) => data.map(PushData::Json),
         (None, Some(text), None) => Some(PushData::Raw(Bytes::from(text))),

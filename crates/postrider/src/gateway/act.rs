@@ -5,6 +5,7 @@ use super::driver::Driver;
 use super::mailbox::Mail;
 use super::mqtt::{self, Wanted};
 use super::{Reply, TRANSIENT};
+use crate::planted;
 use postrider_core::access::{INBOX_TOPIC, RECEIPTS_TOPIC};
 use postrider_core::delivery::receipt::{Ack, DeviceReceipt};
 use postrider_core::id::{AppNo, DeviceRef};
@@ -248,10 +249,9 @@ impl Driver {
             return self.take_receipts(slot, token, mqtt::receipts_of(&publish.payload));
         }
         let request = mqtt::publish_request(&publish);
-        let mut collected = std::mem::take(&mut self.collected);
-        let routed = self.shared.engine.publish(session, &request, &mut collected);
-        let live = std::mem::take(&mut collected.live);
-        self.collected = collected;
+        planted::panic_in("publish", &publish.payload);
+        let routed = self.shared.engine.publish(session, &request, &mut self.collected);
+        let live = std::mem::take(&mut self.collected.live);
         let outcome = match routed {
             Ok(routed) => {
                 let outcome = if routed.matched == 0 {

@@ -186,8 +186,17 @@ impl Driver {
         if catch_unwind(AssertUnwindSafe(|| f(self))).is_err() {
             self.shared.metrics.panics.inc();
             tracing::error!(slot, "a connection was ended by a panic in its handling");
+            // What it had taken is gone with it.
             self.output = Output::default();
+            self.scratch.resize(SCRATCH_BYTES, 0);
             self.close_now(slot, "panic");
+        }
+    }
+
+    /// The same for a connection that may have ended meanwhile.
+    pub(super) fn guarded_if_there(&mut self, at: ConnectionRef, f: impl FnOnce(&mut Driver)) {
+        if self.find(at).is_some() {
+            self.guarded(at.slot, f);
         }
     }
 
@@ -446,7 +455,7 @@ impl Driver {
     fn write_dirty(&mut self) {
         let mut dirty = std::mem::take(&mut self.dirty);
         for slot in dirty.drain(..) {
-            self.write(slot);
+            self.guarded(slot, |d| d.write(slot));
         }
         // Closing a connection may have made others dirty.
         let made = std::mem::replace(&mut self.dirty, dirty);
@@ -605,13 +614,9 @@ impl Driver {
             match letter {
                 Mail::Wake(at) => self.wake(at),
                 Mail::Live(live, targets) => self.deliver_live_mail(&live, targets),
-                Mail::Close(at, why) => self.farewell(at, why),
+                Mail::Close(at, why) => self.guarded_if_there(at, |d| d.farewell(at, why)),
                 Mail::Succeed { old, new } => self.make_way(old, new),
-                Mail::Proceed(at) => {
-                    if self.find(at).is_some() {
-                        self.guarded(at.slot, |d| d.proceed(at.slot));
-                    }
-                }
+                Mail::Proceed(at) => self.guarded_if_there(at, |d| d.proceed(at.slot)),
                 Mail::Reply(at, reply) => self.late_reply(at, reply),
                 Mail::Replies(replies) => {
                     replies.into_iter().for_each(|(at, reply)| self.late_reply(at, reply))
@@ -633,14 +638,12 @@ impl Driver {
     }
 
     fn farewell(&mut self, at: ConnectionRef, why: Farewell) {
-        if self.find(at).is_some() {
-            let goodbye = match why {
-                Farewell::TakenOver => Goodbye::TakenOver,
-                Farewell::Revoked => Goodbye::Revoked,
-                Farewell::SessionEnded => Goodbye::SessionExpired,
-            };
-            self.say_goodbye(at.slot, goodbye);
-        }
+        let goodbye = match why {
+            Farewell::TakenOver => Goodbye::TakenOver,
+            Farewell::Revoked => Goodbye::Revoked,
+            Farewell::SessionEnded => Goodbye::SessionExpired,
+        };
+        self.say_goodbye(at.slot, goodbye);
     }
 
     /// An older connection of a client leaves for a newer one, which is told when it has: at once, or when the last commit
@@ -649,7 +652,7 @@ impl Driver {
         match self.find(old).filter(|c| c.session.is_some()) {
             Some(conn) => {
                 let earlier = conn.busy().successor.replace(new);
-                self.say_goodbye(old.slot, Goodbye::TakenOver);
+                self.guarded(old.slot, |d| d.say_goodbye(old.slot, Goodbye::TakenOver));
                 // Two wait for the same: the earlier one goes on as it can, and the later one takes over from it.
                 if let Some(earlier) = earlier {
                     self.post_to(earlier, Mail::Proceed(earlier));

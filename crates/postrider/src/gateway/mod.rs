@@ -40,9 +40,12 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use std::io;
 use std::net::SocketAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
+
+const EXIT_WORKER_PANICKED: i32 = 70;
 
 /// Marks the token of a delivery that has no inbox entry.
 pub(crate) const TRANSIENT: u64 = 1 << 63;
@@ -157,6 +160,15 @@ pub(crate) struct Shared {
     pub epoch: u64,
 }
 
+/// A panic of a worker itself would leave its connections without anybody who serves them, in a server that looks alive: then
+/// the process ends, and whoever started it starts it again (sysexits' EX_SOFTWARE).
+fn run_or_end(driver: driver::Driver) {
+    if catch_unwind(AssertUnwindSafe(|| driver.run())).is_err() {
+        tracing::error!("a gateway worker panicked outside of any connection; the process ends");
+        std::process::exit(EXIT_WORKER_PANICKED);
+    }
+}
+
 /// The running gateways.
 pub struct Gateway {
     workers: Arc<Workers>,
@@ -194,7 +206,7 @@ impl Gateway {
         let spawn = |mut driver: driver::Driver| {
             driver.workers = workers.0.clone();
             let name = format!("gateway-{}", driver.shard());
-            std::thread::Builder::new().name(name).spawn(move || driver.run())
+            std::thread::Builder::new().name(name).spawn(move || run_or_end(driver))
         };
         let threads = drivers.into_iter().map(spawn).collect::<io::Result<Vec<_>>>()?;
         let next = AtomicUsize::new(0);

@@ -5,6 +5,7 @@ use super::driver::Driver;
 use super::mailbox::Mail;
 use super::mqtt::{self, Wanted};
 use super::{Protocol, label};
+use crate::planted;
 use postrider_core::delivery::drain::Outgoing;
 use postrider_core::delivery::publish::Publish as CorePublish;
 use postrider_core::delivery::receipt::Ack;
@@ -30,7 +31,10 @@ impl Driver {
         let mut fanned = Fanned::new(publish);
         for target in targets {
             if target.connection.shard == shard {
-                self.deliver_live(&mut fanned, &request.content, target, expires_at);
+                let at = target.connection;
+                self.guarded_if_there(at, |d| {
+                    d.deliver_live(&mut fanned, &request.content, target, expires_at)
+                });
             } else if let Some(theirs) = others.get_mut(usize::from(target.connection.shard)) {
                 theirs.push(target);
             }
@@ -44,7 +48,10 @@ impl Driver {
     pub(super) fn deliver_live_mail(&mut self, live: &Live, targets: Vec<LiveTarget>) {
         let mut fanned = Fanned::new(mqtt::publish_of(&live.content));
         for target in targets {
-            self.deliver_live(&mut fanned, &live.content, target, live.expires_at);
+            let at = target.connection;
+            self.guarded_if_there(at, |d| {
+                d.deliver_live(&mut fanned, &live.content, target, live.expires_at)
+            });
         }
     }
 
@@ -57,6 +64,7 @@ impl Driver {
     ) {
         let (out_max, waiting_max) = (self.shared.config.out_bytes_max, self.shared.config.waiting_max);
         let at = target.connection;
+        planted::panic_in("live", &content.payload);
         let Some(conn) = self.find(at).filter(|c| c.is_open()) else { return };
         let waits = target.qos > 0 && (conn.is_waiting() || conn.protocol.as_mut().window() == 0);
         if waits {
@@ -192,6 +200,7 @@ impl Driver {
     }
 
     fn send(&mut self, slot: u32, delivery: Outgoing, sent: &mut Vec<u64>) {
+        planted::panic_in("drain", &delivery.content.payload);
         let place = self.fanned.iter().position(|(seq, _)| *seq == delivery.seq);
         let mut entry = match place.and_then(|p| self.fanned.remove(p)) {
             Some(entry) => entry,
