@@ -1,5 +1,6 @@
 //! Repository chores: `cargo xtask test` is all that CI runs, `cargo xtask tidy` the checks that no compiler makes.
 
+mod hostile;
 mod soak;
 mod steps;
 mod tidy;
@@ -13,10 +14,10 @@ Chores of this repository.
   cargo xtask tidy                         crate edges, lengths of files and functions, paths in the docs
   cargo xtask docs                         writes the generated docs anew
   cargo xtask soak [--minutes N] [--seeds N]
-                                           fresh seeds of the simulation, N a round (1000), and all abuse of the
-                                           real binary, in turn (60 minutes); ends with a table of the balances
+                                           fresh seeds of the simulation, N a round (1000), all abuse of the
+                                           real binary and long fuzzing, in turn (60 minutes); ends with a table of the balances
 
-Steps of `test`, in order: tools, fmt, clippy, tidy, unit, build, judges, conformance, kill9, abuse.";
+Steps of `test`, in order: tools, fmt, clippy, tidy, unit, build, judges, conformance, hostile, kill9, abuse, fuzz.";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();

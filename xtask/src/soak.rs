@@ -1,5 +1,6 @@
-//! The long run: fresh seeds of the simulation, kills and all other abuse of the real binary, in turn, until time is up.
+//! The long run: fresh seeds of the simulation, kills, all other abuse of the real binary and fuzzing, in turn, until time is up.
 
+use crate::hostile;
 use crate::steps::{self, Done};
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
@@ -55,7 +56,7 @@ pub fn soak(minutes: &str, seeds: &str) -> Done {
     let start = Instant::now();
     let mut tallies: BTreeMap<&str, Tally> = BTreeMap::new();
     let kinds: Vec<&str> =
-        ["simulation"].into_iter().chain(ABUSE).chain(["kill9 http", "kill9 mqtt"]).collect();
+        ["simulation"].into_iter().chain(ABUSE).chain(["kill9 http", "kill9 mqtt", "fuzz"]).collect();
     'rounds: for round in 0.. {
         for kind in &kinds {
             if start.elapsed() >= Duration::from_secs(minutes * 60) {
@@ -81,6 +82,9 @@ fn turn(kind: &str, round: u64, seeds: u64, tally: &mut Tally) -> Done {
         command.args(["test", "--package", "postrider-sim", "--locked", "--", "--nocapture", "fresh"]);
         command.env("SIM_BASE", (BASE + round * seeds).to_string()).env("SIM_SEEDS", seeds.to_string());
         return steps::run(command);
+    }
+    if kind == "fuzz" {
+        return hostile::soak(SERVER);
     }
     let args = match kind.split_once(' ') {
         Some((_, mode)) => {

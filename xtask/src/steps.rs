@@ -1,6 +1,6 @@
 //! What `cargo xtask test` does, step by step.
 
-use crate::tidy;
+use crate::{hostile, tidy};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
@@ -22,7 +22,7 @@ pub fn root() -> PathBuf {
 }
 
 pub fn test(only: Option<&str>) -> Done {
-    let steps: [Step; 10] = [
+    let steps: [Step; 12] = [
         ("tools", tools),
         ("fmt", || cargo(&["fmt", "--all", "--check"])),
         ("clippy", || cargo(&["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"])),
@@ -31,8 +31,10 @@ pub fn test(only: Option<&str>) -> Done {
         ("build", || cargo(&["build", "--package", "postrider", "--locked"])),
         ("judges", judges),
         ("conformance", conformance),
+        ("hostile", hostile::live),
         ("kill9", kill9),
         ("abuse", || python(&["conformance/abuse.py", "--server", "target/debug/postrider"])),
+        ("fuzz", hostile::fuzz),
     ];
     let wanted: Option<Vec<&str>> = only.map(|list| list.split(',').collect());
     let mut times = Vec::new();
@@ -128,7 +130,7 @@ pub fn python_command(args: &[&str]) -> Command {
     command
 }
 
-fn python(args: &[&str]) -> Done {
+pub fn python(args: &[&str]) -> Done {
     run(python_command(args))
 }
 

@@ -385,4 +385,38 @@ mod tests {
         bytes[HEADER_LEN - 4..].copy_from_slice(&crc.to_le_bytes());
         assert_eq!(Header::decode(&bytes, JOURNAL), Err(BadHeader::Newer(9)));
     }
+
+    /// The bytes as they are, then as a command and as a content with heads and checksums that are right.
+    fn decoders(data: &[u8]) {
+        let at = data.first().map_or(0, |b| usize::from(*b));
+        let _ = (parse(data, at, 9), resync(data, at, 0..=u64::MAX, 9), decode_content(data));
+        let _ = Header::decode(data, JOURNAL);
+        let mut bytes = Vec::new();
+        append_frame(data, &mut bytes).unwrap();
+        if let Some(content) = decode_content(&bytes) {
+            let mut again = Vec::new();
+            append_content(&content, &mut again).unwrap();
+            assert_eq!(decode_content(&again).as_ref(), Some(&content));
+        }
+        let head = Head {
+            seq: 1,
+            group: 1,
+            kind: Kind::Command,
+            command_len: data.len() as u32,
+            content_len: 0,
+            command_crc: crc32c::crc32c(data),
+        };
+        let record = [&head.encode(9)[..], data].concat();
+        let Parsed::Record { command, .. } = parse(&record, 0, 9) else { panic!("a whole record") };
+        if let Ok(mut command) = postcard::from_bytes::<Command>(command) {
+            let mut again = Vec::new();
+            let _ = encode_body(&mut command, &mut again);
+        }
+        let _ = postcard::from_bytes::<Manifest>(data);
+    }
+
+    #[test]
+    fn fuzz_store_records() {
+        postrider_fuzz::run("store_records", decoders);
+    }
 }

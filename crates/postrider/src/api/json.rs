@@ -403,4 +403,22 @@ mod tests {
         let error = parse::<Outer>(br#"{"list":[{"n":256}]}"#).unwrap_err();
         assert_eq!(error.field.as_deref(), Some("/list/0/n"));
     }
+
+    /// What the strict reader lets pass any reader can read, and what that writes passes again.
+    fn strictly(data: &[u8]) {
+        let loose = serde_json::from_slice::<serde_json::Value>(data);
+        if check(data).is_ok() {
+            let text = serde_json::to_vec(&loose.expect("strict is stricter")).unwrap();
+            assert_eq!(check(&text), Ok(()), "{}", String::from_utf8_lossy(&text));
+        }
+        let _ = parse::<crate::api::messages::MessageRequest>(data);
+        let _ = parse::<crate::api::devices::NewDeviceRequest>(data);
+        let _ = parse::<crate::api::devices::DeviceChange>(data);
+        let _ = parse::<crate::api::topics::PublishRequest>(data);
+    }
+
+    #[test]
+    fn fuzz_json() {
+        postrider_fuzz::run("json", strictly);
+    }
 }

@@ -203,3 +203,14 @@ fn the_defaults_are_those_of_the_parts_they_configure() {
     };
     assert_eq!(format!("{:?}", config.mqtt_server()), format!("{ours:?}"));
 }
+
+#[test]
+fn fuzz_config() {
+    postrider_fuzz::run("config", |data| {
+        let Ok(text) = std::str::from_utf8(data) else { return };
+        match Config::from_text("file", text) {
+            Ok(config) => _ = config.problems(),
+            Err(error) => assert!(!error.to_string().is_empty()),
+        }
+    });
+}

@@ -1,0 +1,4 @@
+//! Any bytes of a server. The body is in `crates/postrider-fuzz/src/bodies.rs`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| postrider_fuzz::bodies::mqtt_client_bytes(data));
