@@ -204,7 +204,7 @@ impl Web {
         let settings = config.http_settings();
         let mut tasks = Vec::new();
         let mut bind = |what, address, router, metrics| {
-            let listener = std::net::TcpListener::bind(address);
+            let listener = listener::open(address, false);
             let listener = listener.map_err(|why| ServeError::Listen { what, address, why })?;
             let bound = listener.local_addr()?;
             let (settings, stopping) = (settings.clone(), stopping.clone());

@@ -58,18 +58,23 @@ pub fn bind(address: SocketAddr, workers: usize) -> io::Result<(SocketAddr, Vec<
     let mut at = address;
     let mut listeners = Vec::with_capacity(workers);
     for _ in 0..workers {
-        let socket = socket2::Socket::new(socket2::Domain::for_address(at), socket2::Type::STREAM, None)?;
-        socket.set_reuse_address(true)?;
-        socket.set_reuse_port(workers > 1)?;
-        socket.set_nonblocking(true)?;
-        // Accepted sockets inherit it, which saves a system call for each.
-        socket.set_tcp_nodelay(true)?;
-        socket.bind(&at.into())?;
-        // A crowd that comes back at once would overflow the usual 128.
-        socket.listen(4096)?;
-        let listener = TcpListener::from_std(socket.into());
+        let listener = TcpListener::from_std(open(at, workers > 1)?);
         at = listener.local_addr()?;
         listeners.push(listener);
     }
     Ok((at, listeners))
+}
+
+/// A listening socket that does not block, on a port that others may share or not.
+pub fn open(at: SocketAddr, shared: bool) -> io::Result<std::net::TcpListener> {
+    let socket = socket2::Socket::new(socket2::Domain::for_address(at), socket2::Type::STREAM, None)?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(shared)?;
+    socket.set_nonblocking(true)?;
+    // Accepted sockets inherit it, which saves a system call for each.
+    socket.set_tcp_nodelay(true)?;
+    socket.bind(&at.into())?;
+    // A crowd that comes back at once would overflow the usual 128.
+    socket.listen(4096)?;
+    Ok(socket.into())
 }
