@@ -487,7 +487,7 @@ def main():
     failed = passed = 0
     with tempfile.TemporaryDirectory(prefix="floods-") as folder:
         server = Server(options.server, os.path.join(folder, "data"), None, os.path.join(folder, "server.log"),
-                        settings={f"POSTRIDER_{name}": str(value) for name, value in SETTINGS.items()})
+                        variables={f"POSTRIDER_{name}": str(value) for name, value in SETTINGS.items()})
         server.start()
         seen = Seen(server)
         try:

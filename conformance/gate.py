@@ -66,7 +66,7 @@ def after(target, reader, member, denied):
 
 
 def life(options, folder, settings):
-    return Server(options.server, os.path.join(folder, "data"), None, os.path.join(folder, "log"), settings=settings).start()
+    return Server(options.server, os.path.join(folder, "data"), None, os.path.join(folder, "log"), variables=settings).start()
 
 
 def run(options, denied):

@@ -43,6 +43,14 @@ def forms(secret):
     return found.items()
 
 
+class WithKeys(Server):
+    """A server with keys of its own."""
+    keys = {}
+
+    def environment(self):
+        return {**super().environment(), **self.keys}
+
+
 class Run:
     def __init__(self, server, app_key, admin_key):
         self.server, self.target, self.seen = server, server.target(), Seen(server)
@@ -160,8 +168,8 @@ def main():
     options = parser.parse_args()
     app_key, admin_key = drawn("app-key"), drawn("admin-key")
     with tempfile.TemporaryDirectory(prefix="leaks-") as folder:
-        settings = {"POSTRIDER_LOG": "trace", "POSTRIDER_APP_KEY": app_key, "POSTRIDER_ADMIN_KEY": admin_key}
-        server = Server(options.server, os.path.join(folder, "data"), None, os.path.join(folder, "server.log"), settings=settings)
+        server = WithKeys(options.server, os.path.join(folder, "data"), None, os.path.join(folder, "server.log"))
+        server.keys = {"POSTRIDER_LOG": "trace", "POSTRIDER_APP_KEY": app_key, "POSTRIDER_ADMIN_KEY": admin_key}
         server.start()
         try:
             run = Run(server, app_key, admin_key)

@@ -130,7 +130,7 @@ def main():
     options = parser.parse_args()
     failed = 0
     with tempfile.TemporaryDirectory(prefix="panics-") as folder:
-        server = Server(options.server, os.path.join(folder, "data"), None, os.path.join(folder, "log"), settings=SETTINGS).start()
+        server = Server(options.server, os.path.join(folder, "data"), None, os.path.join(folder, "log"), variables=SETTINGS).start()
         try:
             world = World(server)
             world.nobody_else_suffers()

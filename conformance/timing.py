@@ -61,7 +61,7 @@ def main():
     with tempfile.TemporaryDirectory(prefix="timing-") as folder:
         # Nobody is told to come later: the refusals are to be alike.
         settings = {"POSTRIDER_HTTP_AUTH_FAILURES_BURST": "1000000"}
-        server = Server(options.server, os.path.join(folder, "data"), None, os.path.join(folder, "log"), settings=settings).start()
+        server = Server(options.server, os.path.join(folder, "data"), None, os.path.join(folder, "log"), variables=settings).start()
         try:
             target = server.target()
             tokens = classes(target.register(), target.register())
