@@ -79,8 +79,14 @@ impl Life {
     fn connect(&self, name: &str, will: Option<Will>) -> Attached {
         let at = self.engine.store.device_by_id(APP, name).unwrap();
         let client = Client { app: APP, id: name.into(), device: Some(at.device) };
-        let attach =
-            Attach { client, connection: connection(at.device.0), clean: false, expiry_secs: 3600, will };
+        let attach = Attach {
+            client,
+            connection: connection(at.device.0),
+            clean: false,
+            expiry_secs: 3600,
+            will,
+            takes_pushes: false,
+        };
         self.engine.connect(attach).ok().unwrap()
     }
 
