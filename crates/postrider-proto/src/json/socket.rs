@@ -252,10 +252,10 @@ impl SocketConnection {
         let Some(Request { reference, .. }) = self.answered(token) else { return };
         let (code, sentence) = match outcome {
             PublishOutcome::Accepted | PublishOutcome::NoSubscribers => {
-                return match reference {
-                    Some(reference) => self.say(&format!(r#"{{"type":"ok","ref":{reference}}}"#), out),
-                    None => {}
-                };
+                if let Some(reference) = reference {
+                    self.say(&format!(r#"{{"type":"ok","ref":{reference}}}"#), out);
+                }
+                return;
             }
             PublishOutcome::NotAuthorized => ("not_allowed", "The device may not do that."),
             PublishOutcome::QuotaExceeded => ("quota_exceeded", "A limit of the app is reached."),
