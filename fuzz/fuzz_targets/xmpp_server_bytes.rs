@@ -1,7 +1,4 @@
-//! Any bytes to an XMPP server. The body is in `fuzz/bodies`, where the tests of postrider-proto run it too.
+//! Any bytes to an XMPP server. The body is in `crates/postrider-fuzz/src/xmpp.rs`.
 #![no_main]
 
-#[path = "../bodies/xmpp_server_bytes.rs"]
-mod body;
-
-libfuzzer_sys::fuzz_target!(|data: &[u8]| body::xmpp_server_bytes(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| postrider_fuzz::xmpp::xmpp_server_bytes(data));

@@ -36,6 +36,7 @@ pub fn mqtt_server_bytes(data: &[u8]) {
             subscription_ids: &[],
             expiry_left_secs: None,
             cursor: None,
+            late_since: None,
         };
         connection.handle_deliver(&mut fanned, how, 0, &mut Vec::new());
     }

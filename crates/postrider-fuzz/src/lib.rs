@@ -6,6 +6,8 @@
 //! steps). Bodies of decoders that are private stand beside them, as tests whose names begin with `fuzz_`.
 
 pub mod bodies;
+pub mod json;
+pub mod xmpp;
 
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};

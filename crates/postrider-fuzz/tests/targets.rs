@@ -26,3 +26,13 @@ fn fuzz_topic_matcher() {
 fn fuzz_ws_server_bytes() {
     run("ws_server_bytes", bodies::ws_server_bytes);
 }
+
+#[test]
+fn fuzz_xmpp_server_bytes() {
+    run("xmpp_server_bytes", postrider_fuzz::xmpp::xmpp_server_bytes);
+}
+
+#[test]
+fn fuzz_json_socket_bytes() {
+    run("json_socket_bytes", postrider_fuzz::json::json_socket_bytes);
+}

@@ -1,7 +1,7 @@
 //! XMPP: conversations as files, hostile input as tables.
 
 mod conversation;
-#[path = "../../../../../fuzz/bodies/xmpp_server_bytes.rs"]
+#[path = "../../../../postrider-fuzz/src/xmpp.rs"]
 mod fuzz_body;
 mod hostile;
 mod websocket;
