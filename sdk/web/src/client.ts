@@ -153,8 +153,8 @@ export class BrowserClient implements Client {
     return typeof Notification === 'undefined' ? 'denied' : Notification.requestPermission()
   }
 
-  describe(): string {
-    return describe(this.status, this.options.language ?? navigator.language)
+  describe(language: string = this.options.language ?? navigator.language): string {
+    return describe(this.status, language)
   }
 
   private place(): Place {

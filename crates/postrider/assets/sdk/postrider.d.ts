@@ -155,8 +155,8 @@ export interface Client {
     click(push: Push, action?: string): Promise<void>;
     /** Asks the user, if need be. Call it from a click. */
     requestPermission(): Promise<NotificationPermission>;
-    /** The status in words, for people. */
-    describe(): string;
+    /** The status in words, for people; in English or Chinese. */
+    describe(language?: string): string;
 }
 
 export declare function register(options?: RegisterOptions): Promise<Credentials>;
