@@ -124,7 +124,9 @@ class Server:
         lines.put(None)
 
     def target(self):
-        return Target(self.places["mqtt"], self.profile or "default", self.places.get("http"), APP_KEY, ADMIN_KEY)
+        target = Target(self.places["mqtt"], self.profile or "default", self.places.get("http"), APP_KEY, ADMIN_KEY)
+        target.notes["binary"] = self.binary
+        return target
 
     def alive(self):
         return self.process is not None and self.process.poll() is None

@@ -9,12 +9,13 @@ pub type Done = Result<(), String>;
 type Step = (&'static str, fn() -> Done);
 
 /// Debian packages, with a program that tells whether they are there.
-const PACKAGES: [(&str, &str); 5] = [
+const PACKAGES: [(&str, &str); 6] = [
     ("python3", "python3"),
     ("mosquitto_pub", "mosquitto-clients"),
     ("node", "nodejs"),
     ("npm", "npm"),
     ("faketime", "faketime"),
+    ("chromium", "chromium"),
 ];
 
 pub fn root() -> PathBuf {
@@ -22,12 +23,13 @@ pub fn root() -> PathBuf {
 }
 
 pub fn test(only: Option<&str>) -> Done {
-    let steps: [Step; 12] = [
+    let steps: [Step; 13] = [
         ("tools", tools),
         ("fmt", || cargo(&["fmt", "--all", "--check"])),
         ("clippy", || cargo(&["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"])),
         ("tidy", || tidy::check().map(|said| eprintln!("{said}"))),
         ("unit", || cargo(&["test", "--workspace", "--locked"])),
+        ("sdk", sdk),
         ("build", || cargo(&["build", "--package", "postrider", "--locked"])),
         ("judges", judges),
         ("conformance", conformance),
@@ -94,9 +96,24 @@ fn tools() -> Done {
     let mut pip = Command::new(venv.join("bin/pip"));
     pip.args(["install", "--quiet", "--disable-pip-version-check", "-r", "conformance/requirements.txt"]);
     run(pip)?;
+    npm_ci("conformance/node")
+}
+
+fn npm_ci(folder: &str) -> Done {
     let mut npm = Command::new("npm");
-    npm.args(["ci", "--no-audit", "--no-fund", "--silent", "--prefix", "conformance/node"]);
+    npm.args(["ci", "--no-audit", "--no-fund", "--silent", "--prefix", folder]);
     run(npm)
+}
+
+/// The browser SDK: its types, its unit tests, and whether what the server embeds is what the source gives.
+fn sdk() -> Done {
+    npm_ci("sdk/web")?;
+    for script in ["typecheck", "test", "check"] {
+        let mut npm = Command::new("npm");
+        npm.args(["run", "--silent", "--prefix", "sdk/web", script]);
+        run(npm)?;
+    }
+    Ok(())
 }
 
 fn make_venv(at: &Path) -> Done {
