@@ -73,6 +73,10 @@ class Window:
     def open(self, url):
         return Tab(self.browser, self.browser.ask("open", context=self.number, url=url))
 
+    def in_worker(self, body, **args):
+        """The value of an async function's body, in the window's service worker."""
+        return self.browser.ask("inWorker", context=self.number, body=body, args=args)
+
 
 class Tab:
     def __init__(self, browser, number):

@@ -116,6 +116,33 @@ def a_push_is_shown_clicked_and_opens_the_page_and_the_ledger_says_so(target):
         equal(tab.complaints(), [], "complaints of the page")
 
 
+CLICK_IN_WORKER = """
+    const [notification] = await registration.getNotifications()
+    const event = Object.assign(new Event('notificationclick'), { notification, action: args.action, waitUntil () {} })
+    setTimeout(() => self.dispatchEvent(event), 0)"""
+
+
+@case
+def a_notification_of_the_service_worker_has_buttons_and_its_click_reaches_the_page(target):
+    with scene(target) as (own, front, window):
+        device = own.register(platform="web")
+        tab = window.open(front.origin + "/page")
+        tab.run("await navigator.serviceWorker.register('/sdk/worker.js')")
+        tab.until("(await navigator.serviceWorker.getRegistration('/sdk/')).active?.state === 'activated'")
+        tab.run("begin({...args, worker: await navigator.serviceWorker.getRegistration('/sdk/')})",
+                device=device.device_id, secret=device.secret, notifications="always")
+        online(tab)
+        shown = {"title": "Bill", "click": "/opened#bill", "actions": [{"id": "pay", "title": "Pay", "click": "/opened#pay"}]}
+        message = own.push(to(device), notification=shown)["message_id"]
+        own.await_state(message, device, "displayed")
+        seen = window.in_worker("const [it] = await registration.getNotifications(); return [it.title, it.actions.map((a) => a.title)]")
+        equal(seen, ["Bill", ["Pay"]], "notification of the browser")
+        window.in_worker(CLICK_IN_WORKER, action="pay")
+        tab.until("document.title === 'opened' && location.hash === '#pay' && !!window.begin")
+        begin(tab, device)
+        own.await_state(message, device, "clicked")
+
+
 @case
 def a_page_registers_with_a_public_key_that_can_do_nothing_else(target):
     with scene(target) as (own, front, window):
@@ -219,6 +246,26 @@ def two_tabs_share_one_connection_and_the_second_takes_over(target):
         second.until("got.length === 2")
         equal(ids(second), [message, after], "messages of the second tab")
         own.await_state(after, device, "delivered")
+
+
+@case
+def without_web_locks_two_tabs_agree_all_the_same(target):
+    with scene(target) as (own, front, window):
+        device = own.register(platform="web")
+        front.origin = front.origin.replace("127.0.0.1", "insecure.test")
+        first = connected(front, window, device)
+        check(first.value("!navigator.locks"), "the page has Web Locks")
+        second = connected(front, window, device)
+        equal(second.value("client.status.leader"), False, "whether the second tab leads")
+        message = own.push(to(device))["message_id"]
+        for tab in (first, second):
+            tab.until("got.length === 1")
+            equal(ids(tab), [message], "messages")
+        first.close()
+        second.until("client.status.leader && client.status.state === 'online'")
+        own.push(to(device))
+        second.until("got.length === 2")
+        equal(front.upgrades, 2, "connections")
 
 
 @case

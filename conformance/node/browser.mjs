@@ -7,8 +7,9 @@ import puppeteer from 'puppeteer-core'
 const browser = await puppeteer.launch({
   executablePath: process.argv[2],
   headless: true,
-  // Chromium refuses its sandbox to root. Tabs have to run as if each were the one that is looked at.
-  args: ['--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage', '--disable-background-timer-throttling',
+  // Chromium refuses its sandbox to root. Tabs have to run as if each were the one that is looked at. A name that is not
+  // localhost is no secure context.
+  args: ['--no-sandbox', '--host-resolver-rules=MAP insecure.test 127.0.0.1', '--disable-gpu', '--disable-dev-shm-usage', '--disable-background-timer-throttling',
     '--disable-renderer-backgrounding', '--disable-backgrounding-occluded-windows'],
 })
 
@@ -47,6 +48,11 @@ const commands = {
   /** Runs the body of an async function with `args`. Over the inspector, so that no policy of the page forbids it. */
   async run ({ tab, body, args }) {
     return tabs.get(tab).page.evaluate(`(async (args) => { ${body} })(${JSON.stringify(args)})`)
+  },
+  /** The same in the service worker of a window. */
+  async inWorker ({ context, body, args }) {
+    const target = await contexts.get(context).waitForTarget((it) => it.type() === 'service_worker', { timeout: 15000 })
+    return (await target.worker()).evaluate(`(async (args) => { ${body} })(${JSON.stringify(args)})`)
   },
   async click ({ tab, selector }) {
     await tabs.get(tab).page.locator(selector).setTimeout(15000).click()

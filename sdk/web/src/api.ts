@@ -38,7 +38,10 @@ export interface Options {
   notifications?: 'hidden' | 'always' | 'never' | ((push: Push) => boolean)
   /** Origins beside the page's own that a click may open, such as `https://shop.example`. */
   targets?: string[]
-  /** A registered service worker, where notifications of a page are not allowed (Chrome on Android). */
+  /**
+   * A registration of the SDK's service worker (`/sdk/worker.js`, or a file of your own that imports it). It shows the
+   * notifications then, with their buttons; and it is the only way on Android.
+   */
   worker?: ServiceWorkerRegistration
   /** The language of the SDK's own words. Default: the browser's. */
   language?: string

@@ -10,6 +10,7 @@ import type { Place } from './roads'
 import { describe } from './strings'
 import { Tabs } from './tabs'
 import { safeTarget } from './target'
+import type { Told } from './worker'
 
 const ROADS: Road[] = ['websocket', 'sse', 'poll']
 /** How many keys a tab remembers to have shown; the durable notes remember more. */
@@ -33,6 +34,7 @@ export function serverOf(server: string | undefined): string {
 export class BrowserClient implements Client {
   readonly device: string
   private readonly server: string
+  private readonly scope: string
   private readonly notes: Promise<Notes>
   private readonly connection: Connection
   private readonly tabs: Tabs
@@ -49,11 +51,11 @@ export class BrowserClient implements Client {
   constructor(private readonly options: Options) {
     this.device = options.device
     this.server = serverOf(options.server)
-    const scope = `${this.server}|${this.device}`
-    this.notes = openNotes(scope)
+    this.scope = `${this.server}|${this.device}`
+    this.notes = openNotes(this.scope)
     const events = { status: () => this.statusChanged(), item: (item: Item) => this.arrived(item) }
     this.connection = new Connection(this.place(), this.notes, events, options.roads ?? ROADS)
-    this.tabs = new Tabs(`postrider|${scope}`, {
+    this.tabs = new Tabs(`postrider|${this.scope}`, {
       lead: () => this.lead(),
       follow: () => this.follow(),
       hear: (message) => this.hear(message as TabMessage),
@@ -255,7 +257,7 @@ export class BrowserClient implements Client {
     this.queue(item)
     const push = item.push
     if (!push?.notification || !this.mayShow(push)) return
-    show(push, this.options, {
+    show(push, this.scope, this.options, {
       displayed: () => void (push.id && this.displayed(push.id)),
       dismissed: () => void (push.id && this.dismissed(push.id)),
       clicked: () => void this.click(push),
@@ -334,7 +336,16 @@ export class BrowserClient implements Client {
       wake()
       if (this.leads) this.connection.doubt()
     })
+    if (this.options.worker) navigator.serviceWorker.addEventListener('message', (event) => this.workerTells(event))
     addEventListener('online', () => this.connection.networkChanged(true))
     addEventListener('offline', () => this.connection.networkChanged(false))
+  }
+
+  /** Our service worker says that its notification was clicked. */
+  private workerTells(event: MessageEvent): void {
+    const told = event.data as Partial<Told> | null
+    if (told?.postrider?.scope !== this.scope || !this.wanted) return
+    event.ports[0]?.postMessage(true)
+    void this.click(told.postrider.push, told.action)
   }
 }

@@ -28,11 +28,14 @@ export interface Notes {
   set(name: string, value: unknown): Promise<void>
 }
 
+/** A browser's database can hang for good; then the messages go on without it. */
+const PATIENCE_MS = 10_000
+
 export async function openNotes(scope: string): Promise<Notes> {
   try {
-    return new StoredNotes(scope, await openDatabase())
+    return new StoredNotes(scope, await patiently(openDatabase()))
   } catch {
-    // A private window, or a browser that was told to keep nothing.
+    // A private window, a browser that was told to keep nothing, or a database that does not answer.
     return new MemoryNotes()
   }
 }
@@ -78,7 +81,7 @@ class StoredNotes implements Notes {
 
   async note(items: Item[], now: number): Promise<boolean[]> {
     const fresh = items.map(() => true)
-    await this.write(SEEN, (seen) => {
+    const written = this.write(SEEN, (seen) => {
       items.forEach((item, i) => {
         if (item.key === undefined) return
         // Times of their own keep the order of what came together.
@@ -90,6 +93,7 @@ class StoredNotes implements Notes {
         }
       })
     })
+    await patiently(written)
     void this.prune(now).catch(() => {})
     return fresh
   }
@@ -164,6 +168,13 @@ class StoredNotes implements Notes {
       work(store)
     })
   }
+}
+
+function patiently<T>(work: Promise<T>): Promise<T> {
+  return new Promise((resolve, reject) => {
+    const timeout = setTimeout(() => reject(new Error('timeout')), PATIENCE_MS)
+    work.then(resolve, reject).finally(() => clearTimeout(timeout))
+  })
 }
 
 function answer<T>(request: IDBRequest<T>): Promise<T> {

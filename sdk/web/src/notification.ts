@@ -2,6 +2,7 @@
 
 import type { Options, Push } from './api'
 import { wordsOf } from './strings'
+import type { Shown } from './worker'
 
 export interface NotificationEvents {
   displayed(): void
@@ -10,7 +11,7 @@ export interface NotificationEvents {
   failed(why: unknown): void
 }
 
-export function show(push: Push, options: Options, events: NotificationEvents): void {
+export function show(push: Push, scope: string, options: Options, events: NotificationEvents): void {
   const from = push.notification ?? {}
   const title = from.title || wordsOf(options.language ?? navigator.language).untitled
   const settings: NotificationOptions & { image?: string } = {
@@ -19,7 +20,7 @@ export function show(push: Push, options: Options, events: NotificationEvents): 
     image: safePicture(from.image, location.href),
     // One notification for a message, and one for all messages that replace each other.
     tag: push.collapse_key ?? push.id,
-    data: { postrider: push },
+    data: { postrider: { push, scope, targets: options.targets ?? [] } satisfies Shown },
   }
   if (options.worker) {
     const actions = from.actions?.map(({ id, title }) => ({ action: id, title }))

@@ -7,6 +7,8 @@ import { Phone } from './phone.js'
 import { currentLanguage, locale, read, setLanguage, t, translate, write } from './strings.js'
 
 const REGISTRATION = { endpoint: '/demo/devices', attributes: { page: 'demo' } }
+/** The page does without a worker that takes longer. */
+const WORKER_MS = 2000
 const { postrider } = window
 
 let credentials
@@ -49,8 +51,21 @@ function request (path, body) {
   return fetch(path, { method: 'POST', headers: { ...headers, 'Content-Type': 'application/json' }, body: JSON.stringify(body) })
 }
 
+/** What shows the browser's notifications with their buttons; nothing where the page is not secure (plain http). */
+async function registerWorker () {
+  try {
+    const registration = await navigator.serviceWorker.register('/sdk/worker.js')
+    const installing = registration.installing ?? registration.waiting
+    if (!registration.active) await new Promise((done) => installing.addEventListener('statechange', () => installing.state === 'activated' && done()))
+    return registration
+  } catch {
+    return undefined
+  }
+}
+
 /** Registers this browser, or takes what it was registered as, and connects. */
 async function begin (again = true) {
+  const worker = Promise.race([registerWorker(), new Promise((done) => setTimeout(done, WORKER_MS))])
   try {
     credentials = await postrider.register(REGISTRATION)
   } catch (why) {
@@ -58,7 +73,7 @@ async function begin (again = true) {
     byId('state').textContent = t('no_device', { why: why.message })
     return
   }
-  client = postrider.create({ ...credentials, notifications: 'always' })
+  client = postrider.create({ ...credentials, notifications: 'always', worker: await worker })
   client.on('status', (status) => {
     if (status.reason === 'not_authorized' && status.state === 'stopped' && again) return anew()
     drawStatus()
