@@ -82,7 +82,7 @@ async function begin (again = true) {
   client.on('click', stayHere)
   client.on('error', (error) => console.warn(error))
   client.connect()
-  byId('device').textContent = credentials.device
+  byId('device').textContent = byId('device').title = credentials.device
   drawStatus()
 }
 

@@ -56,7 +56,7 @@ export class Phone {
   /** On a small screen the phone is further down. */
   scrollIntoView () {
     const { top, bottom } = this.frame.getBoundingClientRect()
-    if (top > innerHeight * 0.6 || bottom < innerHeight * 0.3) this.frame.scrollIntoView({ block: 'center' })
+    if (top > innerHeight * 0.4 || bottom < innerHeight * 0.3) this.frame.scrollIntoView({ block: 'center' })
   }
 
   /** A data message shows nothing on a phone; the page says so all the same. */
