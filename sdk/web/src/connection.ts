@@ -26,7 +26,9 @@ const CALL_MS = 30_000
 const CALLS_MAX = 1_000
 const HEARTBEAT_SECS = 55
 /** Refusals of a receipt that may not be the last word. */
-const LATER = ['unavailable', 'too_often', 'timeout', 'connection_lost', 'too_many']
+const LATER = ['unavailable', 'too_often', 'quota_exceeded', 'timeout', 'connection_lost', 'too_many']
+/** Receipts that are told at a time: a server takes only so many requests that it has not answered. */
+const TOLD_AT_ONCE = 8
 
 export class Connection {
   private readonly link: Link
@@ -111,7 +113,10 @@ export class Connection {
       const notes = await this.notes
       while (this.moreToTell && this.link.current !== undefined) {
         this.moreToTell = false
-        await Promise.all((await notes.receipts()).slice(0, CALLS_MAX / 2).map((receipt) => this.tell(notes, receipt)))
+        const receipts = await notes.receipts()
+        while (receipts.length > 0 && this.link.current !== undefined) {
+          await Promise.all(receipts.splice(0, TOLD_AT_ONCE).map((receipt) => this.tell(notes, receipt)))
+        }
       }
     } finally {
       this.telling = false

@@ -29,6 +29,8 @@ export interface Place {
 const POLL_SECS = 25
 /** The longest pause between two polls that the server is believed. */
 const PAUSE_SECS_MAX = 60
+/** An empty answer that was to wait and comes this soon did not wait. */
+const AT_ONCE_MS = 1_000
 const UNREACHABLE: Ending = { reason: 'unreachable', retry: true }
 
 export function openRoad(road: Road, place: Place, hearer: Hearer): Driver {
@@ -203,7 +205,8 @@ class PollRoad extends HttpRoad {
   }
 
   protected async run(): Promise<void> {
-    for (let wait = 0; ; wait = POLL_SECS) {
+    for (let wait = 0; !this.abort.signal.aborted; wait = POLL_SECS) {
+      const asked = performance.now()
       const answer: unknown = await (await this.need(`/v1/inbox?wait=${wait}&limit=32`)).json()
       // The first answer is the welcome: it shows that the road leads somewhere.
       if (wait === 0) this.hearer.frame({ type: 'welcome', heartbeat_secs: PAUSE_SECS_MAX })
@@ -213,11 +216,16 @@ class PollRoad extends HttpRoad {
       const acked = new Promise<void>((done) => (this.allAcked = done))
       for (const frame of frames) this.hearer.frame(frame)
       if (this.owed.size > 0) await acked
-      const pause = isObject(answer) && typeof answer.poll_after_secs === 'number' ? answer.poll_after_secs : 0
-      if (pause > 0) await new Promise((done) => setTimeout(done, Math.min(pause, PAUSE_SECS_MAX) * 1000))
-      if (this.abort.signal.aborted) return
+      // Something between here and the server may not let a request wait: then this is a plain pull.
+      if (wait > 0 && frames.length === 0 && performance.now() - asked < AT_ONCE_MS) await pause(answer)
     }
   }
+}
+
+async function pause(answer: unknown): Promise<void> {
+  const secs = isObject(answer) && typeof answer.poll_after_secs === 'number' ? answer.poll_after_secs : 0
+  const ms = 1000 * Math.min(Math.max(secs, 1), PAUSE_SECS_MAX)
+  await new Promise((done) => setTimeout(done, ms))
 }
 
 function isFrame(value: unknown): value is Frame {
