@@ -43,19 +43,19 @@ export class Ledger {
     const found = await this.ask(entry.id)
     if (found) this.update(entry, found)
     const waited = Date.now() - entry.since
-    const over = LAST.includes(found?.step) || (entry.kind === 'data' && found?.step === 'delivered')
+    const over = LAST.includes(found?.state) || (entry.kind === 'data' && found?.state === 'delivered')
     if (over || waited > GIVE_UP_MS || !this.entries.includes(entry)) return
     clearTimeout(entry.timer)
     entry.timer = setTimeout(() => this.look(entry), waited > SLOWLY_AFTER_MS ? ASK_SLOWLY_MS : ASK_MS)
   }
 
   update (entry, found) {
-    if (found.steps.length === entry.steps.length) return
-    entry.steps = found.steps
+    if (found.timeline.length === entry.steps.length) return
+    entry.steps = found.timeline
     entry.reason = found.reason
     entry.since = Date.now()
     if (entry === this.current) {
-      const last = found.steps[found.steps.length - 1]
+      const last = found.timeline[found.timeline.length - 1]
       byId('announce').textContent = nameOf(last.step)
     }
     this.draw()
