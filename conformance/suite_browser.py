@@ -4,6 +4,7 @@ The suite has servers of its own, with the page `/demo` switched on, since some 
 """
 
 import atexit
+import base64
 import contextlib
 import os
 import tempfile
@@ -326,12 +327,28 @@ def topics_are_subscribed_published_and_left(target):
         tab = connected(front, window, device)
         granted = tab.run("return client.subscribe(['public/news', 'public/#/wrong'])")
         equal(granted, [True, False], "granted: a topic, and a filter that is none")
-        own.call("POST", "/v1/topics/public%2Fnews/publish", {"text": "hello"})
+        own.call("POST", "/v1/topics/public%2Fnews/publish", {"payload_text": "hello"}, expect=202)
         tab.until("window.messages?.length === 1")
         equal(tab.value("[messages[0].topic, messages[0].text]"), ["public/news", "hello"], "message")
         tab.run("await client.unsubscribe('public/news')")
         refused = tab.run("return client.publish('public/news', {n: 1}).then(() => 'taken', (why) => why.code)")
         equal(refused, "not_allowed", "a publish without the right")
+
+
+@case
+def a_token_that_the_page_fetches_signs_in_on_every_road(target):
+    with scene(target) as (own, front, window):
+        device = own.register(platform="web")
+        basic = base64.b64encode(f"{device.device_id}:{device.secret}".encode()).decode()
+        made = own.call("POST", f"/v1/devices/{device.device_id}/tickets", headers={"Authorization": f"Basic {basic}"}, expect=201)[1]
+        for refused, road in ((set(), "websocket"), ({"websocket"}, "sse"), ({"websocket", "sse"}, "poll")):
+            front.refused = refused
+            tab = window.open(front.origin + "/page")
+            tab.run("begin({device: args.device, token: async () => args.ticket})", device=device.device_id, ticket=made["ticket"])
+            online(tab, road)
+            message = own.push(to(device))["message_id"]
+            own.await_state(message, device, "delivered")
+            tab.close()
 
 
 @case
