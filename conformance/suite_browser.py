@@ -34,7 +34,9 @@ PAGE = """<!doctype html><meta charset="utf-8"><title>app</title>
   }
 </script>
 <main></main>"""
-PAGES = {"/page": PAGE, "/opened": "<!doctype html><title>opened</title>" + PAGE}
+WITHOUT_DATABASE = "<script>Object.defineProperty(window, 'indexedDB', {value: undefined})</script>"
+PAGES = {"/page": PAGE, "/opened": PAGE.replace("<title>app", "<title>opened"),
+         "/without-database": PAGE.replace("<script", WITHOUT_DATABASE + "<script", 1)}
 
 _shared = {}
 _once = threading.Lock()
@@ -227,6 +229,24 @@ def a_push_that_no_listener_handled_waits_for_the_next_page(target):
 
 
 @case
+def without_a_database_a_push_is_acknowledged_only_when_its_listener_has_ended(target):
+    with scene(target) as (own, front, window):
+        device = own.register(platform="web")
+        tab = window.open(front.origin + "/without-database")
+        tab.run("""window.client = postrider.create(args)
+                   client.onPush((push) => { got.push(push); return new Promise((done) => { window.end = done }) })
+                   client.connect()""", device=device.device_id, secret=device.secret)
+        online(tab)
+        message = own.push(to(device))["message_id"]
+        tab.until("got.length === 1")
+        # What is sent afterwards comes, and shows that the first was not acknowledged meanwhile.
+        tab.run("await client.subscribe('public/fence')")
+        check(own.delivery(message, device)["state"] in ("queued", "sent"), "state before the listener has ended")
+        tab.run("end()")
+        own.await_state(message, device, "delivered")
+
+
+@case
 def two_tabs_share_one_connection_and_the_second_takes_over(target):
     with scene(target) as (own, front, window):
         device = own.register(platform="web")
@@ -318,6 +338,20 @@ def a_cut_connection_comes_back_by_itself(target):
             tab.until("statuses.includes('waiting')")
             own.push(to(device))
             tab.until("got.length === args.n", n=count)
+
+
+@case
+def without_a_network_it_waits_and_is_back_as_soon_as_there_is_one(target):
+    with scene(target) as (own, front, window):
+        device = own.register(platform="web")
+        tab = connected(front, window, device)
+        tab.ask("offline", offline=True)
+        front.cut()
+        tab.until("client.status.state === 'offline'")
+        message = own.push(to(device))["message_id"]
+        tab.ask("offline", offline=False)
+        tab.until("got.length === 1")
+        equal(ids(tab), [message], "messages")
 
 
 @case

@@ -70,6 +70,10 @@ const commands = {
     await session.send('Page.setWebLifecycleState', { state })
     await session.detach()
   },
+  /** Chromium tells the page, and lets no new connection through. */
+  async offline ({ tab, offline }) {
+    await tabs.get(tab).page.setOfflineMode(offline)
+  },
   async close ({ tab }) {
     await tabs.get(tab).page.close()
     tabs.delete(tab)
