@@ -463,6 +463,19 @@ def the_live_page_shows_what_waited_while_it_was_away(target):
 
 
 @case
+def the_live_page_registers_anew_where_the_server_has_forgotten_it(target):
+    with own_server(target) as server, browser().window() as window:
+        own = server.target()
+        tab, device_id = live_page(own, window)
+        own.call("DELETE", f"/v1/devices/{device_id}")
+        tab.load()
+        tab.until("document.body.dataset.connection === 'online'")
+        check(tab.value("document.getElementById('device').textContent") != device_id, "the device is the deleted one")
+        tab.click("#send")
+        reached(tab, "displayed")
+
+
+@case
 def a_data_message_is_handed_over_and_shows_nothing(target):
     with own_server(target) as server, browser().window() as window:
         tab, _ = live_page(server.target(), window)

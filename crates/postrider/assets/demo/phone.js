@@ -55,8 +55,8 @@ export class Phone {
 
   /** On a small screen the phone is further down. */
   scrollIntoView () {
-    const { top, bottom } = this.frame.getBoundingClientRect()
-    if (top > innerHeight * 0.4 || bottom < innerHeight * 0.3) this.frame.scrollIntoView({ block: 'center' })
+    const { top, bottom, height } = this.frame.getBoundingClientRect()
+    if (Math.min(bottom, innerHeight) - Math.max(top, 0) < height / 2) this.frame.scrollIntoView({ block: 'center' })
   }
 
   /** A data message shows nothing on a phone; the page says so all the same. */
