@@ -5,7 +5,6 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use serde::Deserialize;
-use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 use std::fmt::Write;
 
@@ -227,6 +226,11 @@ pub fn write_delivery(message: &mut Fanned, how: &Deliver<'_>, into: &mut Vec<u8
     into.extend_from_slice(message.json_body());
 }
 
+/// Whether every reader will take it: a string with half a character in it, which some refuse, counts as none.
+fn is_json(text: &str) -> bool {
+    serde_json::from_str::<serde_json::Value>(text).is_ok()
+}
+
 /// What of a message's frame is the same for all receivers, its closing brace included.
 pub(crate) fn body_of(publish: &Publish) -> Vec<u8> {
     let mut body = String::new();
@@ -238,7 +242,7 @@ pub(crate) fn body_of(publish: &Publish) -> Vec<u8> {
     // A push says what it is only where it is not our envelope.
     let may_be_json = content_type == Some("application/json") || (is_push && content_type.is_none());
     match std::str::from_utf8(&publish.payload) {
-        Ok(text) if may_be_json && serde_json::from_str::<IgnoredAny>(text).is_ok() => {
+        Ok(text) if may_be_json && is_json(text) => {
             body.push_str(if is_push { r#""message":"# } else { r#""json":"# });
             // Between tokens a line's end is as good as a space, and in a string there is none: so no line is ever broken.
             body.extend(text.chars().map(|c| if matches!(c, '\n' | '\r') { ' ' } else { c }));
@@ -312,6 +316,7 @@ mod tests {
         };
         assert_eq!(body(PUSH_TOPIC, b"{\"a\":\n1}", None), "\"message\":{\"a\": 1}}");
         assert_eq!(body(PUSH_TOPIC, b"{\"a\":1", None), "\"base64\":\"eyJhIjox\"}");
+        assert_eq!(body(PUSH_TOPIC, br#""\ud83d""#, None), "\"base64\":\"Ilx1ZDgzZCI=\"}");
         assert_eq!(body(PUSH_TOPIC, b"{}", Some("application/octet-stream")), "\"base64\":\"e30=\"}");
         assert_eq!(body("t/\"x", b"a\nb", None), "\"topic\":\"t/\\\"x\",\"text\":\"a\\nb\"}");
         assert_eq!(body("t", b"[1]", Some("application/json")), "\"topic\":\"t\",\"json\":[1]}");
