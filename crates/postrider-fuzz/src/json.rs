@@ -1,8 +1,8 @@
 //! Any text to a connection that speaks JSON over a WebSocket: before the sign-in and after it, with the gateway's answers.
 
 use postrider_proto::json::{JsonConfig, SocketConnection};
-use postrider_proto::ws::WsConfig;
 use postrider_proto::ws::frame::{Opcode, write_client_frame};
+use postrider_proto::ws::{ServerConnection, WsConfig};
 use postrider_proto::{
     Deliver, Delivered, Event, Fanned, Output, PUSH_TOPIC, Publish, PublishOutcome, Qos, Reply,
     ServerProtocol, SubscribeOutcome, Subscription,
@@ -14,8 +14,8 @@ const HELLO: &[u8] = br#"{"type":"hello","device":"d","secret":"s"}"#;
 /// Lines are frames; with an odd first byte they come after a sign-in. Whatever is delivered is JSON.
 pub fn json_socket_bytes(data: &[u8]) {
     let Some((&choice, data)) = data.split_first() else { return };
-    let (json, ws) = (JsonConfig::default(), WsConfig::default());
-    let mut connection = SocketConnection::new(Arc::new(json), Arc::new(ws), 0);
+    let ws = ServerConnection::new(Arc::new(WsConfig::default()), 0);
+    let mut connection = SocketConnection::new(Arc::new(JsonConfig::default()), ws, 0);
     if choice & 1 == 1 {
         feed(&mut connection, HELLO);
         deliver(&mut connection, data);

@@ -47,11 +47,12 @@ struct Request {
 }
 
 impl SocketConnection {
-    pub fn new(config: Arc<JsonConfig>, ws: Arc<ws::WsConfig>, now: Millis) -> Self {
+    /// `ws`: after its handshake.
+    pub fn new(config: Arc<JsonConfig>, ws: ws::ServerConnection, now: Millis) -> Self {
         SocketConnection {
             heartbeat_secs: config.heartbeat_secs,
             config,
-            ws: ws::ServerConnection::new(ws, now),
+            ws,
             state: State::AwaitsHello,
             connected_at: now,
             inflight: Vec::new(),

@@ -41,6 +41,8 @@ pub const CONTROL_BYTES_MAX: usize = 125;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FrameHeader {
     pub fin: bool,
+    /// RSV1: the message that begins here is compressed (RFC 7692 §6).
+    pub is_compressed: bool,
     pub opcode: Opcode,
     pub mask: Option<[u8; 4]>,
     pub payload_len: u64,
@@ -58,11 +60,11 @@ pub enum Side {
 /// Reads a frame header of `side`'s: `None` when it is cut. What is wrong is found at the first byte that shows it.
 pub fn read_header(bytes: &[u8], side: Side) -> Result<Option<FrameHeader>, CloseCode> {
     let Some(&first) = bytes.first() else { return Ok(None) };
-    // No extension was agreed on, so the reserved bits are 0 (§5.2).
+    // The others of the reserved bits are of no extension that we know (§5.2).
     let opcode =
-        Opcode::from_u8(first & 0x0F).filter(|_| first & 0x70 == 0).ok_or(CloseCode::PROTOCOL_ERROR)?;
-    let fin = first & 0x80 != 0;
-    if opcode.is_control() && !fin {
+        Opcode::from_u8(first & 0x0F).filter(|_| first & 0x30 == 0).ok_or(CloseCode::PROTOCOL_ERROR)?;
+    let (fin, is_compressed) = (first & 0x80 != 0, first & 0x40 != 0);
+    if opcode.is_control() && (!fin || is_compressed) {
         return Err(CloseCode::PROTOCOL_ERROR);
     }
     let Some(&second) = bytes.get(1) else { return Ok(None) };
@@ -93,7 +95,7 @@ pub fn read_header(bytes: &[u8], side: Side) -> Result<Option<FrameHeader>, Clos
         mask = Some([a, b, c, d]);
         header_len += 4;
     }
-    Ok(Some(FrameHeader { fin, opcode, mask, payload_len, header_len }))
+    Ok(Some(FrameHeader { fin, is_compressed, opcode, mask, payload_len, header_len }))
 }
 
 /// Appends a frame header in its shortest form.
@@ -138,6 +140,13 @@ fn header_of(
         header_len += 4;
     }
     (header, header_len)
+}
+
+/// Appends a whole frame of the server's with a compressed message.
+pub(super) fn write_compressed(opcode: Opcode, payload: &[u8], bytes: &mut Vec<u8>) {
+    let start = bytes.len();
+    write_frame(opcode, payload, bytes);
+    bytes[start] |= 0x40;
 }
 
 /// Appends a whole frame of the server's.

@@ -5,14 +5,16 @@
 //! | `handshake` | whether an HTTP request may become a WebSocket, and the answer to it |
 //! | `frame` | frames: headers, masking; also the client's side of them |
 //! | `close` | every code that a connection is closed with, and whether the client may try again |
+//! | `deflate` | messages compressed, one by one, where both sides want it |
 //! | `reader` | frames cut anywhere → pieces of messages, with all rules and limits kept |
 //! | `server` | `ws::ServerConnection`: whole messages |
 //! | `mqtt` | `ws::MqttOverWs`: a byte stream for an inner protocol |
 //! | `xmpp` | `ws::XmppOverWs`: an element a message |
 //!
-//! Extensions are not offered, permessage-deflate neither: a compressed frame is a protocol error (L23).
+//! Without an agreement on permessage-deflate a compressed frame is a protocol error (L23).
 
 mod close;
+mod deflate;
 pub mod frame;
 mod handshake;
 mod mqtt;
@@ -21,6 +23,7 @@ mod server;
 mod xmpp;
 
 pub use close::{CLOSE_CODES, CloseCode};
+pub use deflate::Deflate;
 pub use handshake::{Handshake, HandshakeError, accept_key, client_request};
 pub use mqtt::MqttOverWs;
 pub use server::{Message, ServerConnection, WsOutput};
@@ -36,6 +39,8 @@ pub struct WsConfig {
     /// Pings, pongs and such in one window of time.
     pub control_frames_max: u32,
     pub control_window_ms: u64,
+    /// How many times its size a compressed message may become (L23).
+    pub inflate_ratio_max: usize,
 }
 
 impl Default for WsConfig {
@@ -47,6 +52,7 @@ impl Default for WsConfig {
             fragments_max: 64,
             control_frames_max: 20,
             control_window_ms: 10_000,
+            inflate_ratio_max: 20,
         }
     }
 }
@@ -60,6 +66,7 @@ impl WsConfig {
             fragments_max: u32::MAX,
             control_frames_max: u32::MAX,
             control_window_ms: 10_000,
+            inflate_ratio_max: 1 << 20,
         }
     }
 }

@@ -19,6 +19,7 @@ pub(super) enum Piece<'a> {
 #[derive(Debug)]
 pub(super) struct Data<'a> {
     pub is_text: bool,
+    pub is_compressed: bool,
     /// Still masked.
     pub masked: &'a [u8],
     mask: [u8; 4],
@@ -63,6 +64,9 @@ pub(super) struct Reader {
     head: [u8; HEADER_BYTES_MAX],
     head_len: u8,
     is_in_frame: bool,
+    /// Whether compressed messages were agreed on, and whether the one under way is such.
+    pub takes_compressed: bool,
+    is_compressed: bool,
     fin: bool,
     opcode: Opcode,
     /// Of the message under way; `Continuation` for none.
@@ -110,7 +114,8 @@ impl Reader {
         if is_last {
             self.message_opcode = Opcode::Continuation;
         }
-        Ok(Some(Piece::Data(Data { is_text, masked, mask: self.mask, mask_offset, is_last })))
+        let is_compressed = self.is_compressed;
+        Ok(Some(Piece::Data(Data { is_text, is_compressed, masked, mask: self.mask, mask_offset, is_last })))
     }
 
     /// Takes a whole header off `input`, byte by byte once it was cut.
@@ -143,12 +148,17 @@ impl Reader {
             // A continuation of nothing, or a new message inside of another (§5.4).
             return Err(CloseCode::PROTOCOL_ERROR);
         }
+        // Only the first frame of a message says it, and only where it was agreed on.
+        if header.is_compressed && (is_within || !self.takes_compressed) {
+            return Err(CloseCode::PROTOCOL_ERROR);
+        }
         let frame_len = usize::try_from(header.payload_len).unwrap_or(usize::MAX);
         if frame_len > config.frame_bytes_max {
             return Err(CloseCode::TOO_LARGE);
         }
         if !header.opcode.is_control() {
             if !is_within {
+                self.is_compressed = header.is_compressed;
                 (self.message_opcode, self.message_len, self.fragments) = (header.opcode, 0, 0);
             }
             self.fragments = self.fragments.saturating_add(1);

@@ -2,6 +2,7 @@
 
 use super::WsConfig;
 use super::close::CloseCode;
+use super::deflate::Deflate;
 use super::frame::{self, Opcode};
 use super::reader::{self, Control, Data, Piece, Reader};
 use crate::{Close, Millis, Text};
@@ -35,6 +36,7 @@ pub struct ServerConnection {
     /// So much of a text under way is known to be UTF-8.
     utf8_checked: usize,
     heard_at: Millis,
+    deflate: Option<Deflate>,
     is_closed: bool,
 }
 
@@ -47,8 +49,16 @@ impl ServerConnection {
             message: Vec::new(),
             utf8_checked: 0,
             heard_at: now,
+            deflate: None,
             is_closed: false,
         }
+    }
+
+    /// With messages compressed as the handshake agreed.
+    pub fn with_deflate(mut self, deflate: Option<Deflate>) -> Self {
+        self.reader.takes_compressed = deflate.is_some();
+        self.deflate = deflate;
+        self
     }
 
     /// When the last bytes of the peer came: any, a pong too.
@@ -99,6 +109,13 @@ impl ServerConnection {
 
     fn handle_data(&mut self, data: &Data<'_>, out: &mut WsOutput) -> Result<(), CloseCode> {
         data.append_to(&mut self.message);
+        if data.is_compressed {
+            if !data.is_last {
+                return Ok(());
+            }
+            let (bytes_max, ratio_max) = (self.config.message_bytes_max, self.config.inflate_ratio_max);
+            self.message = Deflate::inflate(&self.message, bytes_max, ratio_max)?;
+        }
         if data.is_text {
             self.check_utf8(data.is_last)?;
         }
@@ -157,8 +174,13 @@ impl ServerConnection {
 
     /// After the close frame nothing is sent (§5.5.1).
     fn send(&mut self, opcode: Opcode, payload: &[u8], bytes: &mut Vec<u8>) {
-        if !self.is_closed {
-            frame::write_frame(opcode, payload, bytes);
+        if self.is_closed {
+            return;
+        }
+        let deflate = self.deflate.filter(|_| !opcode.is_control());
+        match deflate.and_then(|deflate| deflate.compress(payload)) {
+            Some(compressed) => frame::write_compressed(opcode, &compressed, bytes),
+            None => frame::write_frame(opcode, payload, bytes),
         }
     }
 

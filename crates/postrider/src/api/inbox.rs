@@ -25,7 +25,7 @@ use utoipa::ToSchema;
 
 /// Deliveries of one request that acknowledges.
 const ACKS_MAX: usize = 1_000;
-/// When a client that got everything may come back.
+/// When a client that found nothing, and did not wait for it, may come back.
 const POLL_AFTER_SECS: u64 = 10;
 
 #[derive(Debug, Default, Deserialize)]
@@ -136,7 +136,7 @@ pub async fn poll(
     let page = Page::of(&api, &poll);
     let is_news = !page.is_empty() && poll.known.as_ref().is_none_or(|known| *known != page.tag);
     if is_news {
-        return Ok(page.answer(&api, &poll));
+        return Ok(page.answer(&api, &poll, 0));
     }
     if !wait.is_zero() {
         need_http1(version)?;
@@ -144,7 +144,7 @@ pub async fn poll(
     }
     // Nothing new: who asks that too often is told to wait (L29).
     match api.pulls.take(at, 1, api.engine.clock.now()) {
-        Ok(()) => Ok(page.answer(&api, &poll)),
+        Ok(()) => Ok(page.answer(&api, &poll, POLL_AFTER_SECS)),
         Err(secs) => Err(Code::PollsTooOften.retry_after(secs)),
     }
 }
@@ -157,7 +157,7 @@ fn wait_for(api: Api, poll: Poll, wait: Duration) -> Response {
         let (stream, peer, give_back) = freed.split(move || async move {
             // It may have been deleted while it waited.
             match api.engine.store.sign_in(poll.at) {
-                Some(_) => Page::of(&api, &poll).answer(&api, &poll),
+                Some(_) => Page::of(&api, &poll).answer(&api, &poll, 0),
                 None => ApiError::from(Code::BadCredentials).into_response(),
             }
         });
@@ -195,7 +195,8 @@ impl Page {
         self.deliveries.is_empty()
     }
 
-    fn answer(&self, api: &Api, poll: &Poll) -> Response {
+    /// `after`: in how many seconds the device may come back.
+    fn answer(&self, api: &Api, poll: &Poll, after: u64) -> Response {
         api.engine.store.seen(poll.at, api.engine.clock.now());
         let tag = (header::ETAG, self.tag.clone());
         if poll.known.as_ref() == Some(&self.tag) {
@@ -212,7 +213,6 @@ impl Page {
             }
             write(api, delivery, &mut body);
         }
-        let after = if self.is_empty() { POLL_AFTER_SECS } else { 0 };
         let (next, more) = (cursor(api, self.next), self.more);
         let end = format!(r#"],"next":"{next}","more":{more},"poll_after_secs":{after}}}"#);
         body.extend_from_slice(end.as_bytes());

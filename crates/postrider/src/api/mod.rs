@@ -143,6 +143,8 @@ pub struct ApiLimits {
     pub demo: bool,
     /// `/_test/echo`.
     pub echo: bool,
+    /// permessage-deflate for clients that offer it (L23).
+    pub compression: bool,
 }
 
 impl Default for ApiLimits {
@@ -168,6 +170,7 @@ impl Default for ApiLimits {
             origins: Vec::new(),
             demo: false,
             echo: false,
+            compression: false,
         }
     }
 }

@@ -8,7 +8,7 @@ use crate::http::upgraded;
 use axum::extract::{Extension, Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use postrider_proto::ws::{Handshake, HandshakeError};
+use postrider_proto::ws::{Deflate, Handshake, HandshakeError};
 
 /// `GET /mqtt`.
 pub async fn mqtt(
@@ -21,7 +21,7 @@ pub async fn mqtt(
         // MQTT-6.0.0-3.
         return Err(Code::InvalidUpgrade.at("Sec-WebSocket-Protocol", "The subprotocol `mqtt` is needed."));
     }
-    switch(&api, peer, request, &handshake, Speaks::MqttOverWebSocket)
+    switch(&api, peer, request, &handshake, (Speaks::MqttOverWebSocket, None))
 }
 
 /// `GET /ws`.
@@ -31,7 +31,8 @@ pub async fn json(
     request: Request,
 ) -> Result<Response, ApiError> {
     let handshake = handshake(&request, &["postrider.v1"])?;
-    switch(&api, peer, request, &handshake, Speaks::Json)
+    let (deflate, extensions) = compression(&api, &request);
+    switch(&api, peer, request, &handshake, (Speaks::Json(deflate), extensions))
 }
 
 /// `GET /_test/echo`: off unless the settings say otherwise, and then like a path that is not there.
@@ -44,7 +45,8 @@ pub async fn echo(
         return Err(Code::NoSuchRoute.into());
     }
     let handshake = handshake(&request, &[])?;
-    switch(&api, peer, request, &handshake, Speaks::Echo)
+    let (deflate, extensions) = compression(&api, &request);
+    switch(&api, peer, request, &handshake, (Speaks::Echo(deflate), extensions))
 }
 
 fn handshake(request: &Request, subprotocols: &[&'static str]) -> Result<Handshake, ApiError> {
@@ -55,13 +57,20 @@ fn handshake(request: &Request, subprotocols: &[&'static str]) -> Result<Handsha
     })
 }
 
+/// Compressed messages, where the settings and the client want them; and the header that agrees.
+fn compression(api: &Api, request: &Request) -> (Option<Deflate>, Option<String>) {
+    let headers = request.headers().get_all(header::SEC_WEBSOCKET_EXTENSIONS);
+    let offers = headers.iter().filter_map(|h| h.to_str().ok()).filter(|_| api.limits.compression);
+    Deflate::negotiate(offers).unzip()
+}
+
 /// Answers 101; the socket follows the answer to the gateway.
 fn switch(
     api: &Api,
     peer: Option<Extension<Peer>>,
     mut request: Request,
     handshake: &Handshake,
-    speaks: Speaks,
+    (speaks, extensions): (Speaks, Option<String>),
 ) -> Result<Response, ApiError> {
     let peer = peer.ok_or(Code::InvalidUpgrade)?.0.0;
     if !is_origin_allowed(request.headers(), &api.limits.origins) {
@@ -83,6 +92,9 @@ fn switch(
     headers.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
     if let Some(subprotocol) = handshake.subprotocol {
         headers.insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(subprotocol));
+    }
+    if let Some(extensions) = extensions.and_then(|text| HeaderValue::try_from(text).ok()) {
+        headers.insert(header::SEC_WEBSOCKET_EXTENSIONS, extensions);
     }
     Ok(response)
 }

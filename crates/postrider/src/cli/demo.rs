@@ -93,6 +93,7 @@ fn configuration(dir: &Path) -> Result<(Config, String), Failure> {
     // A demonstration must not fail on a disk that is nearly full, nor fill it.
     (config.store.min_free_bytes, config.store.min_free_percent, config.store.reserve_bytes) =
         (1 << 20, 0, 1 << 20);
+    config.http.demo = true;
     let key = config.keys.app.get_or_insert_with(|| new_secret("prk_", &OsChance)).clone();
     Ok((config, key))
 }
@@ -259,7 +260,9 @@ fn your_turn(server: &Server, api: &Api, key: &str, phone: &str, screen: &Screen
              -d '{{\"audience\":{{\"device\":\"{device}\"}},\"notification\":{{\"title\":\"Hi\",\"body\":\"Sent by hand\"}}}}'"
         )
     };
-    head("Now you. Send the simulated phone a push of your own; it will show up here:");
+    head("Now you. Make your browser a device: open this page, and send yourself a push:");
+    screen.line(format!("\n  http://{http}/demo"));
+    head("Send the simulated phone a push of your own; it will show up here:");
     screen.line(format!("\n  {}", curl(phone)));
     head("Be a device yourself, in another terminal (it is registered already):");
     let host = mqtt.ip();

@@ -213,6 +213,7 @@ impl Config {
             origins: h.origins.clone(),
             demo: h.demo,
             echo: h.echo,
+            compression: h.compression,
             ..ApiLimits::default()
         }
     }

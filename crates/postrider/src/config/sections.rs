@@ -357,6 +357,9 @@ settings! {
         origins: Vec<String> = api().origins,
         /// Whether `/demo` is there, a page to try everything out, where each visitor gets a device. Not for production.
         demo: bool = api().demo,
+        /// Whether WebSocket messages of `/ws` are compressed for clients that offer it (permessage-deflate, L23). It costs more
+        /// processor time than it is worth for short pushes.
+        compression: bool = api().compression,
         /// Whether `/_test/echo` sends every WebSocket message back, for outside test suites. Not for production.
         echo: bool = api().echo,
         /// Seconds that requests under way may still take when the server stops.

@@ -25,7 +25,7 @@ use postrider_core::delivery::receipt::Ack;
 use postrider_core::port::{ConnectionRef, Farewell, Position};
 use postrider_core::session::Detach;
 use postrider_proto::json::{EventStream, SocketConnection};
-use postrider_proto::ws::{MqttOverWs, WsConfig};
+use postrider_proto::ws::{self, MqttOverWs, WsConfig};
 use postrider_proto::{Close, Fanned, Goodbye, Millis, Output, mqtt as mqtt_proto};
 use std::collections::HashMap;
 use std::io;
@@ -321,8 +321,9 @@ impl Driver {
             Speaks::MqttOverWebSocket => {
                 Protocol::MqttOverWebSocket(Box::new(MqttOverWs::new(config.websocket.clone(), mqtt())))
             }
-            Speaks::Json => {
-                let socket = SocketConnection::new(config.json.clone(), config.websocket.clone(), now);
+            Speaks::Json(deflate) => {
+                let ws = ws::ServerConnection::new(config.websocket.clone(), now).with_deflate(deflate);
+                let socket = SocketConnection::new(config.json.clone(), ws, now);
                 Protocol::Json(Box::new(socket))
             }
             Speaks::EventStream(begin) => {
@@ -336,7 +337,10 @@ impl Driver {
                 let until = now + wait.wait_ms;
                 Protocol::Poll(Box::new(WaitingPoll { wait: *wait, until }))
             }
-            Speaks::Echo => Protocol::Echo(Box::new(Echo::new(WsConfig::for_echo_tests().into(), now))),
+            Speaks::Echo(deflate) => {
+                let ws = ws::ServerConnection::new(WsConfig::for_echo_tests().into(), now);
+                Protocol::Echo(Box::new(Echo(ws.with_deflate(deflate))))
+            }
         };
         Ok((Transport::Plain(stream), protocol, None))
     }

@@ -1,19 +1,12 @@
 //! The echo that outside WebSocket suites judge our stack by: every message goes back as it came. Off by default.
 
-use postrider_proto::ws::{Message, ServerConnection, WsConfig, WsOutput};
+use postrider_proto::ws::{Message, ServerConnection, WsOutput};
 use postrider_proto::{Deliver, Delivered, Fanned, Goodbye, Millis, Output, Reply, ServerProtocol};
-use std::sync::Arc;
 
-pub struct Echo(ServerConnection);
+pub struct Echo(pub ServerConnection);
 
 /// Suites pause for a while, but not for ever.
 const SILENCE_MS: Millis = 60_000;
-
-impl Echo {
-    pub fn new(config: Arc<WsConfig>, now: Millis) -> Echo {
-        Echo(ServerConnection::new(config, now))
-    }
-}
 
 impl ServerProtocol for Echo {
     fn handle_bytes(&mut self, bytes: &[u8], now: Millis, out: &mut Output) {

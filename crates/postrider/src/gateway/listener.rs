@@ -3,6 +3,7 @@
 use super::{Begin, Wait};
 use bytes::Bytes;
 use mio::net::{TcpListener, TcpStream};
+use postrider_proto::ws::Deflate;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -13,14 +14,14 @@ pub enum Speaks {
     MqttTls(Arc<rustls::ServerConfig>),
     /// MQTT in WebSocket messages; the HTTP part is done.
     MqttOverWebSocket,
-    /// JSON frames in WebSocket messages; the HTTP part is done.
-    Json,
+    /// JSON frames in WebSocket messages; the HTTP part is done, and messages are compressed where that was agreed on.
+    Json(Option<Deflate>),
     /// Server-sent events; who reads them is known.
     EventStream(Box<Begin>),
     /// A request that waits.
     Poll(Box<Wait>),
     /// Every WebSocket message goes back.
-    Echo,
+    Echo(Option<Deflate>),
 }
 
 /// What a listener of ours speaks.
