@@ -90,8 +90,6 @@ pub struct Ledger {
     refused: BTreeSet<(DeviceRef, Seq)>,
     first_sent: BTreeSet<(DeviceRef, Seq)>,
     furthest: BTreeMap<(DeviceRef, bool), Seq>,
-    /// The same, as it was when the server last died.
-    furthest_at_crash: BTreeMap<(DeviceRef, bool), Seq>,
     on_link: BTreeSet<(u64, Seq)>,
     received: BTreeMap<(u64, usize), MessageId>,
     pub broken: Option<Violation>,
@@ -155,7 +153,6 @@ impl Ledger {
 
     /// A new life of the server: what it held in memory only is gone.
     pub fn forget_taken(&mut self) {
-        self.furthest_at_crash = self.furthest.clone();
         self.refused.append(&mut self.taken);
     }
 
@@ -201,12 +198,7 @@ impl Ledger {
         }
         if self.first_sent.insert((s.at, s.seq)) {
             let furthest = self.furthest.entry((s.at, s.urgent)).or_default();
-            let earlier_life = self.furthest_at_crash.get(&(s.at, s.urgent));
-            // What hid it, a newer message of its key or a cancel, was under way in the crash and is lost: it is back (P4).
-            let push = self.pushes.get(&s.n);
-            let came_back = earlier_life.is_some_and(|at| s.seq < *at)
-                && push.is_some_and(|p| p.collapse.is_some() || p.cancel_asked);
-            if s.seq < *furthest && !came_back {
+            if s.seq < *furthest {
                 let what = format!("{} is first sent after {}", s.seq, *furthest);
                 self_break(&mut self.broken, "order", what);
             }

@@ -48,6 +48,8 @@ struct Held {
     events: usize,
     done: Done,
     outcomes: Vec<Outcome>,
+    /// Contents that nobody needs any more when it is stored.
+    released: Vec<BlobRef>,
 }
 
 impl Default for MemoryStore {
@@ -123,6 +125,8 @@ impl MemoryStore {
             inner.commits += 1;
             inner.durable = held.seq;
             inner.told_events = held.events;
+            inner.state.settle(held.seq);
+            held.released.iter().for_each(|blob| _ = inner.contents.remove(blob));
             let latest = inner.events[..held.events].last().map_or(0, |event| event.position);
             drop(inner);
             self.watch.tell(latest);
@@ -163,11 +167,9 @@ impl Inner {
             outcomes.push(self.state.execute(&command, blob, &mut effects));
             self.commands += 1;
         }
-        for blob in effects.released {
-            self.contents.remove(&blob);
-        }
         self.events.append(&mut effects.events);
-        self.held.push_back(Held { seq: self.state.seq(), events: self.events.len(), done, outcomes });
+        let (seq, events, released) = (self.state.seq(), self.events.len(), effects.released);
+        self.held.push_back(Held { seq, events, done, outcomes, released });
     }
 
     fn keep(&mut self, content: Arc<Content>) -> BlobRef {

@@ -1,6 +1,7 @@
 //! What happens to deliveries: they are created, take steps, and end in exactly one way.
 
 use super::app::{Entry, FirstAnswer, Inbox};
+use super::leaving::comes_from_outside;
 use super::message::{Message, Targeted};
 use super::{Effects, Ledger, State};
 use crate::command::*;
@@ -243,6 +244,9 @@ impl State {
         now: UnixMillis,
         effects: &mut Effects,
     ) -> bool {
+        if comes_from_outside(end.0) {
+            self.show_until_durable(at, seq);
+        }
         let Some(message) = self.messages.get_mut(&seq) else { return false };
         let app = &mut self.apps[at.app.0 as usize];
         let was_open = match message.broadcast_mut() {
@@ -263,6 +267,13 @@ impl State {
         true
     }
 
+    /// A delivery that is about to end is seen on, until that is on stable storage.
+    fn show_until_durable(&mut self, at: DeviceRef, seq: Seq) {
+        if let Some(pending) = self.pending_at(at, seq) {
+            self.leaving.one(at, self.seq, pending);
+        }
+    }
+
     /// Ends the message for those of `devices` for which it is open.
     fn end_some(&mut self, seq: Seq, devices: &DeviceSet, end: End, now: UnixMillis, effects: &mut Effects) {
         let Some(message) = self.messages.get_mut(&seq) else { return };
@@ -280,6 +291,9 @@ impl State {
             return;
         }
         message.open -= count as u32;
+        if comes_from_outside(end.0) {
+            self.leaving.some(app, ending.clone(), self.seq, super::read::pending_of_all(seq, message));
+        }
         message.note_all(ending, end.0, end.1, now);
         let (row, tracked) = (event(message, None, end, count, now), message.report().is_some());
         self.ledger(app, effects).record(row, tracked);

@@ -14,6 +14,7 @@
 mod app;
 mod deliver;
 mod devices;
+mod leaving;
 mod message;
 mod read;
 #[cfg(test)]
@@ -25,6 +26,7 @@ use crate::model::*;
 use crate::port::Counters;
 use crate::seeded::{self, Bug};
 use app::App;
+use leaving::Leaving;
 use message::Message;
 use rustc_hash::FxHashMap;
 use serde::{Deserialize, Serialize};
@@ -56,6 +58,10 @@ pub struct State {
     apps_by_id: HashMap<String, AppNo>,
     #[serde(skip)]
     keys_by_hash: HashMap<[u8; 32], (Option<AppNo>, usize)>,
+
+    // Of the commit under way.
+    #[serde(skip)]
+    leaving: Leaving,
 }
 
 /// What an execution brings forth beside its outcome.
@@ -107,6 +113,11 @@ impl State {
         self.seq
     }
 
+    /// All commands up to `durable` are on stable storage: what they ended needs to be seen by nobody any more.
+    pub fn settle(&mut self, durable: Seq) {
+        self.leaving.settle(durable);
+    }
+
     /// For the seeded bug of that name: the last number is given once more.
     #[doc(hidden)]
     pub fn reuse_seq(&mut self) {
@@ -152,6 +163,7 @@ impl State {
     pub fn for_each_blob(&mut self, f: &mut dyn FnMut(&mut BlobRef)) {
         self.messages.values_mut().filter(|m| m.blob.len > 0).for_each(|m| f(&mut m.blob));
         self.apps.iter_mut().flat_map(|app| app.retained.values_mut()).for_each(|r| f(&mut r.blob));
+        self.leaving.blobs_mut().filter(|blob| blob.len > 0).for_each(f);
     }
 
     /// Ends what is due at `now`: deliveries, sessions, then old reports.

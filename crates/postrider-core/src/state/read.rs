@@ -19,6 +19,8 @@ impl State {
                 && let Some(place) = inbox.place(*seq)
             {
                 inbox.entries[place].mark_sent();
+            } else {
+                self.leaving.mark_sent(DeviceRef { app, device: *device }, *seq);
             }
             let open = |m: &&mut Message| m.app == app && m.report().is_some() && m.open > 0;
             if let Some(message) = self.messages.get_mut(seq).filter(open) {
@@ -44,14 +46,34 @@ impl State {
         durable: Seq,
     ) -> Vec<Pending> {
         let Some(app) = self.app_ref(at.app) else { return Vec::new() };
+        let leaving = self.leaving.of(at, durable);
         let mut found = Vec::new();
         for lane in
             [Lane { urgent: true, after: position.urgent }, Lane { urgent: false, after: position.normal }]
         {
             let wanted = max - found.len();
-            found.extend(self.pending_lane(app, at.device, lane, (now, durable)).take(wanted));
+            let open = self.pending_lane(app, at.device, lane, (now, durable));
+            let leaving =
+                leaving.iter().copied().filter(|p| lane.holds(p) && p.seq <= durable && p.expires_at > now);
+            found.extend(in_order(open, leaving.cloned(), |p| p.seq).take(wanted));
         }
         found
+    }
+
+    /// One open delivery.
+    pub(super) fn pending_at(&self, at: DeviceRef, seq: Seq) -> Option<Pending> {
+        let (app, message) = (self.app_ref(at.app)?, self.messages.get(&seq)?);
+        let entry = match message.broadcast() {
+            Some(open) => {
+                open.contains(at.device.0).then_some(())?;
+                None
+            }
+            None => {
+                let inbox = app.inboxes.get(&at.device.0)?;
+                Some(inbox.entries[inbox.place(seq)?])
+            }
+        };
+        Some(pending_of(app, at.device, seq, message, entry))
     }
 
     /// One lane: the device's own entries merged with the broadcasts that are open for it, by their place in the order.
@@ -73,12 +95,7 @@ impl State {
                     && m.broadcast().is_some_and(|open| open.contains(device.0))
             })
         });
-        let (mut own, mut casts) = (own.peekable(), casts.map(|seq| (*seq, None)).peekable());
-        let merged = std::iter::from_fn(move || match (own.peek(), casts.peek()) {
-            (Some((seq, _)), Some((cast, _))) if seq > cast => casts.next(),
-            (Some(_), _) => own.next(),
-            (None, _) => casts.next(),
-        });
+        let merged = in_order(own, casts.map(|seq| (*seq, None)), |(seq, _)| *seq);
         let on_disk = merged.take_while(move |(seq, _)| *seq <= durable);
         let known = on_disk.filter_map(move |(seq, entry)| Some((seq, entry, self.messages.get(&seq)?)));
         let alive =
@@ -322,20 +339,51 @@ struct Lane {
     after: Seq,
 }
 
-fn pending_of(app: &App, device: DeviceNo, seq: Seq, message: &Message, entry: Option<Entry>) -> Pending {
-    let report = message.report();
-    let broadcast_sent = || report.is_some_and(|r| r.has(device, Step::Sent));
+impl Lane {
+    fn holds(self, pending: &Pending) -> bool {
+        pending.urgent == self.urgent && pending.seq > self.after
+    }
+}
+
+/// Two orders as one.
+fn in_order<T>(
+    a: impl Iterator<Item = T>,
+    b: impl Iterator<Item = T>,
+    seq: fn(&T) -> Seq,
+) -> impl Iterator<Item = T> {
+    let (mut a, mut b) = (a.peekable(), b.peekable());
+    std::iter::from_fn(move || match (a.peek(), b.peek()) {
+        (Some(first), Some(other)) if seq(first) > seq(other) => b.next(),
+        (Some(_), _) => a.next(),
+        (None, _) => b.next(),
+    })
+}
+
+/// A broadcast, to whichever of its devices.
+pub(super) fn pending_of_all(seq: Seq, message: &Message) -> Pending {
     Pending {
         seq,
-        id: report.map(|r| r.id),
+        id: message.id(),
         blob: message.blob,
         accepted_at: message.accepted_at,
         expires_at: message.expires_at,
         urgent: message.priority() == Priority::High,
+        qos: 1,
+        retain: false,
+        subscription_ids: Vec::new(),
+        sent_before: false,
+    }
+}
+
+fn pending_of(app: &App, device: DeviceNo, seq: Seq, message: &Message, entry: Option<Entry>) -> Pending {
+    let report = message.report();
+    let broadcast_sent = || report.is_some_and(|r| r.has(device, Step::Sent));
+    Pending {
         qos: entry.map_or(1, |e| e.qos()),
         retain: entry.is_some_and(|e| e.retain()),
         subscription_ids: app.entry_ids.get(&(device.0, seq)).cloned().unwrap_or_default(),
         sent_before: entry.map_or_else(broadcast_sent, |e| e.sent()),
+        ..pending_of_all(seq, message)
     }
 }
 

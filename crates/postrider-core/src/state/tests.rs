@@ -131,6 +131,42 @@ fn nothing_is_seen_before_it_is_durable() {
 }
 
 #[test]
+fn what_a_command_takes_away_is_seen_until_that_command_is_durable() {
+    let mut w = World::new(2);
+    let latest = |m: &mut NewMessage| {
+        m.inbox_max = 4;
+        m.collapse_key = Some("score".into());
+        m.backlog = Backlog::Latest;
+    };
+    let cast = w.send(|m| m.targets = broadcast(&[0, 1]));
+    let old = w.send(latest);
+    let kept: Vec<Seq> = (0..2).map(|_| w.send(|_| {}).seq).collect();
+    let durable = w.state.seq();
+    w.state.settle(durable);
+    let at = DeviceRef { app: APP, device: DeviceNo(0) };
+    let seen = |w: &World, durable| -> Vec<Seq> {
+        w.state.pending(at, Position::default(), 9, w.now, durable).iter().map(|p| p.seq).collect()
+    };
+    let before = seen(&w, durable);
+    assert_eq!(before, [cast.seq, old.seq, kept[0], kept[1]]);
+
+    let newer = w.send(latest);
+    let cancelled = w.run(Command::Cancel { app: APP, message: cast.id, now: w.now });
+    assert_eq!(cancelled, Outcome::Cancelled { open: 2 });
+    assert_eq!(w.step_of(old.id, 0).0, Step::Superseded);
+    assert_eq!(seen(&w, durable), before, "nothing of it is on stable storage");
+    assert_eq!(seen(&w, newer.seq), [cast.seq, kept[0], kept[1], newer.seq]);
+    assert_eq!(seen(&w, w.state.seq()), [kept[0], kept[1], newer.seq]);
+
+    let evicting = w.send(|_| {});
+    assert_eq!(seen(&w, newer.seq + 1), [kept[0], kept[1], newer.seq]);
+    assert_eq!(seen(&w, evicting.seq), [kept[1], newer.seq, evicting.seq]);
+    w.state.settle(evicting.seq);
+    assert_eq!(seen(&w, durable), [kept[1]], "it is over and forgotten");
+    assert_eq!(w.gap(), 0);
+}
+
+#[test]
 fn a_device_cannot_acknowledge_what_is_anothers() {
     let mut w = World::new(2);
     let a = w.send(|_| {});

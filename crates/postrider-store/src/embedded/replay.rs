@@ -137,6 +137,7 @@ impl<'a> Replay<'a> {
         };
         let blob = blob_of(source.file, at, head);
         self.state.execute(&command, blob, &mut self.effects);
+        self.state.settle(head.seq);
         self.effects.released.clear();
         self.records += 1;
         if self.effects.events.len() >= EVENTS_AT_ONCE {

@@ -243,6 +243,8 @@ impl Writer {
         let salt = self.shared.folder.salt(self.segment.number);
         let lock = || self.shared.state.write().unwrap_or_else(PoisonError::into_inner);
         let mut state = lock();
+        // The group before this one is on stable storage.
+        state.settle(self.shared.durable.load(Ordering::Acquire));
         let mut turn = 0;
         for batch in group {
             let mut outcomes = Vec::with_capacity(batch.commands.len());
