@@ -1,19 +1,44 @@
 //! Devices: they sign in, subscribe, read, acknowledge late, twice or never, lose their connection and come back.
 
 use crate::ledger::About;
-use crate::plan::DevicePlan;
-use crate::server::read_envelope;
+use crate::outgoing::read_envelope;
+use crate::plan::{DevicePlan, Road};
+use crate::sockets::{Said, Socket, Who};
 use crate::world::{Happening, World};
 use postrider_core::access::INBOX_TOPIC;
-use postrider_core::id::{DeviceRef, MessageId};
+use postrider_core::id::{DeviceRef, MessageId, Seq};
+use postrider_core::port::Position;
 use postrider_proto::mqtt::packet::Disconnect;
-use postrider_proto::mqtt::{
-    ClientConfig, ClientConnection, ClientEvent, ClientOutput, ClientSession, Receipt,
-};
+use postrider_proto::mqtt::{self, ClientConfig, ClientConnection, ClientEvent, ClientOutput, ClientSession};
 use postrider_proto::{Publish, Qos, Subscription};
+use serde_json::json;
 use std::sync::Arc;
 
 pub const SECRET: &str = "s3cret";
+/// Deliveries acknowledged lately, to be acknowledged once more.
+const REMEMBERED: usize = 20;
+
+/// What a device acknowledges a message by.
+#[derive(Clone, Copy, Debug)]
+pub enum Receipt {
+    Packet(mqtt::Receipt),
+    Delivery(Seq),
+}
+
+/// The device's end of its connection.
+enum Client {
+    Mqtt(Box<ClientConnection>),
+    Json(Socket),
+}
+
+impl Client {
+    fn is_connected(&self) -> bool {
+        match self {
+            Client::Mqtt(mqtt) => mqtt.is_connected(),
+            Client::Json(socket) => socket.is_open,
+        }
+    }
+}
 
 /// One device.
 pub struct Device {
@@ -24,10 +49,18 @@ pub struct Device {
     pub at: Option<DeviceRef>,
     pub registered: bool,
     pub link: Option<u64>,
-    client: Option<ClientConnection>,
+    client: Option<Client>,
+    /// Of MQTT.
     session: Option<ClientSession>,
     subscribed: bool,
     pub connecting: bool,
+    /// To sign in with instead of the secret.
+    ticket: Option<String>,
+    /// Over WebSocket: acknowledged lately.
+    acked: Vec<Seq>,
+    /// The poll under way, and where the last one ended.
+    pub poll: Option<u64>,
+    pub cursor: Position,
 }
 
 impl Device {
@@ -43,6 +76,10 @@ impl Device {
             session: None,
             subscribed: false,
             connecting: false,
+            ticket: None,
+            acked: Vec::new(),
+            poll: None,
+            cursor: Position::default(),
         }
     }
 
@@ -61,7 +98,57 @@ impl Device {
     }
 
     pub fn is_signed_in(&self) -> bool {
-        self.subscribed && self.client.as_ref().is_some_and(ClientConnection::is_connected)
+        match &self.client {
+            Some(Client::Mqtt(mqtt)) => self.subscribed && mqtt.is_connected(),
+            Some(Client::Json(socket)) => socket.is_open,
+            None => false,
+        }
+    }
+
+    /// A new client's end, and what it says first.
+    fn dial(&mut self, road: Road, with_ticket: bool, now: u64) -> Vec<u8> {
+        match road {
+            Road::Mqtt => {
+                let config = Arc::new(self.config());
+                let mut client = match self.session.take() {
+                    Some(session) if !self.plan.clean => ClientConnection::resume(config, session),
+                    _ => ClientConnection::new(config),
+                };
+                let mut bytes = Vec::new();
+                client.connect(now, &mut bytes);
+                self.client = Some(Client::Mqtt(Box::new(client)));
+                bytes
+            }
+            Road::Json => {
+                let mut socket = Socket::new(now);
+                let bytes = socket.hello(
+                    &Who {
+                        device: format!("a{}/{}", self.plan.app, self.name),
+                        secret: SECRET,
+                        ticket: self.ticket.take().filter(|_| with_ticket),
+                        clean: self.plan.clean,
+                        session_secs: self.plan.session_secs,
+                    },
+                    now,
+                );
+                self.client = Some(Client::Json(socket));
+                bytes
+            }
+        }
+    }
+
+    fn mqtt(&mut self) -> Option<&mut ClientConnection> {
+        match &mut self.client {
+            Some(Client::Mqtt(mqtt)) => Some(mqtt),
+            _ => None,
+        }
+    }
+
+    fn socket(&mut self) -> Option<&mut Socket> {
+        match &mut self.client {
+            Some(Client::Json(socket)) => Some(socket),
+            _ => None,
+        }
     }
 }
 
@@ -85,17 +172,16 @@ impl World {
         }
         // An old connection that is still there is left to itself: the server will take it over.
         self.device_lets_go(device);
-        let link = self.open_link(device);
-        let d = &mut self.devices[device];
-        let config = Arc::new(d.config());
-        let mut client = match d.session.take() {
-            Some(session) if !d.plan.clean => ClientConnection::resume(config, session),
-            _ => ClientConnection::new(config),
+        let road = match &self.devices[device].plan.roads[..] {
+            [one] => *one,
+            several => self.random.pick(several).copied().unwrap_or(Road::Mqtt),
         };
-        let mut bytes = Vec::new();
-        client.connect(self.now, &mut bytes);
-        (d.client, d.link) = (Some(client), Some(link));
-        self.note(World::about(device), format!("device {device}: connects, {link}"));
+        let with_ticket = road == Road::Json && self.random.permille(500);
+        let link = self.open_link(device, road);
+        let d = &mut self.devices[device];
+        let bytes = d.dial(road, with_ticket, self.now);
+        d.link = Some(link);
+        self.note(World::about(device), format!("device {device}: connects, {link}, {road:?}"));
         self.send_up(link, bytes);
         let every = self.plan.trouble_every_ms;
         if !self.calm && every < 1_000_000 {
@@ -107,7 +193,7 @@ impl World {
     /// The device's side of the connection is gone; what outlives it is kept.
     fn device_lets_go(&mut self, device: usize) -> Option<u64> {
         let d = &mut self.devices[device];
-        if let Some(client) = d.client.take() {
+        if let Some(Client::Mqtt(client)) = d.client.take() {
             d.session = Some(client.into_session());
         }
         d.link.take()
@@ -147,29 +233,42 @@ impl World {
             }
             6 => {
                 let mut bytes = Vec::new();
-                if let Some(client) = &mut self.devices[device].client
-                    && client.is_connected()
-                {
-                    client.disconnect(Disconnect::default(), self.now, &mut bytes);
-                    self.note(World::about(device), format!("device {device}: says goodbye on {link}"));
+                match self.devices[device].client.as_mut().filter(|c| c.is_connected()) {
+                    Some(Client::Mqtt(mqtt)) => mqtt.disconnect(Disconnect::default(), self.now, &mut bytes),
+                    Some(Client::Json(socket)) => socket.close(&mut bytes),
+                    None => {}
                 }
+                self.note(World::about(device), format!("device {device}: says goodbye on {link}"));
                 self.send_up(link, bytes);
                 self.after(1, Happening::DeviceSees { link });
                 let latency = self.plan.latency_max_ms;
                 self.after(latency + 1, Happening::ServerSees { link });
             }
             7 if self.devices[device].plan.forges => {
-                // An acknowledgement of what was never sent.
-                let id = 60_000 + self.random.below(5_000) as u16;
-                let kind = *self.random.pick(&[0x40u8, 0x50, 0x70]).unwrap_or(&0x40);
-                let mut bytes = vec![kind, 2];
-                bytes.extend_from_slice(&id.to_be_bytes());
+                let bytes = self.forged_ack(device);
                 self.send_up(link, bytes);
             }
             _ => self.device_publishes(device, link),
         }
         let wait = self.random.between(1, self.plan.trouble_every_ms * 2);
         self.after(wait, Happening::DeviceActs { device, link });
+    }
+
+    /// An acknowledgement of what was never sent.
+    fn forged_ack(&mut self, device: usize) -> Vec<u8> {
+        let number = self.random.below(5_000);
+        let kind = *self.random.pick(&[0x40u8, 0x50, 0x70]).unwrap_or(&0x40);
+        let now = self.now;
+        let mut bytes = Vec::new();
+        match self.devices[device].socket() {
+            Some(socket) if socket.is_open => socket.ack(&[1_000_000 + number], now, &mut bytes),
+            Some(_) => {}
+            None => {
+                bytes.extend_from_slice(&[kind, 2]);
+                bytes.extend_from_slice(&(60_000 + number as u16).to_be_bytes());
+            }
+        }
+        bytes
     }
 
     fn device_publishes(&mut self, device: usize, link: u64) {
@@ -180,9 +279,18 @@ impl World {
         let mut bytes = Vec::new();
         let topic = *self.random.pick(&["public/news", "public/secret"]).unwrap_or(&"public/news");
         let payload = format!("from {device} at {}", self.now);
-        let publish = Publish { topic: topic.into(), payload: payload.into(), qos, ..Publish::default() };
-        if let Some(client) = self.devices[device].client.as_mut().filter(|c| c.is_connected()) {
-            let _ = client.publish(publish, self.now, &mut bytes);
+        match self.devices[device].client.as_mut().filter(|c| c.is_connected()) {
+            Some(Client::Mqtt(mqtt)) => {
+                let (topic, payload) = (topic.into(), payload.into());
+                let publish = Publish { topic, payload, qos, ..Publish::default() };
+                let _ = mqtt.publish(publish, self.now, &mut bytes);
+            }
+            Some(Client::Json(socket)) => {
+                let frame =
+                    json!({"type": "publish", "ref": 7, "topic": topic, "text": payload, "qos": qos as u8});
+                socket.say(&frame, self.now, &mut bytes);
+            }
+            None => {}
         }
         self.send_up(link, bytes);
     }
@@ -191,13 +299,34 @@ impl World {
         let (now, mut output) = (self.now, ClientOutput::default());
         let Some(link) = self.devices[device].link else { return };
         let Some(client) = &mut self.devices[device].client else { return };
-        if client.next_timeout().is_some_and(|at| at <= now) {
-            client.handle_timeout(now, &mut output);
-            self.device_output(device, link, output);
-        } else if !client.is_connected() && self.links.get(&link).is_some_and(|l| l.life != self.life) {
+        if !client.is_connected() && self.links.get(&link).is_some_and(|l| l.life != self.life) {
             // The server that it spoke to is gone, and nobody answers the sign-in.
-            self.device_sees(link);
+            return self.device_sees(link);
         }
+        match client {
+            Client::Mqtt(mqtt) if mqtt.next_timeout().is_some_and(|at| at <= now) => {
+                mqtt.handle_timeout(now, &mut output);
+                self.device_output(device, link, output);
+            }
+            Client::Mqtt(_) => {}
+            Client::Json(socket) => {
+                let mut bytes = Vec::new();
+                if !socket.look_at_clock(now, &mut bytes) {
+                    return self.device_hangs_up(device, link, "no pong");
+                }
+                if !bytes.is_empty() {
+                    self.send_up(link, bytes);
+                }
+            }
+        }
+    }
+
+    fn device_hangs_up(&mut self, device: usize, link: u64, why: &str) {
+        self.note(World::about(device), format!("device {device}: closes {link}: {why}"));
+        self.device_lets_go(device);
+        let delay = self.latency();
+        self.after(delay, Happening::ServerSees { link });
+        self.plan_connect(device, 2_000);
     }
 
     pub fn device_reads(&mut self, device: usize, link: u64, bytes: &[u8]) {
@@ -205,10 +334,76 @@ impl World {
             return;
         }
         let now = self.now;
-        let Some(client) = &mut self.devices[device].client else { return };
-        let mut output = ClientOutput::default();
-        client.handle_bytes(bytes, now, &mut output);
-        self.device_output(device, link, output);
+        match &mut self.devices[device].client {
+            Some(Client::Mqtt(mqtt)) => {
+                let mut output = ClientOutput::default();
+                mqtt.handle_bytes(bytes, now, &mut output);
+                self.device_output(device, link, output);
+            }
+            Some(Client::Json(socket)) => {
+                for said in socket.read(bytes) {
+                    self.device_hears(device, link, said);
+                }
+            }
+            None => {}
+        }
+    }
+
+    /// The server said something over WebSocket.
+    fn device_hears(&mut self, device: usize, link: u64, said: Said) {
+        match said {
+            Said::Welcome { resumed, ticket } => {
+                let d = &mut self.devices[device];
+                d.ticket = ticket;
+                if !resumed {
+                    // A device has one session, whatever it speaks: what it remembers of an earlier one is void.
+                    (d.session, d.subscribed) = (None, false);
+                }
+                self.device_greeted(device, link, resumed);
+            }
+            Said::Message { delivery, push } => {
+                if let Some((id, n)) = push {
+                    let about = About { push: Some(n), device: Some(device) };
+                    self.note(
+                        about,
+                        format!("device {device}: has push {n} ({id}) on {link} as {delivery:?}"),
+                    );
+                }
+                if let Some(delivery) = delivery {
+                    self.plan_ack(device, link, Receipt::Delivery(delivery), push.map(|p| p.0));
+                }
+            }
+            Said::Error { code } => {
+                self.note(World::about(device), format!("device {device}: is told {code} on {link}"));
+            }
+            Said::Bye { reason } => {
+                self.note(
+                    World::about(device),
+                    format!("device {device}: is told goodbye on {link}: {reason}"),
+                );
+            }
+        }
+    }
+
+    /// Over WebSocket pushes come unasked; topics are subscribed to, and what was acknowledged lately is so once more.
+    fn device_greeted(&mut self, device: usize, link: u64, resumed: bool) {
+        let subscribes = self.devices[device].plan.topics && (!resumed || self.random.permille(200));
+        let repeats = self.devices[device].plan.repeats_acks;
+        let now = self.now;
+        let d = &mut self.devices[device];
+        let acked = if repeats { d.acked.clone() } else { Vec::new() };
+        let Some(socket) = d.socket() else { return };
+        let mut bytes = Vec::new();
+        if !acked.is_empty() {
+            socket.ack(&acked, now, &mut bytes);
+        }
+        if subscribes {
+            let topics = json!({"type": "subscribe", "ref": 1, "topics": ["public/news", "public/secret"]});
+            socket.say(&topics, now, &mut bytes);
+        }
+        if !bytes.is_empty() {
+            self.send_up(link, bytes);
+        }
     }
 
     fn device_output(&mut self, device: usize, link: u64, output: ClientOutput) {
@@ -219,11 +414,7 @@ impl World {
             self.device_event(device, link, event);
         }
         if let Some(kind) = output.close {
-            self.note(World::about(device), format!("device {device}: closes {link}: {kind}"));
-            self.device_lets_go(device);
-            let delay = self.latency();
-            self.after(delay, Happening::ServerSees { link });
-            self.plan_connect(device, 2_000);
+            self.device_hangs_up(device, link, kind);
         }
     }
 
@@ -261,13 +452,20 @@ impl World {
             filters.push(Subscription::new("public/secret", Qos::AtLeastOnce));
         }
         let mut bytes = Vec::new();
-        if let Some(client) = &mut self.devices[device].client {
-            client.subscribe(filters, None, self.now, &mut bytes);
+        let now = self.now;
+        if let Some(client) = self.devices[device].mqtt() {
+            client.subscribe(filters, None, now, &mut bytes);
         }
         self.send_up(link, bytes);
     }
 
-    fn device_message(&mut self, device: usize, link: u64, publish: &Publish, receipt: Option<Receipt>) {
+    fn device_message(
+        &mut self,
+        device: usize,
+        link: u64,
+        publish: &Publish,
+        receipt: Option<mqtt::Receipt>,
+    ) {
         let push = read_envelope(&publish.payload);
         if let Some((id, n, _)) = push {
             let about = About { push: Some(n), device: Some(device) };
@@ -277,30 +475,45 @@ impl World {
             );
         }
         if let Some(receipt) = receipt {
-            let max = if self.calm { 50 } else { self.devices[device].plan.ack_max_ms };
-            let wait = self.random.between(0, max);
-            let id = push.map(|p| p.0);
-            self.after(wait, Happening::DeviceAcks { link, device, receipt, id });
+            self.plan_ack(device, link, Receipt::Packet(receipt), push.map(|p| p.0));
         }
     }
 
+    fn plan_ack(&mut self, device: usize, link: u64, receipt: Receipt, id: Option<MessageId>) {
+        let max = if self.calm { 50 } else { self.devices[device].plan.ack_max_ms };
+        let wait = self.random.between(0, max);
+        self.after(wait, Happening::DeviceAcks { link, device, receipt, id });
+    }
+
     pub fn device_acks(&mut self, link: u64, device: usize, receipt: Receipt, id: Option<MessageId>) {
-        if self.devices[device].link != Some(link) {
-            return;
-        }
+        // A delivery may also be acknowledged on a later connection of the same kind; a packet is one connection's.
+        let link = match (self.devices[device].link, receipt) {
+            (Some(now), _) if now == link => link,
+            (Some(later), Receipt::Delivery(_)) => later,
+            _ => return,
+        };
         let repeats = self.devices[device].plan.repeats_acks && self.random.permille(300);
         let now = self.now;
         let mut bytes = Vec::new();
-        if let Some(client) = self.devices[device].client.as_mut().filter(|c| c.is_connected()) {
-            client.ack(receipt, 0, now, &mut bytes);
-            if repeats && receipt.qos == Qos::AtLeastOnce {
-                bytes.extend_from_within(..);
+        let d = &mut self.devices[device];
+        match (d.client.as_mut().filter(|c| c.is_connected()), receipt) {
+            (Some(Client::Mqtt(client)), Receipt::Packet(receipt)) => {
+                client.ack(receipt, 0, now, &mut bytes);
+                if repeats && receipt.qos == Qos::AtLeastOnce {
+                    bytes.extend_from_within(..);
+                }
             }
+            (Some(Client::Json(socket)), Receipt::Delivery(delivery)) => {
+                socket.ack(&[delivery], now, &mut bytes);
+                if repeats {
+                    bytes.extend_from_within(..);
+                }
+                d.acked.push(delivery);
+                d.acked.drain(..d.acked.len().saturating_sub(REMEMBERED));
+            }
+            _ => {}
         }
-        self.note(
-            World::about(device),
-            format!("device {device}: acknowledges packet {} on {link}", receipt.id),
-        );
+        self.note(World::about(device), format!("device {device}: acknowledges {receipt:?} on {link}"));
         if let Some(id) = id.filter(|_| !bytes.is_empty()) {
             self.ledger.device_acked(id, device);
             let about = About { push: self.ledger.push_of(id), device: Some(device) };

@@ -268,7 +268,7 @@ impl World {
     fn reckon_device(&mut self, device: usize) {
         let d = &self.devices[device];
         let (Some(at), Some(server)) = (d.at.filter(|_| d.registered), &self.server) else { return };
-        let signed_in = d.is_signed_in();
+        let signed_in = d.plan.roads.is_empty() || d.is_signed_in();
         let open = server.store.pending(at, Position::default(), 1_000, self.now);
         let about = About { push: None, device: Some(device) };
         if !signed_in {

@@ -5,21 +5,27 @@
 //! | --- | --- |
 //! | `plan` | what a seed decides beforehand: sizes, characters, which faults |
 //! | `world` | the queue of happenings, and the network |
-//! | `server` | one life of the server: engine, store, and a driver like the real one |
-//! | `devices`, `requests` | those who use it |
+//! | `server`, `act`, `outgoing` | one life of the server: engine, store, and a driver like the real one |
+//! | `devices`, `sockets` | devices with a connection: MQTT, and JSON over WebSocket |
+//! | `polls` | devices that poll, and the server's side of it |
+//! | `requests` | app servers |
 //! | `faults` | what befalls the server; the looks at it meanwhile and at the end |
 //! | `ledger` | the checker: the promises, seen from outside |
 //!
 //! What it does not cover: threads, sockets, TLS, HTTP and the kernel. Those are tested with the real binary.
 
+mod act;
 mod chance;
 mod devices;
 mod disk;
 mod faults;
 mod ledger;
+mod outgoing;
 mod plan;
+mod polls;
 mod requests;
 mod server;
+mod sockets;
 mod world;
 
 pub use ledger::Violation;

@@ -36,10 +36,22 @@ pub struct Plan {
     pub window: u16,
 }
 
+/// What a connection speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Road {
+    Mqtt,
+    /// JSON over WebSocket.
+    Json,
+}
+
 /// One device's character.
 #[derive(Clone, Debug)]
 pub struct DevicePlan {
     pub app: u32,
+    /// What its connections speak: each time one of these. None: it has no connections.
+    pub roads: Vec<Road>,
+    /// It polls, beside its connections if it has some.
+    pub polls: bool,
     pub level: Level,
     pub clean: bool,
     pub session_secs: u32,
@@ -57,7 +69,9 @@ pub struct DevicePlan {
 impl Plan {
     pub fn of(seed: u64) -> Plan {
         let mut r = Random::new(seed ^ 0x706f_7374_7269_6465);
-        let devices = (0..r.between(2, 9)).map(|_| device(&mut r)).collect();
+        let mut roads = Random::new(seed ^ 0x726f_6164_7300);
+        let mixed = roads.permille(700);
+        let devices = (0..r.between(2, 9)).map(|_| device(&mut r, mixed.then_some(&mut roads))).collect();
         Plan {
             seed,
             devices,
@@ -90,7 +104,21 @@ impl Plan {
     }
 }
 
-fn device(r: &mut Random) -> DevicePlan {
+/// What a device speaks, and whether it polls.
+fn roads(r: &mut Random) -> (Vec<Road>, bool) {
+    match r.below(10) {
+        0..=2 => (vec![Road::Mqtt], false),
+        3 | 4 => (vec![Road::Json], false),
+        5 | 6 => (vec![Road::Mqtt, Road::Json], false),
+        7 => (Vec::new(), true),
+        8 => (vec![Road::Json], true),
+        _ => (vec![Road::Mqtt, Road::Json], true),
+    }
+}
+
+/// Without chance for roads it speaks MQTT.
+fn device(r: &mut Random, by: Option<&mut Random>) -> DevicePlan {
+    let (roads, polls) = by.map_or((vec![Road::Mqtt], false), roads);
     let level = match r.below(4) {
         0 => Level::V31,
         1 => Level::V311,
@@ -104,6 +132,8 @@ fn device(r: &mut Random) -> DevicePlan {
     let clean = r.permille(250);
     DevicePlan {
         app: r.below(2) as u32,
+        roads,
+        polls,
         level,
         clean,
         session_secs: if clean { 0 } else { r.between(5, 3_600) as u32 },

@@ -6,13 +6,14 @@
 //! ```
 
 use crate::chance::{Random, SimClock};
-use crate::devices::Device;
+use crate::devices::{Device, Receipt};
 use crate::ledger::{About, Ledger};
-use crate::plan::Plan;
+use crate::plan::{Plan, Road};
+use crate::polls::{Answered, Poll};
 use crate::requests::Request;
 use crate::server::{Answer, Server, Turn};
+use postrider_core::id::{MessageId, Seq};
 use postrider_core::port::Clock;
-use postrider_proto::mqtt::Receipt;
 use postrider_store::faulty::FaultyFiles;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -37,7 +38,13 @@ pub enum Happening {
     DeviceSees { link: u64 },
     DeviceActs { device: usize, link: u64 },
     DeviceConnects { device: usize },
-    DeviceAcks { link: u64, device: usize, receipt: Receipt, id: Option<postrider_core::id::MessageId> },
+    DeviceAcks { link: u64, device: usize, receipt: Receipt, id: Option<MessageId> },
+    DevicePolls { device: usize },
+    PollArrives { no: u64, poll: Poll, life: u64 },
+    PollAnswered { device: usize, no: u64, answer: Answered },
+    PollFails { device: usize, no: u64 },
+    DevicePostsAcks { device: usize, deliveries: Vec<(Seq, Option<MessageId>)> },
+    AcksArrive { device: usize, seqs: Vec<Seq> },
     SenderActs,
     RequestArrives { request: u64 },
     RequestTimeout { request: u64, attempt: u32 },
@@ -78,6 +85,8 @@ pub struct World {
     step_planned: bool,
     pub links: BTreeMap<u64, Link>,
     pub next_link: u64,
+    /// The devices of polls that are at the server.
+    pub poll_of: BTreeMap<u64, usize>,
     pub devices: Vec<Device>,
     pub names: BTreeMap<(u32, String), (usize, bool)>,
     pub requests: BTreeMap<u64, Request>,
@@ -113,6 +122,7 @@ impl World {
             step_planned: false,
             links: BTreeMap::new(),
             next_link: 1,
+            poll_of: BTreeMap::new(),
             devices,
             names,
             requests: BTreeMap::new(),
@@ -145,8 +155,14 @@ impl World {
         self.after(BEAT_MS, Happening::Beat);
         self.after(1_000, Happening::Watch);
         for device in 0..self.devices.len() {
-            let at = self.random.between(0, 2_000);
-            self.after(at, Happening::DeviceConnects { device });
+            if !self.devices[device].plan.roads.is_empty() {
+                let at = self.random.between(0, 2_000);
+                self.after(at, Happening::DeviceConnects { device });
+            }
+            if self.devices[device].plan.polls {
+                let at = self.random.between(0, 2_000);
+                self.after(at, Happening::DevicePolls { device });
+            }
         }
         self.after(100, Happening::SenderActs);
         if self.plan.hurts_server() || self.plan.checkpoints {
@@ -183,6 +199,12 @@ impl World {
             Happening::DeviceAcks { link, device, receipt, id } => {
                 self.device_acks(link, device, receipt, id)
             }
+            Happening::DevicePolls { device } => self.device_polls(device),
+            Happening::PollArrives { no, poll, life } => self.poll_arrives(no, poll, life),
+            Happening::PollAnswered { device, no, answer } => self.poll_answered(device, no, answer),
+            Happening::PollFails { device, no } => self.poll_fails(device, no),
+            Happening::DevicePostsAcks { device, deliveries } => self.device_posts_acks(device, deliveries),
+            Happening::AcksArrive { device, seqs } => self.acks_arrive(device, &seqs),
             Happening::SenderActs => self.sender_acts(),
             Happening::RequestArrives { request } => self.request_arrives(request),
             Happening::RequestTimeout { request, attempt } => self.request_timeout(request, attempt),
@@ -197,7 +219,7 @@ impl World {
         }
     }
 
-    fn turn_planned_now(&mut self) {
+    pub fn turn_planned_now(&mut self) {
         if self.server.is_some() && !self.turn_planned {
             self.turn_planned = true;
             let delay = self.random.below(4);
@@ -227,11 +249,10 @@ impl World {
 
     pub fn turn(&mut self) {
         self.turn_planned = false;
-        let Some(mut server) = self.server.take() else { return };
-        server.turn(&mut Turn { now: self.now, ledger: &mut self.ledger, names: &self.names });
+        self.with_server(self.life, Server::turn);
+        let Some(server) = &mut self.server else { return };
         let (written, closed) = (std::mem::take(&mut server.written), std::mem::take(&mut server.closed));
-        let answers = std::mem::take(&mut server.answers);
-        self.server = Some(server);
+        let (answers, answered) = (std::mem::take(&mut server.answers), std::mem::take(&mut server.answered));
         for (link, bytes) in written {
             self.send_down(link, bytes);
         }
@@ -241,6 +262,17 @@ impl World {
         }
         for (request, answer) in answers {
             self.answer_leaves(request, answer);
+        }
+        for (poll, answer) in answered {
+            self.poll_leaves(poll, answer);
+        }
+    }
+
+    /// Does something with the server, if it still lives that life.
+    pub fn with_server(&mut self, life: u64, does: impl FnOnce(&mut Server, &mut Turn<'_>)) {
+        if let Some(mut server) = self.server.take_if(|_| life == self.life) {
+            does(&mut server, &mut Turn { now: self.now, ledger: &mut self.ledger, names: &self.names });
+            self.server = Some(server);
         }
     }
 
@@ -277,13 +309,13 @@ impl World {
 
     // The network.
 
-    pub fn open_link(&mut self, device: usize) -> u64 {
+    pub fn open_link(&mut self, device: usize, road: Road) -> u64 {
         let id = self.next_link;
         self.next_link += 1;
         let link = Link { device, life: self.life, up_at: self.now, down_at: self.now, left: None };
         self.links.insert(id, link);
         if let Some(server) = &mut self.server {
-            server.accept(id, self.clock.now());
+            server.accept(id, road, self.clock.now());
         }
         id
     }

@@ -1,0 +1,202 @@
+//! Inbox and live messages to connections, as in `gateway/outgoing.rs`.
+
+use crate::ledger::{About, Sending};
+use crate::server::{Protocol, Server, TRANSIENT, Turn};
+use bytes::Bytes;
+use postrider_core::access::{Access, INBOX_TOPIC};
+use postrider_core::delivery::drain::Outgoing;
+use postrider_core::delivery::receipt::Ack;
+use postrider_core::id::*;
+use postrider_core::model::*;
+use postrider_core::port::*;
+use postrider_core::topics::SessionNo;
+use postrider_proto as proto;
+use postrider_proto::{Deliver, Delivered, Fanned, Qos};
+use std::sync::Arc;
+
+/// What a connection's buffer holds before draining stops.
+const OUT_MAX: usize = 2_048;
+/// What the network holds of one connection.
+pub const PIPE_MAX: usize = 1_024;
+
+impl Server {
+    pub fn drain(&mut self, link: u64, t: &mut Turn<'_>) {
+        let Some(conn) = self.conns.get_mut(&link).filter(|c| !c.closing) else { return };
+        let Some(session) = conn.session else { return };
+        let window = conn.protocol.as_mut().window();
+        if window == 0 || conn.out.len() > OUT_MAX {
+            conn.more = true;
+            return;
+        }
+        let mut position = conn.position;
+        let deliveries = self.engine.drain(session, &mut position, window);
+        let Some(conn) = self.conns.get_mut(&link) else { return };
+        conn.position = position;
+        conn.more = deliveries.len() == window;
+        let mut sent = Vec::new();
+        for delivery in deliveries {
+            if self.conns.get(&link).is_some_and(|c| !c.sent.iter().any(|(seq, _)| *seq == delivery.seq)) {
+                self.send(link, session, delivery, &mut sent, t);
+            }
+        }
+        if !sent.is_empty() {
+            let at = self.engine.sent(session, &sent);
+            if let Some(conn) = self.conns.get_mut(&link) {
+                conn.sent.extend(sent.iter().map(|seq| (*seq, at)));
+            }
+        }
+    }
+
+    pub fn send(
+        &mut self,
+        link: u64,
+        session: SessionNo,
+        d: Outgoing,
+        sent: &mut Vec<Seq>,
+        t: &mut Turn<'_>,
+    ) {
+        let durable = self.stepper.durable();
+        let Some(conn) = self.conns.get_mut(&link) else { return };
+        let how = Deliver {
+            delivery: d.seq,
+            qos: Qos::from_u8(d.qos).unwrap_or_default(),
+            retain: d.retain,
+            dup: d.sent_before,
+            subscription_ids: &[],
+            expiry_left_secs: None,
+            cursor: None,
+            late_since: None,
+        };
+        let before = conn.out.len();
+        let delivered =
+            conn.protocol.as_mut().handle_deliver(&mut fanned(&d.content), how, t.now, &mut conn.out);
+        let end = match delivered {
+            Delivered::Written => {
+                // A PUBREL, for what the peer has already or to free an id, is no transmission.
+                let written = conn.out.get(before..).unwrap_or_default();
+                let behind_release =
+                    if written.first() == Some(&0x62) { written.get(4) } else { written.first() };
+                let is_json = matches!(conn.protocol, Protocol::Json(_));
+                if is_json || behind_release.is_some_and(|first| first >> 4 == 3) {
+                    note_sending(conn.at, (link, durable), &d, &self.engine.access, t);
+                }
+                if how.qos != Qos::AtMostOnce {
+                    return sent.push(d.seq);
+                }
+                (Step::HandedOver, Reason::NoAcknowledgement)
+            }
+            Delivered::TooLarge => (Step::Rejected, Reason::TooLarge),
+            Delivered::WindowFull | Delivered::NotReady => {
+                conn.position.urgent = conn.position.urgent.min(d.seq - 1);
+                conn.position.normal = conn.position.normal.min(d.seq - 1);
+                conn.more = true;
+                return;
+            }
+        };
+        self.acks.push(Ack { session, seq: d.seq, step: end.0, reason: end.1, sent_at: None });
+    }
+
+    pub fn deliver_live(&mut self, content: &Arc<Content>, target: LiveTarget, t: &mut Turn<'_>) {
+        let link = u64::from(target.connection.slot);
+        let Some(conn) = self.conns.get_mut(&link).filter(|c| !c.closing) else { return };
+        if target.qos > 0 && (!conn.waiting.is_empty() || conn.protocol.as_mut().window() == 0) {
+            if conn.waiting.len() < 100 {
+                conn.waiting.push_back((content.clone(), target));
+            }
+            return;
+        }
+        self.put_live(link, content, &target, t);
+    }
+
+    pub fn put_live(&mut self, link: u64, content: &Arc<Content>, target: &LiveTarget, t: &mut Turn<'_>) {
+        let Some(conn) = self.conns.get_mut(&link) else { return };
+        conn.next_live = conn.next_live.wrapping_add(1);
+        let delivery = if target.qos > 0 { TRANSIENT | u64::from(conn.next_live) } else { 0 };
+        let how = Deliver {
+            delivery,
+            qos: Qos::from_u8(target.qos).unwrap_or_default(),
+            retain: target.retain,
+            dup: false,
+            subscription_ids: &[],
+            expiry_left_secs: None,
+            cursor: None,
+            late_since: None,
+        };
+        conn.protocol.as_mut().handle_deliver(&mut fanned(content), how, t.now, &mut conn.out);
+    }
+
+    pub fn continue_waiting(&mut self, link: u64, t: &mut Turn<'_>) {
+        while let Some(conn) = self.conns.get_mut(&link).filter(|c| !c.closing && !c.waiting.is_empty()) {
+            if conn.protocol.as_mut().window() == 0 {
+                return;
+            }
+            let Some((content, target)) = conn.waiting.pop_front() else { break };
+            self.put_live(link, &content, &target, t);
+        }
+        if self.conns.get(&link).is_some_and(|c| c.more) {
+            self.want_drain(link);
+        }
+    }
+
+    pub fn flush(&mut self, t: &mut Turn<'_>) {
+        let links: Vec<u64> = self.conns.keys().copied().collect();
+        for link in links {
+            let Some(conn) = self.conns.get_mut(&link) else { continue };
+            let n = conn.out.len().min(PIPE_MAX.saturating_sub(conn.in_pipe));
+            if n > 0 {
+                let bytes: Vec<u8> = conn.out.drain(..n).collect();
+                conn.in_pipe += n;
+                self.written.push((link, bytes));
+                if conn.out.len() <= OUT_MAX {
+                    self.continue_waiting(link, t);
+                }
+            }
+            if self.conns.get(&link).is_some_and(|c| c.closing && c.out.is_empty()) {
+                self.forget(link);
+            }
+        }
+    }
+}
+
+fn fanned(content: &Content) -> Fanned {
+    let topic = match &content.topic {
+        Some(topic) => proto::Text::from(topic.as_str()),
+        None => proto::Text::from_static(INBOX_TOPIC),
+    };
+    Fanned::new(proto::Publish { topic, payload: content.payload.clone(), ..proto::Publish::default() })
+}
+
+/// Which push a payload is.
+pub fn read_envelope(payload: &Bytes) -> Option<(MessageId, u64, bool)> {
+    let value: serde_json::Value = serde_json::from_slice(payload).ok()?;
+    let id = value.get("id")?.as_str()?.parse().ok()?;
+    let data = value.get("data")?;
+    Some((id, data.get("n")?.as_u64()?, data.get("urgent")?.as_bool()?))
+}
+
+pub fn note_sending(
+    at: Option<DeviceRef>,
+    (link, durable): (u64, Seq),
+    d: &Outgoing,
+    access: &Access,
+    t: &mut Turn<'_>,
+) {
+    let Some(at) = at else { return };
+    let device = t.ledger.devices.get(&at).map(|k| k.index);
+    let name = t.ledger.devices.get(&at).map(|k| k.name.clone()).unwrap_or_default();
+    if let Some(topic) = &d.content.topic {
+        let about = About { push: None, device };
+        t.ledger.note(t.now, about, format!("server: {} on {topic} goes out on {link}", d.seq));
+        if !access.may_receive(&name, topic) {
+            t.ledger.break_rule("one gate", about, format!("{topic} goes to {name}, who may not have it"));
+        }
+        return;
+    }
+    let Some((id, n, urgent)) = read_envelope(&d.content.payload) else {
+        let about = About { push: None, device };
+        return t.ledger.break_rule("no phantom", about, format!("{} is no push of ours", d.seq));
+    };
+    let about = About { push: Some(n), device };
+    t.ledger.note(t.now, about, format!("server: push {n} ({}) goes out on {link} to {name}", d.seq));
+    t.ledger.sending(Sending { at, seq: d.seq, id, n, link, durable, urgent, now: t.now });
+}
