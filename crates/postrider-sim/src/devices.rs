@@ -226,11 +226,7 @@ impl World {
                 links.into_iter().for_each(|link| self.cut(link));
             }
             0..=4 => self.cut(link),
-            5 => {
-                // Signs in again while the old connection lives.
-                self.device_connects(device);
-                return;
-            }
+            5 => return self.device_takes_over(device, link),
             6 => {
                 let mut bytes = Vec::new();
                 match self.devices[device].client.as_mut().filter(|c| c.is_connected()) {
@@ -252,6 +248,18 @@ impl World {
         }
         let wait = self.random.between(1, self.plan.trouble_every_ms * 2);
         self.after(wait, Happening::DeviceActs { device, link });
+    }
+
+    /// Signs in again while the old connection lives; impatiently, twice, while a publish on the old one is being committed.
+    fn device_takes_over(&mut self, device: usize, link: u64) {
+        let impatient = self.random.permille(500);
+        if impatient {
+            self.device_publishes(device, link);
+        }
+        self.device_connects(device);
+        if impatient {
+            self.plan_connect(device, self.plan.latency_max_ms + 20);
+        }
     }
 
     /// An acknowledgement of what was never sent.
