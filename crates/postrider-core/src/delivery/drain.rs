@@ -4,7 +4,7 @@
 //! What is stored is only which deliveries are open.
 
 use crate::Engine;
-use crate::command::{Command, Progress, Which};
+use crate::command::{Progress, Which};
 use crate::id::*;
 use crate::model::*;
 use crate::port::*;
@@ -149,7 +149,7 @@ impl Engine {
 
     fn end(&self, at: DeviceRef, seq: Seq, step: Step, reason: Reason, now: UnixMillis) {
         let step = Progress { device: at.device, which: Which::Seq(seq), step, reason, sent_at: None };
-        self.submit_quietly(vec![Command::Progress { app: at.app, steps: vec![step], now }]);
+        self.record_ends(at.app, vec![step], now);
     }
 }
 

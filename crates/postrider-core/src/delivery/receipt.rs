@@ -48,11 +48,14 @@ impl Engine {
             });
         }
         drop(hub);
-        for (app, steps) in by_app {
-            let acked: Vec<(DeviceRef, Seq)> = steps.iter().filter_map(|s| named(app, s)).collect();
-            self.acking.begin(&acked);
-            self.store_acks(app, steps, now);
-        }
+        by_app.into_iter().for_each(|(app, steps)| self.record_ends(app, steps, now));
+    }
+
+    /// Ends that nobody will tell again: from now on no drain finds the deliveries, and a store that is full gets them later.
+    pub(crate) fn record_ends(&self, app: AppNo, steps: Vec<Progress>, now: UnixMillis) {
+        let ended: Vec<(DeviceRef, Seq)> = steps.iter().filter_map(|s| named(app, s)).collect();
+        self.acking.begin(&ended);
+        self.store_acks(app, steps, now);
     }
 
     /// Acknowledgements of a device that waits for the answer. `done` gets how many ended an open delivery of its inbox.
