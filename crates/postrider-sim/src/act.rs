@@ -8,7 +8,7 @@ use postrider_core::delivery::receipt::Ack;
 use postrider_core::id::*;
 use postrider_core::model::*;
 use postrider_core::port::*;
-use postrider_core::session::{Attach, Client, SignInError};
+use postrider_core::session::{Attach, Client, SignInError, Will};
 use postrider_proto as proto;
 use postrider_proto::mqtt::Inflight;
 use postrider_proto::{Connect, ConnectRefusal, Event, Output, Qos, Reply};
@@ -32,6 +32,9 @@ impl Server {
                 self.ended(link, delivery, (Step::Rejected, Reason::Refused), t)
             }
             Event::Disconnect { with_will, session_expiry_secs } => {
+                if !with_will {
+                    t.ledger.topics.goodbyes.insert(link);
+                }
                 if let Some(conn) = self.conns.get_mut(&link) {
                     conn.orderly = !with_will;
                     conn.goodbye_expiry = session_expiry_secs;
@@ -102,13 +105,17 @@ impl Server {
         t: &mut Turn<'_>,
     ) -> Result<proto::Accepted, ConnectRefusal> {
         let (app, name) = (client.app, client.id.clone());
+        let will = connect.will.as_deref().map(will_of);
+        if will.as_ref().is_some_and(|will| self.engine.may_leave_will(&name, will).is_err()) {
+            return Err(ConnectRefusal::NotAuthorized);
+        }
         let at = client.device.map(|device| DeviceRef { app, device });
         let attach = Attach {
             client,
             connection: reference(link),
             clean: connect.clean_start,
             expiry_secs: connect.session_expiry_secs,
-            will: None,
+            will,
             takes_pushes: connect.takes_pushes,
         };
         let first_token = if connect.clean_start { 0 } else { self.engine.chance.bits128() as u32 };
@@ -165,7 +172,7 @@ impl Server {
         let request = CorePublish {
             content: Arc::new(content),
             qos: publish.qos as u8,
-            retain: false,
+            retain: publish.retain,
             expiry_secs: None,
         };
         let routed = self.engine.publish(session, &request, &mut self.collected);
@@ -216,10 +223,10 @@ impl Server {
         let Some(session) = self.conns.get(&link).and_then(|c| c.session) else { return };
         let wanted = filters.iter().map(|f| StoredSubscription {
             filter: f.filter.to_string(),
-            share: None,
+            share: f.share.as_ref().map(|s| s.to_string()),
             qos: f.qos as u8,
             no_local: f.no_local,
-            retain_as_published: false,
+            retain_as_published: f.retain_as_published,
             id: None,
         });
         let asks_inbox = filters.iter().any(|f| &*f.filter == INBOX_TOPIC);
@@ -233,6 +240,11 @@ impl Server {
             mail.post(Mail::Subscribed(reference(link), reply, asks_inbox));
         };
         self.engine.subscribe(session, wanted.collect(), Box::new(done));
+        let unshared =
+            filters.iter().enumerate().filter(|(_, f)| f.share.is_none() && &*f.filter != INBOX_TOPIC);
+        let retained =
+            unshared.map(|(place, f)| Wanted { place, filter: f.filter.to_string(), qos: f.qos as u8 });
+        self.wanted.insert((link, token), retained.collect());
         if asks_inbox && let Some(conn) = self.conns.get_mut(&link) {
             conn.position = Position::default();
         }
@@ -252,6 +264,20 @@ impl Server {
         }
         self.continue_waiting(link, t);
     }
+}
+
+/// A filter whose retained messages are wanted.
+pub struct Wanted {
+    pub place: usize,
+    pub filter: String,
+    pub qos: u8,
+}
+
+fn will_of(will: &proto::Will) -> Will {
+    let proto::Publish { topic, payload, qos, retain, .. } = will.publish.clone();
+    let content = Content { topic: Some(topic.to_string()), payload, properties: None };
+    let (content, qos) = (Arc::new(content), qos as u8);
+    Will { content, qos, retain, expiry_secs: None, delay_secs: will.delay_secs }
 }
 
 fn refusal_of(error: SignInError) -> ConnectRefusal {

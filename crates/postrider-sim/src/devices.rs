@@ -4,13 +4,14 @@ use crate::ledger::About;
 use crate::outgoing::read_envelope;
 use crate::plan::{DevicePlan, Road};
 use crate::sockets::{Said, Socket, Who};
+use crate::topics::{SHARED_JOBS, WILLS};
 use crate::world::{Happening, World};
 use postrider_core::access::INBOX_TOPIC;
 use postrider_core::id::{DeviceRef, MessageId, Seq};
 use postrider_core::port::Position;
 use postrider_proto::mqtt::packet::Disconnect;
 use postrider_proto::mqtt::{self, ClientConfig, ClientConnection, ClientEvent, ClientOutput, ClientSession};
-use postrider_proto::{Publish, Qos, Subscription};
+use postrider_proto::{Publish, Qos, Subscription, Will};
 use serde_json::json;
 use std::sync::Arc;
 
@@ -83,8 +84,9 @@ impl Device {
         }
     }
 
-    fn config(&self) -> ClientConfig {
+    fn config(&self, will: Option<Box<Will>>) -> ClientConfig {
         ClientConfig {
+            will,
             level: self.plan.level,
             client_id: self.name.as_str().into(),
             clean_start: self.plan.clean,
@@ -106,10 +108,10 @@ impl Device {
     }
 
     /// A new client's end, and what it says first.
-    fn dial(&mut self, road: Road, with_ticket: bool, now: u64) -> Vec<u8> {
+    fn dial(&mut self, road: Road, will: Option<Box<Will>>, with_ticket: bool, now: u64) -> Vec<u8> {
         match road {
             Road::Mqtt => {
-                let config = Arc::new(self.config());
+                let config = Arc::new(self.config(will));
                 let mut client = match self.session.take() {
                     Some(session) if !self.plan.clean => ClientConnection::resume(config, session),
                     _ => ClientConnection::new(config),
@@ -179,7 +181,8 @@ impl World {
         let with_ticket = road == Road::Json && self.random.permille(500);
         let link = self.open_link(device, road);
         let d = &mut self.devices[device];
-        let bytes = d.dial(road, with_ticket, self.now);
+        let will = self.plan.more_topics.then(|| Box::new(will_of(link)));
+        let bytes = d.dial(road, will, with_ticket, self.now);
         d.link = Some(link);
         self.note(World::about(device), format!("device {device}: connects, {link}, {road:?}"));
         self.send_up(link, bytes);
@@ -286,16 +289,16 @@ impl World {
             .unwrap_or(&Qos::AtLeastOnce);
         let mut bytes = Vec::new();
         let topic = *self.random.pick(&["public/news", "public/secret"]).unwrap_or(&"public/news");
+        let retain = self.plan.more_topics && self.random.permille(300);
         let payload = format!("from {device} at {}", self.now);
         match self.devices[device].client.as_mut().filter(|c| c.is_connected()) {
             Some(Client::Mqtt(mqtt)) => {
                 let (topic, payload) = (topic.into(), payload.into());
-                let publish = Publish { topic, payload, qos, ..Publish::default() };
+                let publish = Publish { topic, payload, qos, retain, ..Publish::default() };
                 let _ = mqtt.publish(publish, self.now, &mut bytes);
             }
             Some(Client::Json(socket)) => {
-                let frame =
-                    json!({"type": "publish", "ref": 7, "topic": topic, "text": payload, "qos": qos as u8});
+                let frame = json!({"type": "publish", "ref": 7, "topic": topic, "text": payload, "qos": qos as u8, "retain": retain});
                 socket.say(&frame, self.now, &mut bytes);
             }
             None => {}
@@ -397,6 +400,10 @@ impl World {
     fn device_greeted(&mut self, device: usize, link: u64, resumed: bool) {
         let subscribes = self.devices[device].plan.topics && (!resumed || self.random.permille(200));
         let repeats = self.devices[device].plan.repeats_acks;
+        let mut topics = vec!["public/news", "public/secret"];
+        if self.plan.more_topics {
+            topics.extend(["public/+", SHARED_JOBS]);
+        }
         let now = self.now;
         let d = &mut self.devices[device];
         let acked = if repeats { d.acked.clone() } else { Vec::new() };
@@ -406,7 +413,7 @@ impl World {
             socket.ack(&acked, now, &mut bytes);
         }
         if subscribes {
-            let topics = json!({"type": "subscribe", "ref": 1, "topics": ["public/news", "public/secret"]});
+            let topics = json!({"type": "subscribe", "ref": 1, "topics": topics});
             socket.say(&topics, now, &mut bytes);
         }
         if !bytes.is_empty() {
@@ -458,6 +465,10 @@ impl World {
         if plan.topics {
             filters.push(Subscription::new("public/news", Qos::AtLeastOnce));
             filters.push(Subscription::new("public/secret", Qos::AtLeastOnce));
+        }
+        if plan.topics && self.plan.more_topics {
+            filters.push(Subscription::new("public/+", Qos::AtLeastOnce));
+            filters.push(Subscription::new(SHARED_JOBS, Qos::AtLeastOnce));
         }
         let mut bytes = Vec::new();
         let now = self.now;
@@ -529,4 +540,11 @@ impl World {
         }
         self.send_up(link, bytes);
     }
+}
+
+/// Says which connection it is of.
+fn will_of(link: u64) -> Will {
+    let payload = format!("will {link}").into();
+    let publish = Publish { topic: WILLS.into(), payload, qos: Qos::AtLeastOnce, ..Publish::default() };
+    Will { publish, delay_secs: (link % 3) as u32 * 2 }
 }

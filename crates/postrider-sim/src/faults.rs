@@ -164,6 +164,7 @@ impl World {
 
     /// What a sender was promised is known to the server, in every life of it.
     fn check_kept(&mut self) {
+        self.check_boards();
         let Some(server) = &self.server else { return };
         let lost = self.ledger.pushes.iter().find_map(|(n, push)| match push.outcome {
             Outcome::Accepted(id) if server.store.message(push.app, id).is_none() => Some((*n, id)),

@@ -98,6 +98,7 @@ pub struct Ledger {
     pub transmissions: u64,
     pub acks_taken: u64,
     pub repeats: u64,
+    pub topics: crate::topics::Topics,
 }
 
 impl Ledger {

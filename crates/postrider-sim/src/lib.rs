@@ -10,7 +10,7 @@
 //! | `polls` | devices that poll, and the server's side of it |
 //! | `requests` | app servers |
 //! | `faults` | what befalls the server; the looks at it meanwhile and at the end |
-//! | `ledger` | the checker: the promises, seen from outside |
+//! | `ledger`, `topics` | the checker: the promises, seen from outside |
 //!
 //! What it does not cover: threads, sockets, TLS, HTTP and the kernel. Those are tested with the real binary.
 
@@ -26,6 +26,7 @@ mod polls;
 mod requests;
 mod server;
 mod sockets;
+mod topics;
 mod world;
 
 pub use ledger::Violation;

@@ -1,7 +1,8 @@
 //! Inbox and live messages to connections, as in `gateway/outgoing.rs`.
 
+use crate::act::Wanted;
 use crate::ledger::{About, Sending};
-use crate::server::{Protocol, Server, TRANSIENT, Turn};
+use crate::server::{Protocol, Server, TRANSIENT, Turn, reference};
 use bytes::Bytes;
 use postrider_core::access::{Access, INBOX_TOPIC};
 use postrider_core::delivery::drain::Outgoing;
@@ -122,7 +123,22 @@ impl Server {
             cursor: None,
             late_since: None,
         };
-        conn.protocol.as_mut().handle_deliver(&mut fanned(content), how, t.now, &mut conn.out);
+        let delivered =
+            conn.protocol.as_mut().handle_deliver(&mut fanned(content), how, t.now, &mut conn.out);
+        if let Some(at) = conn.at.filter(|_| delivered == Delivered::Written) {
+            note_topic(at, (link, "a live message"), content, &self.engine.access, t);
+        }
+    }
+
+    /// Retained messages, behind the answer to a SUBSCRIBE.
+    pub fn send_retained(&mut self, link: u64, wanted: &Wanted, t: &mut Turn<'_>) {
+        let Some(session) = self.conns.get(&link).and_then(|c| c.session) else { return };
+        for retained in self.engine.retained(session, &wanted.filter) {
+            let qos = retained.qos.min(wanted.qos);
+            let (connection, subscription_ids) = (reference(link), Vec::new());
+            let target = LiveTarget { connection, qos, retain: true, subscription_ids };
+            self.deliver_live(&retained.content, target, t);
+        }
     }
 
     pub fn continue_waiting(&mut self, link: u64, t: &mut Turn<'_>) {
@@ -174,6 +190,34 @@ pub fn read_envelope(payload: &Bytes) -> Option<(MessageId, u64, bool)> {
     Some((id, data.get("n")?.as_u64()?, data.get("urgent")?.as_bool()?))
 }
 
+/// A message on a topic, on its way to a device's connection or poll.
+pub struct Goes<'a> {
+    pub topic: &'a str,
+    pub at: DeviceRef,
+    pub index: usize,
+    pub may_receive: bool,
+}
+
+impl Goes<'_> {
+    pub fn about(&self) -> About {
+        About { push: None, device: Some(self.index) }
+    }
+}
+
+fn note_topic(
+    at: DeviceRef,
+    (link, what): (u64, &str),
+    content: &Content,
+    access: &Access,
+    t: &mut Turn<'_>,
+) {
+    let Some(topic) = content.topic.as_deref() else { return };
+    let Some(known) = t.ledger.devices.get(&at) else { return };
+    let goes = Goes { topic, at, index: known.index, may_receive: access.may_receive(&known.name, topic) };
+    t.ledger.note(t.now, goes.about(), format!("server: {what} on {topic} goes out on {link}"));
+    t.ledger.topic_sent(&goes, &content.payload);
+}
+
 pub fn note_sending(
     at: Option<DeviceRef>,
     (link, durable): (u64, Seq),
@@ -184,13 +228,8 @@ pub fn note_sending(
     let Some(at) = at else { return };
     let device = t.ledger.devices.get(&at).map(|k| k.index);
     let name = t.ledger.devices.get(&at).map(|k| k.name.clone()).unwrap_or_default();
-    if let Some(topic) = &d.content.topic {
-        let about = About { push: None, device };
-        t.ledger.note(t.now, about, format!("server: {} on {topic} goes out on {link}", d.seq));
-        if !access.may_receive(&name, topic) {
-            t.ledger.break_rule("one gate", about, format!("{topic} goes to {name}, who may not have it"));
-        }
-        return;
+    if d.content.topic.is_some() {
+        return note_topic(at, (link, &d.seq.to_string()), &d.content, access, t);
     }
     let Some((id, n, urgent)) = read_envelope(&d.content.payload) else {
         let about = About { push: None, device };

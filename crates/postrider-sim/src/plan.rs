@@ -34,6 +34,8 @@ pub struct Plan {
     pub direct_max: usize,
     pub segment_bytes: u64,
     pub window: u16,
+    /// Retained messages, wills and shared subscriptions.
+    pub more_topics: bool,
 }
 
 /// What a connection speaks.
@@ -94,6 +96,7 @@ impl Plan {
             inbox_max: if r.permille(400) { r.between(3, 12) as u32 } else { 1_000 },
             direct_max: r.between(1, 4) as usize,
             segment_bytes: r.between(3, 24) * 1024,
+            more_topics: roads.permille(500),
             window: if r.permille(500) { r.between(1, 4) as u16 } else { 32 },
         }
     }

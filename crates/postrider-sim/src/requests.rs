@@ -3,6 +3,7 @@
 use crate::devices::SECRET;
 use crate::ledger::{About, Known, Outcome, Push, Whom};
 use crate::server::{Answer, Mail};
+use crate::topics::{BOARD, JOBS};
 use crate::world::{Happening, World};
 use postrider_core::audience::Audience;
 use postrider_core::command::Command;
@@ -19,11 +20,26 @@ const TRIES_MAX: u32 = 8;
 
 #[derive(Clone, Debug)]
 pub enum Kind {
-    Push { n: u64, push: Box<CorePush> },
-    Cancel { n: u64, id: MessageId },
-    Topic { topic: &'static str },
-    Register { device: usize, key: String },
-    Delete { device: usize },
+    Push {
+        n: u64,
+        push: Box<CorePush>,
+    },
+    Cancel {
+        n: u64,
+        id: MessageId,
+    },
+    /// On the board: its number.
+    Topic {
+        topic: &'static str,
+        word: Option<u64>,
+    },
+    Register {
+        device: usize,
+        key: String,
+    },
+    Delete {
+        device: usize,
+    },
 }
 
 /// One request and how far it is.
@@ -53,8 +69,8 @@ impl World {
                 done: false,
             }),
             4 | 5 => {
-                let topic = *self.random.pick(&["public/news", "public/secret"]).unwrap_or(&"public/news");
-                self.ask(Request { app, kind: Kind::Topic { topic }, attempts: 0, done: false });
+                let topic = self.draw_topic();
+                self.ask(Request { app, kind: Kind::Topic { topic, word: None }, attempts: 0, done: false });
             }
             _ => {
                 let push = self.draw_push(app, None);
@@ -119,6 +135,12 @@ impl World {
             Push { app, audience, ttl_secs, collapse, key, outcome: Outcome::Unknown, cancel_asked: false };
         self.ledger.pushes.insert(n, known);
         Request { app, kind: Kind::Push { n, push: Box::new(push) }, attempts: 0, done: false }
+    }
+
+    fn draw_topic(&mut self) -> &'static str {
+        let all = ["public/news", "public/secret", JOBS, BOARD];
+        let known = if self.plan.more_topics { &all[..] } else { &all[..2] };
+        self.random.pick(known).copied().unwrap_or("public/news")
     }
 
     fn ask_cancel(&mut self) {
@@ -222,14 +244,17 @@ impl World {
                     format!("server: push {n} is to be cancelled"),
                 );
             }
-            Kind::Topic { topic } => {
-                let content = Content {
-                    topic: Some(topic.into()),
-                    payload: format!("news {no}").into(),
-                    properties: None,
-                };
-                let publish =
-                    CorePublish { content: Arc::new(content), qos: 1, retain: false, expiry_secs: None };
+            Kind::Topic { topic, .. } => {
+                let retain = topic == BOARD;
+                // Numbered as they come in, so that a later word has a greater number.
+                let word = self.events;
+                if let Some(Request { kind: Kind::Topic { word: kept, .. }, .. }) = self.requests.get_mut(&no)
+                {
+                    *kept = retain.then_some(word);
+                }
+                let payload = format!("news {}", if retain { word } else { no }).into();
+                let content = Content { topic: Some(topic.into()), payload, properties: None };
+                let publish = CorePublish { content: Arc::new(content), qos: 1, retain, expiry_secs: None };
                 let done = Box::new(move |outcome: Result<usize, _>| stored(outcome.map(|_| Vec::new())));
                 let _ = server.engine.publish_from_app(request.app, publish, done);
             }
@@ -288,7 +313,7 @@ impl World {
             // Asked again when the patience ends.
             return;
         }
-        let first = !request.done;
+        let (first, app) = (!request.done, request.app);
         request.done = true;
         match request.kind.clone() {
             Kind::Push { n, .. } => {
@@ -311,6 +336,10 @@ impl World {
             }
             Kind::Register { device, .. } => self.registered(device, answer, first),
             Kind::Delete { device } if first => self.devices[device].at = None,
+            Kind::Topic { word: Some(word), .. } => {
+                let stored = self.ledger.topics.board.entry(app).or_default();
+                *stored = word.max(*stored);
+            }
             _ => {}
         }
     }

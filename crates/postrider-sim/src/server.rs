@@ -1,6 +1,7 @@
 //! One life of the server: the real engine over the real store, the real protocol state machines, and a driver as small as
 //! can be that does in virtual time what `gateway/driver.rs` does over sockets, in the same order of turns.
 
+use crate::act::Wanted;
 use crate::chance::{SimChance, SimClock};
 use crate::ledger::{About, Known, Ledger};
 use crate::plan::{Plan, Road};
@@ -19,7 +20,7 @@ use postrider_core::topics::SessionNo;
 use postrider_proto::json::{JsonConfig, SocketConnection};
 use postrider_proto::mqtt::{Inflight, Level, ServerConfig, ServerConnection};
 use postrider_proto::ws::WsConfig;
-use postrider_proto::{Connect, Goodbye, Output, Reply, ServerProtocol};
+use postrider_proto::{Connect, Goodbye, Output, Reply, ServerProtocol, SubscribeOutcome};
 use postrider_store::{EmbeddedStore, OpenError, Stepper};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -171,6 +172,8 @@ pub struct Server {
     pub acks: Vec<Ack>,
     pub collected: Collected,
     pub replies: Vec<(ConnectionRef, Reply)>,
+    /// Whose answer is on its way, by connection and token.
+    pub wanted: BTreeMap<(u64, u32), Vec<Wanted>>,
 }
 
 /// What a turn needs of the world.
@@ -214,6 +217,7 @@ impl Server {
         };
         let access = Access {
             publish: vec!["devices/{device}/#".into(), "public/#".into()],
+            retain: true,
             subscribe_deny: if denies { vec!["public/secret".into()] } else { Vec::new() },
             ..Access::default()
         };
@@ -242,6 +246,7 @@ impl Server {
             acks: Vec::new(),
             collected: Collected::default(),
             replies: Vec::new(),
+            wanted: BTreeMap::new(),
         })
     }
 
@@ -402,7 +407,9 @@ impl Server {
                 }
                 Mail::Subscribed(at, reply, asks_inbox) => {
                     let link = u64::from(at.slot);
+                    let retained = self.granted(link, &reply);
                     self.answer(link, reply, t);
+                    retained.iter().for_each(|wanted| self.send_retained(link, wanted, t));
                     if asks_inbox {
                         self.want_drain(link);
                     }
@@ -410,6 +417,14 @@ impl Server {
                 Mail::Answer(request, answer) => self.answers.push((request, answer)),
             }
         }
+    }
+
+    /// The filters of a SUBSCRIBE that were granted.
+    fn granted(&mut self, link: u64, reply: &Reply) -> Vec<Wanted> {
+        let Reply::Subscribe { token, outcomes } = reply else { return Vec::new() };
+        let wanted = self.wanted.remove(&(link, *token)).unwrap_or_default();
+        let granted = |w: &Wanted| matches!(outcomes.get(w.place), Some(SubscribeOutcome::Granted(_)));
+        wanted.into_iter().filter(granted).collect()
     }
 
     fn say_goodbye(&mut self, link: u64, why: Goodbye, t: &mut Turn<'_>) {
