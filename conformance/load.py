@@ -4,6 +4,7 @@ The ledger lives in this process, which nothing kills. Publishers repeat each me
 note each message first and acknowledge it then.
 """
 
+import base64
 import http.client
 import json
 import os
@@ -14,6 +15,9 @@ import threading
 import time
 from collections import Counter
 from dataclasses import dataclass
+
+from websockets.exceptions import WebSocketException
+from websockets.sync.client import connect
 
 from harness import NotHere
 from ledger import TOLERANCE_SECS, Ledger, Sight, balanced
@@ -76,8 +80,8 @@ class Receiver(threading.Thread):
             self.run_state.wait_up()
             try:
                 self.one_connection()
-            except (WireError, OSError):
-                # The server was killed, or is not back yet: a moment, so as not to spin.
+            except (WireError, OSError, http.client.HTTPException, WebSocketException, ValueError):
+                # The server was killed, perhaps in the middle of an answer, or is not back yet: a moment, so as not to spin.
                 time.sleep(0.02)
 
     def one_connection(self):
@@ -113,6 +117,92 @@ class Receiver(threading.Thread):
             sight = Sight(intent, message_id, self.epoch, self.connections, self.opened)
             self.run_state.ledger.receive(self.device, sight)
             client.send(ack_packet(PUBACK, came.packet_id))
+
+
+class WebReceiver(Receiver):
+    """The same by one of the roads of browsers and scripts: frames with deliveries, noted first and acknowledged then."""
+
+    def one_connection(self):
+        state = self.run_state
+        self.epoch, self.opened = state.epoch, time.monotonic()
+        self.connections += 1
+        self.receive_until(state.over.is_set)
+
+    def note(self, frames):
+        """Gives those back that are to be acknowledged."""
+        for frame in frames:
+            found = frame["message"]
+            sight = Sight(as_intent(found["data"]["intent"]), found["id"], self.epoch, self.connections, self.opened)
+            self.run_state.ledger.receive(self.device, sight)
+        return [frame["delivery"] for frame in frames]
+
+    def http(self, timeout=10):
+        return http.client.HTTPConnection(*self.run_state.server.places["http"], timeout=timeout)
+
+    def ask(self, connection, method, path, body=None):
+        basic = base64.b64encode(f"{self.user}:{self.password}".encode()).decode()
+        headers = {"Authorization": f"Basic {basic}", "Content-Type": "application/json"}
+        connection.request(method, path, None if body is None else json.dumps(body), headers)
+        answer = connection.getresponse()
+        if answer.status != 200:
+            raise WireError(f"{method} {path}: HTTP {answer.status}")
+        return answer
+
+
+class SocketReceiver(WebReceiver):
+    def receive_until(self, enough):
+        host, port = self.run_state.server.places["http"]
+        with connect(f"ws://{host}:{port}/ws", open_timeout=5, close_timeout=1, compression=None) as socket:
+            socket.send(json.dumps({"type": "hello", "device": self.user, "secret": self.password}))
+            while not enough():
+                try:
+                    frame = json.loads(socket.recv(1))
+                except TimeoutError:
+                    socket.send('{"type":"ping"}')
+                    continue
+                if frame["type"] == "welcome":
+                    self.subscribed.set()
+                elif frame["type"] == "push":
+                    socket.send(json.dumps({"type": "ack", "deliveries": self.note([frame])}))
+
+
+class StreamReceiver(WebReceiver):
+    def receive_until(self, enough):
+        stream, acks = self.http(timeout=1), self.http()
+        try:
+            answer = self.ask(stream, "GET", "/v1/stream")
+            self.subscribed.set()
+            lines = b""
+            while not enough():
+                try:
+                    part = answer.read1(65536)
+                except TimeoutError:
+                    continue
+                if not part:
+                    return
+                *whole, lines = (lines + part).split(b"\n")
+                frames = [json.loads(line[6:]) for line in whole if line.startswith(b'data: {"type":"push"')]
+                if frames:
+                    self.ask(acks, "POST", "/v1/stream/acks", {"deliveries": self.note(frames)}).read()
+        finally:
+            stream.close()
+            acks.close()
+
+
+class PollReceiver(WebReceiver):
+    def receive_until(self, enough):
+        connection = self.http()
+        try:
+            while not enough():
+                frames = json.loads(self.ask(connection, "GET", "/v1/inbox?wait=1").read())["messages"]
+                self.subscribed.set()
+                if frames:
+                    self.ask(connection, "POST", "/v1/inbox/acks", {"deliveries": self.note(frames)}).read()
+        finally:
+            connection.close()
+
+
+ROADS = {"mqtt": Receiver, "websocket": SocketReceiver, "sse": StreamReceiver, "poll": PollReceiver}
 
 
 def read_envelope(payload):
@@ -387,6 +477,8 @@ class Size:
     sleepers: int = 4
     # Seconds between two messages of a publisher.
     pause: float = 0.005
+    # How registered devices receive, in turn.
+    roads: tuple = tuple(ROADS)
 
 
 class Load:
@@ -412,9 +504,9 @@ class Load:
 
     def start_threads(self):
         run, size = self.run, self.size
-        devices = self.registered_devices(size.devices)
+        devices = self.registered_devices(size.devices, size.roads)
         subscribers = self.anonymous_subscribers(size.subscribers)
-        away = self.registered_devices(size.sleepers)
+        away = self.registered_devices(size.sleepers, ("mqtt",))
         start_and_wait(devices + subscribers)
         for device in away:
             device.signed_in().disconnect()
@@ -430,10 +522,10 @@ class Load:
         for thread in self.publishers + ([Auditor(run)] if pushed else []):
             thread.start()
 
-    def registered_devices(self, count):
+    def registered_devices(self, count, roads):
         target = self.server.target()
-        made = [target.register() for _ in range(count)]
-        return [Receiver(self.run, d.device_id, d.device_id, d.secret, read=read_envelope) for d in made]
+        made = [(target.register(), ROADS[roads[n % len(roads)]]) for n in range(count)]
+        return [by(self.run, d.device_id, d.device_id, d.secret, read=read_envelope) for d, by in made]
 
     def anonymous_subscribers(self, count):
         names = [f"abusesub{number}" for number in range(count)]

@@ -55,8 +55,11 @@ pub fn soak(minutes: &str, seeds: &str) -> Done {
     steps::cargo(&["build", "--release", "--package", "postrider", "--locked"])?;
     let start = Instant::now();
     let mut tallies: BTreeMap<&str, Tally> = BTreeMap::new();
-    let kinds: Vec<&str> =
-        ["simulation"].into_iter().chain(ABUSE).chain(["kill9 http", "kill9 mqtt", "fuzz"]).collect();
+    let kinds: Vec<&str> = ["simulation"]
+        .into_iter()
+        .chain(ABUSE)
+        .chain(["kill9 http", "kill9 mqtt", "kill9 web", "fuzz"])
+        .collect();
     'rounds: for round in 0.. {
         for kind in &kinds {
             if start.elapsed() >= Duration::from_secs(minutes * 60) {

@@ -169,7 +169,8 @@ mod tests {
     #[test]
     fn what_goes_in_comes_out_and_a_bomb_does_not() {
         for (bits, len) in [(9, 100), (15, 100), (9, 100_000), (12, 100_000)] {
-            let payload: Vec<u8> = (0..len).map(|i: u32| b"{\"price\": }"[(u64::from(i).pow(2) % 11) as usize]).collect();
+            let payload: Vec<u8> =
+                (0..len).map(|i: u32| b"{\"price\": }"[(u64::from(i).pow(2) % 11) as usize]).collect();
             let sent = Deflate { window_bits: bits }.compress(&payload).unwrap();
             assert!(sent.len() < payload.len());
             assert_eq!(Deflate::inflate(&sent, len as usize, usize::MAX >> 20), Ok(payload));
