@@ -5,6 +5,7 @@ mod calls;
 mod hostile;
 mod hostile_h2;
 mod serving;
+mod tokens;
 
 use super::auth::Peer;
 use super::{Api, ApiLimits, router};
