@@ -19,7 +19,7 @@ use postrider_core::session::{Client, Detach};
 use postrider_core::topics::SessionNo;
 use postrider_proto::json::{JsonConfig, SocketConnection};
 use postrider_proto::mqtt::{Inflight, Level, ServerConfig, ServerConnection};
-use postrider_proto::ws::WsConfig;
+use postrider_proto::ws::{self, WsConfig};
 use postrider_proto::{Connect, Goodbye, Output, Reply, ServerProtocol, SubscribeOutcome};
 use postrider_store::{EmbeddedStore, OpenError, Stepper};
 use std::collections::{BTreeMap, VecDeque};
@@ -254,7 +254,11 @@ impl Server {
         let protocol = match road {
             Road::Mqtt => Protocol::Mqtt(Box::new(ServerConnection::new(self.mqtt.clone(), now))),
             Road::Json => {
-                let socket = SocketConnection::new(self.json.clone(), self.websocket.clone(), now);
+                let socket = SocketConnection::new(
+                    self.json.clone(),
+                    ws::ServerConnection::new(self.websocket.clone(), now),
+                    now,
+                );
                 Protocol::Json(Box::new(socket))
             }
         };
