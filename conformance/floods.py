@@ -21,9 +21,11 @@ import time
 import traceback
 
 import h2_wire
+from frames import OPEN_WEBSOCKET, text_frame
 from harness import check, equal, eventually
 from mqtt_wire import V311, V5, Client, connect_packet
 from server import Server
+from web_clients import Http, basic
 
 SETTINGS = {
     "MQTT_CONNECT_TIMEOUT_SECS": 2, "HTTP_HEAD_TIMEOUT_SECS": 2, "HTTP_IDLE_SECS": 3, "HTTP_SLOW_READER_SECS": 3,
@@ -315,6 +317,54 @@ def devices_that_stop_reading_get_their_pushes_later(seen):
         with seen.target.sign_in(device) as back:
             got = [back.message(20).payload[:6] for _ in range(80)]
             equal(got, [b"%06d" % n for n in range(80)], "pushes after coming back")
+
+
+@case
+def web_clients_that_stop_reading_get_their_pushes_later(seen):
+    """The same by WebSocket and event stream: what waits for them waits in the inbox, not in memory."""
+    made = [seen.target.register(tags=["deafweb"], platform="web") for _ in range(6)]
+    deaf = []
+    for n, device in enumerate(made):
+        sock = small_window(seen.target.http)
+        if n % 2:
+            sock.sendall(f"GET /v1/stream HTTP/1.1\r\nHost: x\r\nAuthorization: Basic {basic(device)}\r\n\r\n".encode())
+        else:
+            sock.sendall(OPEN_WEBSOCKET + text_frame({"type": "hello", "device": device.device_id, "secret": device.secret}))
+        got = b""
+        while b'"welcome"' not in got:
+            got += sock.recv(4096)
+        deaf.append(sock)
+    body = {"audience": {"tag": "deafweb"}, "ttl_secs": 3600}
+    for n in range(60):
+        seen.target.call("POST", "/v1/messages", {**body, "data": f"{n:06}" + "x" * 30_000}, expect=202)
+    for sock in deaf:
+        sock.close()
+    for device in made:
+        with Http(seen.target, device) as back:
+            got = back.inbox("?limit=100")["messages"]
+            equal([frame["message"]["data"][:6] for frame in got], ["%06d" % n for n in range(60)], "pushes after coming back")
+
+
+@case
+def sockets_that_say_no_hello_or_drip_it(seen):
+    crowd = Crowd(open_many(seen.target.http, addresses(10), 20))
+    crowd.send(OPEN_WEBSOCKET)
+    crowd.drip(text_frame({"type": "hello", "device": "d" * 60, "secret": "s" * 60}), 12)
+    all_closed(crowd, "sockets without a hello")
+    check(all(b"policy" in got for got in crowd.got.values()), "they were not told why")
+
+
+@case
+def polls_that_wait_and_are_left(seen):
+    """A crowd that waits costs a connection each, is released when it leaves, and does not keep others from waiting."""
+    made = [seen.target.register(platform="web") for _ in range(20)]
+    before = seen.metric("postrider_connections")
+    crowd = Crowd(open_many(seen.target.http, addresses(20), 20))
+    for n, sock in enumerate(crowd.open):
+        sock.sendall(f"GET /v1/inbox?wait=60 HTTP/1.1\r\nHost: x\r\nAuthorization: Basic {basic(made[n % 20])}\r\n\r\n".encode())
+    # Two of a device wait, the others are answered at once, and go.
+    eventually(lambda: seen.metric("postrider_connections") == before + 40, "forty polls wait", 20, 0.1)
+    crowd.close()
 
 
 @case

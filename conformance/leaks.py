@@ -23,6 +23,7 @@ from harness import check, equal
 from mqtt_wire import V311, V5, Client
 from server import Server
 from suite_hostile_http import answers, connect, talk
+from web_clients import Socket, Stream
 from ws_wire import WebSocket
 
 
@@ -93,11 +94,32 @@ def good_uses(run):
     run.secrets["Basic credentials"] = basic
     for credentials in (f"Bearer {pair}", f"Basic {basic}"):
         equal(run.raw(f"GET /v1/devices/{device.device_id}", f"Authorization: {credentials}\r\n"), 200, credentials[:6])
+    by_web(run, device, basic)
     sock = h2_wire.connect(target.http)
     fields = (("authorization", f"Bearer {target.app_key}"),)
     sock.sendall(h2_wire.frame(h2_wire.HEADERS, 5, 1, h2_wire.head("GET", "/v1/devices", fields)) + h2_wire.frame(h2_wire.GOAWAY, 0, 0, b"\0" * 8))
     check(any(kind == h2_wire.HEADERS for kind, _, _ in h2_wire.frames(read_all(sock))), "no answer over HTTP/2")
     return device
+
+
+def by_web(run, device, basic):
+    """The JSON protocol, tickets in headers and in URLs, streams and polls."""
+    with Socket(run.target, device) as phone:
+        run.secrets["resume token"] = phone.welcome["resume_token"]
+    with Socket(run.target, hello={"type": "hello", "token": run.secrets["resume token"]}) as phone:
+        phone.frame("welcome")
+    path = f"/v1/devices/{device.device_id}/tickets"
+    made = run.target.call("POST", path, headers={"Authorization": f"Basic {basic}"}, expect=201)[1]
+    ticket = run.secrets["ticket"] = made["ticket"]
+    equal(run.raw(f"GET /v1/inbox?ticket={ticket}"), 200, "ticket")
+    equal(run.raw("GET /v1/inbox?wait=1", f"Authorization: Bearer {ticket}\r\n"), 200, "ticket")
+    with Stream(run.target, device, ticket=ticket):
+        pass
+    wrong = run.hide("wrong ticket")
+    for hello in ({"token": wrong}, {"device": device.device_id, "secret": wrong}, {"device": "nobody", "secret": wrong}):
+        with Socket(run.target, hello={"type": "hello", **hello}) as phone:
+            phone.close_code()
+    check(run.raw(f"GET /v1/stream?ticket={wrong}") == 401, "a wrong ticket")
 
 
 def wrong_uses(run, device):
