@@ -445,8 +445,9 @@ impl Server {
             Some(conn) => {
                 let earlier = conn.successor.replace(new);
                 self.say_goodbye(link, Goodbye::TakenOver, t);
+                // Two wait for the same: the newest is let in.
                 if let Some(earlier) = earlier {
-                    self.mail.post(Mail::Proceed(earlier));
+                    self.mail.post(Mail::Close(earlier, Farewell::TakenOver));
                 }
             }
             None => self.mail.post(Mail::Proceed(new)),

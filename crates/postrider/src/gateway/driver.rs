@@ -657,9 +657,10 @@ impl Driver {
             Some(conn) => {
                 let earlier = conn.busy().successor.replace(new);
                 self.guarded(old.slot, |d| d.say_goodbye(old.slot, Goodbye::TakenOver));
-                // Two wait for the same: the earlier one goes on as it can, and the later one takes over from it.
+                // Two wait for the same: the newest is let in, and finds what the oldest leaves. Let in before that has left, the
+                // other one would find nothing, and leave a will for a client that said goodbye.
                 if let Some(earlier) = earlier {
-                    self.post_to(earlier, Mail::Proceed(earlier));
+                    self.post_to(earlier, Mail::Close(earlier, Farewell::TakenOver));
                 }
             }
             None => self.post_to(new, Mail::Proceed(new)),
