@@ -254,11 +254,8 @@ impl Server {
         let protocol = match road {
             Road::Mqtt => Protocol::Mqtt(Box::new(ServerConnection::new(self.mqtt.clone(), now))),
             Road::Json => {
-                let socket = SocketConnection::new(
-                    self.json.clone(),
-                    ws::ServerConnection::new(self.websocket.clone(), now),
-                    now,
-                );
+                let ws = ws::ServerConnection::new(self.websocket.clone(), now);
+                let socket = SocketConnection::new(self.json.clone(), ws, now);
                 Protocol::Json(Box::new(socket))
             }
         };
@@ -351,7 +348,7 @@ impl Server {
             self.act_on(link, output, t);
         }
         if ended {
-            self.close(link);
+            self.close(link, t);
             self.forget(link);
         }
     }
@@ -373,7 +370,7 @@ impl Server {
             self.act(link, event, t);
         }
         if output.close.is_some() {
-            self.close(link);
+            self.close(link, t);
         }
     }
 
@@ -407,7 +404,7 @@ impl Server {
                 Mail::Reply(at, reply) => {
                     let link = u64::from(at.slot);
                     self.answer(link, reply, t);
-                    self.settle(link);
+                    self.settle(link, t);
                 }
                 Mail::Subscribed(at, reply, asks_inbox) => {
                     let link = u64::from(at.slot);
@@ -454,25 +451,30 @@ impl Server {
         }
     }
 
-    fn settle(&mut self, link: u64) {
+    fn settle(&mut self, link: u64, t: &mut Turn<'_>) {
         let Some(conn) = self.conns.get_mut(&link) else { return };
         conn.uncommitted = conn.uncommitted.saturating_sub(1);
         if conn.uncommitted == 0 && conn.closing {
-            self.leave(link);
+            self.leave(link, t);
             self.forget(link);
         }
     }
 
     /// The protocol or the peer ends it: the session is told at once, the bytes still go.
-    pub fn close(&mut self, link: u64) {
+    pub fn close(&mut self, link: u64, t: &mut Turn<'_>) {
         let Some(conn) = self.conns.get_mut(&link) else { return };
         conn.closing = true;
         conn.waiting.clear();
-        self.leave(link);
+        self.leave(link, t);
     }
 
-    fn leave(&mut self, link: u64) {
-        let Some(conn) = self.conns.get_mut(&link).filter(|c| c.uncommitted == 0) else { return };
+    fn leave(&mut self, link: u64, t: &mut Turn<'_>) {
+        if self.conns.get(&link).is_none_or(|c| c.uncommitted > 0 || c.session.is_none()) {
+            return;
+        }
+        // The session's number may be another's before this turn ends.
+        self.record_acks(t);
+        let Some(conn) = self.conns.get_mut(&link) else { return };
         let Some(session) = conn.session.take() else { return };
         let saved = conn.protocol.take_inflight().map(|i| i as Saved);
         let only_with_subscriptions = conn.protocol.leaves_empty_sessions();

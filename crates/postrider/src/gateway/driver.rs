@@ -536,7 +536,12 @@ impl Driver {
         let at = self.reference(slot);
         // A QoS 2 publish whose commit is under way counts as received only once that is there: a client that comes back
         // and sends it again must not be taken for sending a new one.
-        let Some(conn) = self.conn(slot).filter(|c| c.uncommitted == 0) else { return };
+        if self.conn(slot).is_none_or(|c| c.uncommitted > 0 || c.session.is_none()) {
+            return;
+        }
+        // The session's number may be another's before this turn ends: what was acknowledged here would count as that one's.
+        self.record_acks();
+        let Some(conn) = self.conn(slot) else { return };
         let Some(session) = conn.session.take() else { return };
         let (orderly, expiry_secs) = (conn.orderly, conn.busy.as_ref().and_then(|b| b.goodbye_expiry_secs));
         let only_with_subscriptions = conn.protocol.leaves_empty_sessions();
