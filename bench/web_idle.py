@@ -54,7 +54,7 @@ class Server:
             [program, "serve", "--config", config, "--data", data], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
             env={**os.environ, **listen, "POSTRIDER_APP_KEY": APP_KEY})
         words = dict(word.split("=") for word in self.process.stdout.readline().split()[1:])
-        self.http, self.mqtt = (self.place(words[name]) for name in ("http", "mqtt"))
+        self.http, self.mqtt, self.xmpp = (self.place(words.get(name, ":0")) for name in ("http", "mqtt", "xmpp"))
 
     @staticmethod
     def place(text):
