@@ -437,6 +437,8 @@ def who_polls_too_often_is_told_to_wait(target):
         check(all(int(a.getheader("Retry-After")) >= 1 for a in refused), "no Retry-After")
         target.push(to(device))
         equal(len(http.inbox()["messages"]), 1, "what is there is given out all the same")
+        answers = [http.call("GET", "/v1/inbox")[0].status for _ in range(300)]
+        check(429 in answers, "who never acknowledges gets the same as fast as it asks")
 
 
 @case
@@ -464,20 +466,18 @@ def a_poll_reads_beside_a_connection_and_two_may_wait(target):
 
         def wait():
             with Http(target, device) as http:
-                # One that comes while two others wait is answered with nothing, and tries again.
-                while not (page := http.inbox("?wait=30")["messages"]):
-                    pass
-                pages.append(page)
+                # One that comes while two others wait is told so, and tries again.
+                while (answer := http.call("GET", "/v1/inbox?wait=30"))[0].status != 200:
+                    time.sleep(0.05)
+                pages.append(answer[1]["messages"])
 
         waiting = [threading.Thread(target=wait) for _ in range(2)]
         for thread in waiting:
             thread.start()
         with Http(target, device) as http:
-            # With two that wait, a third is answered at once, with nothing.
             def third():
-                begun = time.monotonic()
-                http.inbox("?wait=2")
-                return time.monotonic() - begun < 1.5
+                answer, told = http.call("GET", "/v1/inbox?wait=1")
+                return answer.status == 429 and answer.getheader("Retry-After") and told["error"]["code"] == "polls_too_often"
             eventually(third, "a third does not wait")
         message = target.push(to(device))["message_id"]
         for thread in waiting:

@@ -57,15 +57,15 @@ impl Freed {
     /// How the socket comes back: the request is answered with what `answer` brings, and the connection goes on.
     pub fn split<F>(
         self,
-        answer: impl FnOnce() -> F + Send + 'static,
+        answer: impl FnOnce(bool) -> F + Send + 'static,
     ) -> (std::net::TcpStream, SocketAddr, GiveBack)
     where
         F: Future<Output = Response> + Send + 'static,
     {
         let Freed { stream, peer, headers, server } = self;
         let runtime = tokio::runtime::Handle::current();
-        let give_back = move |stream| {
-            let continued = server.go_on(stream, peer, headers, answer);
+        let give_back = move |stream, has_waited| {
+            let continued = server.go_on(stream, peer, headers, move || answer(has_waited));
             runtime.spawn(continued);
         };
         (stream, peer, Box::new(give_back))

@@ -135,6 +135,11 @@ pub async fn poll(
     };
     let page = Page::of(&api, &poll);
     let is_news = !page.is_empty() && poll.known.as_ref().is_none_or(|known| *known != page.tag);
+    if !page.is_empty() {
+        // Who does not acknowledge what it gets gets the same again, and need not get it as fast as it can ask.
+        let drained = api.drains.take(at, 1, api.engine.clock.now());
+        drained.map_err(|secs| Code::PollsTooOften.retry_after(secs))?;
+    }
     if is_news {
         return Ok(page.answer(&api, &poll, 0));
     }
@@ -154,7 +159,15 @@ fn wait_for(api: Api, poll: Poll, wait: Duration) -> Response {
     taken_over(move |freed| {
         let (device, position) = (poll.at, poll.from);
         let door = api.door.clone();
-        let (stream, peer, give_back) = freed.split(move || async move {
+        let (stream, peer, give_back) = freed.split(move |has_waited| async move {
+            if !has_waited {
+                let sentence = "As many polls of this device wait as may.";
+                let refusal = ApiError {
+                    message: Some(sentence.into()),
+                    ..Code::PollsTooOften.retry_after(POLL_AFTER_SECS)
+                };
+                return refusal.into_response();
+            }
             // It may have been deleted while it waited.
             match api.engine.store.sign_in(poll.at) {
                 Some(_) => Page::of(&api, &poll).answer(&api, &poll, 0),

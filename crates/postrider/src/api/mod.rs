@@ -60,8 +60,9 @@ pub struct Api {
     failures: Arc<Buckets<IpAddr>>,
     pushes: Arc<Buckets<AppNo>>,
     polls: Arc<events::Polls>,
-    /// Pulls that found nothing.
+    /// Pulls that found nothing, and those that found something.
     pulls: Arc<Buckets<DeviceRef>>,
+    drains: Arc<Buckets<DeviceRef>>,
     /// Devices that the demonstration registered.
     visitors: Arc<Buckets<IpAddr>>,
 }
@@ -84,6 +85,7 @@ impl Api {
             default_app,
             door,
             tokens,
+            drains: Arc::new(Buckets::new(limits.drains_burst, second / 10, limits.pulls_devices_max)),
             pulls: Arc::new(Buckets::new(limits.pulls_burst, second, limits.pulls_devices_max)),
             visitors: Arc::new(Buckets::new(20, 60 * second, limits.auth_addresses_max)),
             failures: Arc::new(Buckets::new(
@@ -136,6 +138,8 @@ pub struct ApiLimits {
     pub poll_max: Duration,
     /// Pulls of one device that find nothing: at once, then one a second (L29); devices remembered.
     pub pulls_burst: u64,
+    /// And of those that find something: at once, then ten a second.
+    pub drains_burst: u64,
     pub pulls_devices_max: usize,
     /// Pages of other origins that may connect, and read answers; `*` allows all.
     pub origins: Vec<String>,
@@ -166,6 +170,7 @@ impl Default for ApiLimits {
             polls_max: 32,
             poll_max: Duration::from_secs(60),
             pulls_burst: 10,
+            drains_burst: 100,
             pulls_devices_max: 100_000,
             origins: Vec::new(),
             demo: false,

@@ -51,12 +51,12 @@ impl Driver {
         // First the place in the list, then the look: what comes in between wakes it.
         let waits = self.shared.engine.wait(device, at);
         if !waits || self.shared.engine.has_pending(device, position) {
-            self.give_back(slot);
+            self.give_back(slot, waits);
         }
     }
 
     /// The socket of a waiting poll leaves this worker.
-    pub(super) fn give_back(&mut self, slot: u32) {
+    pub(super) fn give_back(&mut self, slot: u32, has_waited: bool) {
         if self.conn(slot).is_none_or(|c| !c.is_open()) {
             return;
         }
@@ -72,7 +72,7 @@ impl Driver {
             return;
         }
         let WaitingPoll { wait, .. } = *poll;
-        (wait.give_back)(stream.into());
+        (wait.give_back)(stream.into(), has_waited);
     }
 
     pub(super) fn stop_waiting(&mut self, slot: u32) {

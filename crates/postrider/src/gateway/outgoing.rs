@@ -147,7 +147,7 @@ impl Driver {
 
     pub(super) fn wake(&mut self, at: ConnectionRef) {
         match self.find(at).map(|c| &c.protocol) {
-            Some(Protocol::Poll(_)) => self.guarded(at.slot, |d| d.give_back(at.slot)),
+            Some(Protocol::Poll(_)) => self.guarded(at.slot, |d| d.give_back(at.slot, true)),
             Some(_) => self.want_drain(at.slot),
             None => {}
         }

@@ -8,8 +8,8 @@ use postrider_proto::{
 };
 use std::net::TcpStream;
 
-/// Takes the socket back.
-pub type GiveBack = Box<dyn FnOnce(TcpStream) + Send>;
+/// Takes the socket back; false: it did not wait, since too many of its device do already (L29).
+pub type GiveBack = Box<dyn FnOnce(TcpStream, bool) + Send>;
 
 /// What waits, and for what.
 pub struct Wait {

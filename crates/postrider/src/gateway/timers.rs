@@ -60,7 +60,7 @@ impl Driver {
             self.resume(slot);
         }
         if self.has_waited(slot) {
-            return self.give_back(slot);
+            return self.give_back(slot, true);
         }
         let due = self.conn(slot).filter(|c| c.is_open()).and_then(|c| c.protocol.as_mut().next_timeout());
         if due.is_some_and(|d| d <= now) {
