@@ -506,7 +506,7 @@ class Load:
         run, size = self.run, self.size
         devices = self.registered_devices(size.devices, size.roads)
         subscribers = self.anonymous_subscribers(size.subscribers)
-        away = self.registered_devices(size.sleepers, ("mqtt",))
+        away = self.registered_devices(size.sleepers)
         start_and_wait(devices + subscribers)
         for device in away:
             device.signed_in().disconnect()
@@ -522,7 +522,7 @@ class Load:
         for thread in self.publishers + ([Auditor(run)] if pushed else []):
             thread.start()
 
-    def registered_devices(self, count, roads):
+    def registered_devices(self, count, roads=("mqtt",)):
         target = self.server.target()
         made = [(target.register(), ROADS[roads[n % len(roads)]]) for n in range(count)]
         return [by(self.run, d.device_id, d.device_id, d.secret, read=read_envelope) for d, by in made]
