@@ -88,6 +88,17 @@ pub enum Command {
         topic: String,
         message: Option<RetainedMessage>,
     },
+    /// A device comes to be that can prove its secret without showing it.
+    Enroll {
+        registration: Box<Registration>,
+        proof_keys: ProofKeys,
+    },
+    /// Another secret; what proved the old one goes.
+    ChangeSecret {
+        at: DeviceRef,
+        secret_hash: [u8; 32],
+        proof_keys: ProofKeys,
+    },
 }
 
 impl Command {

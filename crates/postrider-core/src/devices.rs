@@ -23,6 +23,8 @@ pub struct NewDevice {
     pub id: Option<String>,
     /// As the device will give it; only its hash is kept.
     pub secret: String,
+    /// Derived from the secret; empty for devices that will only ever show it.
+    pub proof_keys: ProofKeys,
     pub profile: Profile,
     pub idempotency_key: Option<String>,
 }
@@ -82,7 +84,26 @@ impl Engine {
             other => Err(refused(other)),
         };
         self.store.submit(
-            vec![Command::Register(Box::new(registration))],
+            vec![match device.proof_keys.is_empty() {
+                true => Command::Register(Box::new(registration)),
+                false => {
+                    let (registration, proof_keys) = (Box::new(registration), device.proof_keys);
+                    Command::Enroll { registration, proof_keys }
+                }
+            }],
+            Box::new(move |outcomes| done(told(outcomes))),
+        );
+    }
+
+    /// Gives a registered device another secret.
+    pub fn change_secret(&self, at: DeviceRef, secret: &str, proof_keys: ProofKeys, done: ChangeDone) {
+        let secret_hash = secret_hash(secret.as_bytes());
+        let told = |outcomes: Result<Vec<Outcome>, StoreError>| match outcomes?.first() {
+            Some(Outcome::Done) => Ok(()),
+            other => Err(refused(other)),
+        };
+        self.store.submit(
+            vec![Command::ChangeSecret { at, secret_hash, proof_keys }],
             Box::new(move |outcomes| done(told(outcomes))),
         );
     }

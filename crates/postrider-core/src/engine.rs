@@ -136,6 +136,21 @@ impl Engine {
         self.store.submit(vec![crate::command::Command::DeleteDevice { at, now }], done);
     }
 
+    /// The same at the device's own wish: it is told before its connection is closed.
+    pub fn delete_own_device(&self, at: DeviceRef, done: Done) {
+        let client = self.store.device(at).map(|device| device.id).unwrap_or_default();
+        let engine = self.clone();
+        let done: Done = Box::new(move |outcomes| {
+            let is_gone = outcomes.is_ok();
+            done(outcomes);
+            if is_gone {
+                engine.leave_hub(at, &client);
+            }
+        });
+        let now = self.clock.now();
+        self.store.submit(vec![crate::command::Command::DeleteDevice { at, now }], done);
+    }
+
     fn leave_hub(&self, at: DeviceRef, client: &str) {
         self.revoke(at);
         let mut hub = self.hub_mut();

@@ -38,7 +38,7 @@ pub trait Store: Send + Sync + 'static {
     fn device_by_id(&self, app: AppNo, id: &str) -> Option<DeviceRef>;
     fn device(&self, at: DeviceRef) -> Option<DeviceView>;
     fn device_ids(&self, app: AppNo, devices: &[DeviceNo]) -> Vec<Option<String>>;
-    /// What signing in needs: the hash of the secret, and the session.
+    /// What signing in needs: the hash of the secret, what proves it, and the session.
     fn sign_in(&self, at: DeviceRef) -> Option<SignIn>;
     /// Seen at: when its last connection ended or did something; in memory only.
     fn seen(&self, at: DeviceRef, now: UnixMillis);
@@ -145,6 +145,7 @@ pub struct Pending {
 #[derive(Clone, Debug, PartialEq)]
 pub struct SignIn {
     pub secret_hash: Option<[u8; 32]>,
+    pub proof_keys: Option<ProofKeys>,
     pub session: Option<StoredSession>,
     pub subscriptions: Vec<StoredSubscription>,
 }

@@ -41,6 +41,8 @@ pub struct Attach {
     pub will: Option<Will>,
     /// The protocol hands pushes over without a subscription to the inbox.
     pub takes_pushes: bool,
+    /// The protocol understands what devices send to each other.
+    pub takes_stanzas: bool,
 }
 
 /// A session attached to a connection.
@@ -63,6 +65,8 @@ pub struct Detach {
     /// A new session expiry, given with the goodbye.
     pub expiry_secs: Option<u32>,
     pub saved: Option<Saved>,
+    /// What is saved is of no use after that; a session that has nothing else ends then.
+    pub saved_secs: Option<u32>,
     /// Do not keep the session unless it subscribes to something: clients of old publish with a new name each time.
     pub only_with_subscriptions: bool,
 }
@@ -102,8 +106,8 @@ impl Engine {
         Ok(Client { app, id: device.to_owned(), device: Some(at.device) })
     }
 
-    /// A device whose credentials were checked elsewhere: a token that the app's server or this one signed.
-    pub fn sign_in_by_token(&self, app: AppNo, device: &str) -> Result<Client, SignInError> {
+    /// A device whose credentials were checked elsewhere: by a proof, or a token that the app's server or this one signed.
+    pub fn sign_in_proven(&self, app: AppNo, device: &str) -> Result<Client, SignInError> {
         let at = self.store.device_by_id(app, device);
         let registered = |at: &DeviceRef| self.store.sign_in(*at).is_some_and(|s| s.secret_hash.is_some());
         let at = at.filter(registered).ok_or(SignInError::BadCredentials)?;
@@ -141,7 +145,7 @@ impl Engine {
         let mut hub = self.hub_mut();
         // Looked at with the hub in hand: who deletes a device takes its session away after that, so this one is seen there.
         let registered = self.is_registered(&attach.client)?;
-        let Attach { client, connection, clean, will, takes_pushes, .. } = attach;
+        let Attach { client, connection, clean, will, takes_pushes, takes_stanzas, .. } = attach;
         let existing = hub.find(client.app, &client.id);
         let old_connection = existing.and_then(|no| hub.get(no)?.connection);
         let old_will =
@@ -168,6 +172,7 @@ impl Engine {
         let session = &mut hub.sessions[no as usize];
         session.connection = Some(connection);
         session.takes_pushes = takes_pushes;
+        session.takes_stanzas = takes_stanzas;
         session.expiry_secs = expiry_secs;
         session.will = will.map(Box::new);
         let saved = session.saved.take();
@@ -257,7 +262,8 @@ impl Engine {
                 hub.remove(session);
             }
             None if keep => {
-                hub.let_idle(session, now + u64::from(expiry_secs) * 1000);
+                let secs = detach.saved_secs.unwrap_or(u32::MAX).min(expiry_secs);
+                hub.let_idle(session, now + u64::from(secs) * 1000);
                 if hub.idle.len() > self.limits.idle_sessions_max
                     && let Some((_, oldest)) = hub.idle.first().copied()
                 {

@@ -11,7 +11,7 @@ use postrider_core::delivery::accept::{Push as CorePush, PushData};
 use postrider_core::delivery::publish::Publish as CorePublish;
 use postrider_core::devices::{DeviceError, NewDevice};
 use postrider_core::id::{AppNo, MessageId};
-use postrider_core::model::{Content, Priority, Profile};
+use postrider_core::model::{Content, Priority, Profile, ProofKeys};
 use serde_json::json;
 use std::sync::Arc;
 
@@ -278,6 +278,7 @@ impl World {
         let new = NewDevice {
             id: Some(d.name.clone()),
             secret: SECRET.into(),
+            proof_keys: ProofKeys::default(),
             profile: Profile { tags, ..Profile::default() },
             idempotency_key: Some(key),
         };

@@ -482,6 +482,7 @@ impl Server {
             orderly: conn.orderly,
             expiry_secs: conn.goodbye_expiry,
             saved,
+            saved_secs: None,
             only_with_subscriptions,
         };
         let successor = conn.successor.take();

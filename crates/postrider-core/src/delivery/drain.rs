@@ -4,6 +4,7 @@
 //! What is stored is only which deliveries are open.
 
 use crate::Engine;
+use crate::access::STANZA_TOPIC;
 use crate::command::{Progress, Which};
 use crate::id::*;
 use crate::model::*;
@@ -24,6 +25,7 @@ pub struct Outgoing {
     pub retain: bool,
     pub subscription_ids: Vec<u32>,
     pub sent_before: bool,
+    pub accepted_at: UnixMillis,
     /// Where the message has a life to tell of.
     pub expires_at: UnixMillis,
     /// Where one is who has got this one too.
@@ -36,6 +38,7 @@ struct Reader {
     client: Arc<str>,
     /// `None`: it has not asked for pushes.
     push_qos: Option<u8>,
+    takes_stanzas: bool,
 }
 
 /// The disk does not give a content out: it and those behind it wait for the next drain, so that none is overtaken.
@@ -49,7 +52,11 @@ impl Engine {
 
     /// The same for a device that reads its inbox without a session: it polls.
     pub fn pull(&self, at: DeviceRef, device: &str, position: &mut Position, max: usize) -> Vec<Outgoing> {
-        self.take(&Reader { at, client: device.into(), push_qos: Some(1) }, position, max)
+        self.take(
+            &Reader { at, client: device.into(), push_qos: Some(1), takes_stanzas: false },
+            position,
+            max,
+        )
     }
 
     fn take(&self, reader: &Reader, position: &mut Position, max: usize) -> Vec<Outgoing> {
@@ -88,7 +95,8 @@ impl Engine {
         let hub = self.hub();
         let s = hub.get(session)?;
         let at = DeviceRef { app: s.app, device: s.device? };
-        Some(Reader { at, client: s.client.clone(), push_qos: s.push_qos() })
+        let (client, push_qos, takes_stanzas) = (s.client.clone(), s.push_qos(), s.takes_stanzas);
+        Some(Reader { at, client, push_qos, takes_stanzas })
     }
 
     fn outgoing(
@@ -98,7 +106,7 @@ impl Engine {
         position: Position,
         now: UnixMillis,
     ) -> Result<Option<Outgoing>, Unreadable> {
-        let Reader { at, client, push_qos } = reader;
+        let Reader { at, client, push_qos, .. } = reader;
         let at = *at;
         let content = match self
             .contents
@@ -129,6 +137,9 @@ impl Engine {
                 Some(qos) => *qos,
                 None => return Ok(None),
             },
+            // It waits for a connection that understands it.
+            Some(topic) if topic == STANZA_TOPIC && !reader.takes_stanzas => return Ok(None),
+            Some(topic) if topic == STANZA_TOPIC => 1,
             Some(topic) if !self.access.may_receive(client, topic) && !seeded::is(Bug::ReplaySkipsGate) => {
                 self.end(at, pending.seq, Step::Rejected, Reason::NotAllowed, now);
                 return Ok(None);
@@ -142,6 +153,7 @@ impl Engine {
             retain: pending.retain,
             subscription_ids: pending.subscription_ids,
             sent_before: pending.sent_before,
+            accepted_at: pending.accepted_at,
             expires_at: pending.expires_at,
             position,
         }))

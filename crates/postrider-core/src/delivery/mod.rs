@@ -8,6 +8,7 @@
 //! 6. [`expire`]: time passes: TTLs, session ends, delayed wills, old reports.
 
 pub mod accept;
+pub mod between;
 pub mod dispatch;
 pub mod drain;
 pub mod expire;

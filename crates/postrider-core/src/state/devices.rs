@@ -38,6 +38,39 @@ impl State {
         Ok(Outcome::Registered { at: DeviceRef { app: app_no, device }, existed: false })
     }
 
+    /// Registers, unless the request is a repetition or refused: then the keys stay as they are.
+    pub(super) fn enroll(&mut self, new: &Registration, keys: &ProofKeys) -> Result<Outcome, Refusal> {
+        let outcome = self.register(new)?;
+        if let Outcome::Registered { at, existed: false } = outcome {
+            self.keep_proof_keys(at, keys);
+        }
+        Ok(outcome)
+    }
+
+    pub(super) fn change_secret(
+        &mut self,
+        at: DeviceRef,
+        secret_hash: [u8; 32],
+        keys: &ProofKeys,
+    ) -> Result<Outcome, Refusal> {
+        let device = self.device_in(at)?;
+        // An anonymous client would become a device that is in no index.
+        if device.secret_hash.is_none() {
+            return Err(Refusal::NoSuchDevice);
+        }
+        device.secret_hash = Some(secret_hash);
+        self.keep_proof_keys(at, keys);
+        Ok(Outcome::Done)
+    }
+
+    fn keep_proof_keys(&mut self, at: DeviceRef, keys: &ProofKeys) {
+        if keys.is_empty() {
+            self.proof_keys.remove(&at);
+        } else {
+            self.proof_keys.insert(at, keys.clone());
+        }
+    }
+
     pub(super) fn change_device(
         &mut self,
         at: DeviceRef,
@@ -69,6 +102,7 @@ impl State {
         let app = self.app_mut(at.app)?;
         app.unindex(at.device);
         app.devices[at.device.0 as usize] = None;
+        self.proof_keys.remove(&at);
         Ok(Outcome::Done)
     }
 

@@ -47,6 +47,10 @@ pub struct State {
     /// Tracked messages that ended wholly, in the order in which they did.
     history: VecDeque<Seq>,
 
+    /// Of few devices. Stored behind the rest, since the first format had none.
+    #[serde(skip)]
+    proof_keys: FxHashMap<DeviceRef, ProofKeys>,
+
     // Indexes, made again by `rebuild`.
     #[serde(skip)]
     by_id: BTreeMap<MessageId, Seq>,
@@ -99,6 +103,10 @@ impl State {
             }
             Command::Retain { app, topic, message } => {
                 self.retain(*app, topic, message.as_ref(), blob, effects)
+            }
+            Command::Enroll { registration, proof_keys } => self.enroll(registration, proof_keys),
+            Command::ChangeSecret { at, secret_hash, proof_keys } => {
+                self.change_secret(*at, *secret_hash, proof_keys)
             }
         };
         result.unwrap_or_else(|refusal| {
@@ -157,6 +165,15 @@ impl State {
         }
         self.expiries.values_mut().for_each(|seqs| seqs.sort_unstable());
         self.apps.iter_mut().flat_map(|app| app.groups.values_mut()).for_each(|seqs| seqs.sort_unstable());
+    }
+
+    /// What is stored beside the serialized state itself, and given back by [`Self::set_proof_keys`].
+    pub fn proof_keys(&self) -> &impl Serialize {
+        &self.proof_keys
+    }
+
+    pub fn set_proof_keys(&mut self, keys: impl IntoIterator<Item = (DeviceRef, ProofKeys)>) {
+        self.proof_keys = keys.into_iter().collect();
     }
 
     /// Every content that is still needed, to be moved by a checkpoint. Calls `f` with each reference, which it may change.

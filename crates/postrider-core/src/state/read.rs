@@ -176,6 +176,7 @@ impl State {
         let session = device.session.as_deref();
         Some(SignIn {
             secret_hash: device.secret_hash,
+            proof_keys: self.proof_keys.get(&at).cloned(),
             session: session.map(|s| s.stored),
             subscriptions: session.map_or(Vec::new(), |s| s.subscriptions.clone()),
         })

@@ -59,6 +59,7 @@ fn attach(slot: u32) -> Attach {
         expiry_secs: 60,
         will: None,
         takes_pushes: false,
+        takes_stanzas: false,
     }
 }
 

@@ -365,6 +365,7 @@ fn write_state(folder: &Folder, state: &State, manifest: &Manifest) -> Result<u6
         {
             let mut buffered = io::BufWriter::with_capacity(64 * 1024, &mut frames);
             postcard::to_io(state, &mut buffered).map_err(io::Error::other)?;
+            postcard::to_io(state.proof_keys(), &mut buffered).map_err(io::Error::other)?;
             buffered.flush()?;
         }
         frames.end_frame()?;

@@ -24,7 +24,8 @@ use std::ops::RangeInclusive;
 pub const HEAD_LEN: usize = 32;
 /// Length and checksum in front of a content.
 pub const FRAME_LEN: usize = 8;
-pub const FORMAT_VERSION: u32 = 1;
+/// 2: a checkpoint has the proof keys behind the state; two commands more.
+pub const FORMAT_VERSION: u32 = 2;
 /// Of each file's header.
 pub const HEADER_LEN: usize = 48;
 

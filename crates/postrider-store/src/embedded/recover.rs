@@ -8,7 +8,8 @@ use super::folder::{Checkpoint, Folder, Inventory, Name, Segment};
 use super::record::{self, BadHeader, HEADER_LEN, Header, Manifest};
 use super::replay::{Replay, Sink, Source};
 use super::{OpenError, Problem};
-use postrider_core::id::Seq;
+use postrider_core::id::{DeviceRef, Seq};
+use postrider_core::model::ProofKeys;
 use postrider_core::state::State;
 use std::collections::BTreeSet;
 
@@ -280,7 +281,12 @@ pub fn read_checkpoint(
     if !with_state {
         return Ok((manifest, None));
     }
-    let mut state: State = postcard::from_bytes(&image).map_err(|_| Unusable::Damaged(HEADER_LEN as u64))?;
+    let damaged = |_| Unusable::Damaged(HEADER_LEN as u64);
+    let (mut state, behind) = postcard::take_from_bytes::<State>(&image).map_err(damaged)?;
+    // The first format ends with the state.
+    if !behind.is_empty() {
+        state.set_proof_keys(postcard::from_bytes::<Vec<(DeviceRef, ProofKeys)>>(behind).map_err(damaged)?);
+    }
     state.rebuild();
     if state.seq() != manifest.seq {
         return Err(Unusable::Damaged(HEADER_LEN as u64));
