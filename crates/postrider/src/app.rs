@@ -50,6 +50,8 @@ pub struct Listening {
     pub ops: SocketAddr,
     pub mqtt: SocketAddr,
     pub mqtt_tls: Option<SocketAddr>,
+    pub xmpp: Option<SocketAddr>,
+    pub xmpp_tls: Option<SocketAddr>,
     /// Made at this start, and shown never again.
     pub new_keys: NewKeys,
 }
@@ -57,7 +59,11 @@ pub struct Listening {
 impl fmt::Display for Listening {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "listening http={} ops={} mqtt={}", self.http, self.ops, self.mqtt)?;
-        self.mqtt_tls.map_or(Ok(()), |tls| write!(f, " mqtt_tls={tls}"))
+        let others = [("mqtt_tls", self.mqtt_tls), ("xmpp", self.xmpp), ("xmpp_tls", self.xmpp_tls)];
+        others
+            .iter()
+            .filter_map(|(name, at)| Some((name, (*at)?)))
+            .try_for_each(|(name, at)| write!(f, " {name}={at}"))
     }
 }
 
@@ -81,7 +87,7 @@ pub fn serve(
     let metrics = GatewayMetrics::default();
     let issuer = config.issuer(|id| store.app_by_id(id)).map_err(ServeError::Config)?;
     let tokens = Arc::new(Tokens::new(issuer, &OsChance));
-    let (gateway, mqtt, mqtt_tls) = start_gateway(&config, &engine, tokens, app, &metrics)?;
+    let (gateway, places) = start_gateway(&config, &engine, tokens, app, &metrics)?;
     let gateway = Arc::new(gateway);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(config.http_workers())
@@ -91,7 +97,16 @@ pub fn serve(
     let ticking = Ticker::start(engine.clone())?;
     let served = runtime.block_on(async {
         let web = Web::start(&config, &engine, app, (&gateway, &metrics), &store)?;
-        ready(&Listening { http: web.http, ops: web.ops, mqtt, mqtt_tls, new_keys });
+        let at = |what| places.iter().find(|(name, _)| *name == what).map(|(_, at)| *at);
+        ready(&Listening {
+            http: web.http,
+            ops: web.ops,
+            mqtt: at("listen.mqtt").unwrap_or(config.listen.mqtt),
+            mqtt_tls: at("listen.mqtt_tls"),
+            xmpp: at("listen.xmpp"),
+            xmpp_tls: at("listen.xmpp_tls"),
+            new_keys,
+        });
         wait_for_stop(&stop).await;
         tracing::info!("stopping");
         web.stop().await;
@@ -146,6 +161,9 @@ fn report_gaps(store: &dyn Store) {
     }
 }
 
+/// The names of settings, and where their listeners are.
+type Places = Vec<(&'static str, SocketAddr)>;
+
 /// Listeners first, so that a taken port is found before anything runs.
 fn start_gateway(
     config: &Config,
@@ -153,26 +171,46 @@ fn start_gateway(
     tokens: Arc<Tokens>,
     app: AppNo,
     metrics: &GatewayMetrics,
-) -> Result<(Gateway, SocketAddr, Option<SocketAddr>), ServeError> {
-    let settings: GatewayConfig = config.gateway_settings(app);
-    let workers = settings.workers;
-    let bind = |what, address| {
-        listener::bind(address, workers).map_err(|why| ServeError::Listen { what, address, why })
+) -> Result<(Gateway, Places), ServeError> {
+    let tls = tls_of(config).map_err(ServeError::Tls)?;
+    let settings: GatewayConfig = config.gateway_settings(app, tls.clone());
+    let (mut places, mut by_worker) = (Places::new(), Vec::new());
+    by_worker.resize_with(settings.workers, Vec::new);
+    let listen = &config.listen;
+    let over_tls = |address: Option<SocketAddr>, speaks: fn(_) -> Listens| {
+        address.zip(tls.as_ref()).map(|(address, tls)| (address, speaks(tls.config.clone())))
     };
-    let (mqtt, plain) = bind("listen.mqtt", config.listen.mqtt)?;
-    let mut by_worker: Vec<Vec<_>> = plain.into_iter().map(|l| vec![(l, Listens::Mqtt)]).collect();
-    let mut mqtt_tls = None;
-    if let Some(address) = config.listen.mqtt_tls {
-        let (certificate, key) = config.tls.files().map_err(ServeError::Tls)?;
-        let server = tls::server_config(certificate, key).map_err(ServeError::Tls)?;
-        let (bound, listeners) = bind("listen.mqtt_tls", address)?;
-        mqtt_tls = Some(bound);
+    let wanted = [
+        ("listen.mqtt", Some((listen.mqtt, Listens::Mqtt))),
+        ("listen.mqtt_tls", over_tls(listen.mqtt_tls, Listens::MqttTls)),
+        ("listen.xmpp", listen.xmpp.map(|address| (address, Listens::Xmpp))),
+        ("listen.xmpp_tls", over_tls(listen.xmpp_tls, Listens::XmppTls)),
+    ];
+    for (what, wanted) in wanted {
+        let Some((address, speaks)) = wanted else { continue };
+        let (bound, listeners) = listener::bind(address, settings.workers)
+            .map_err(|why| ServeError::Listen { what, address, why })?;
+        places.push((what, bound));
         for (mine, listener) in by_worker.iter_mut().zip(listeners) {
-            mine.push((listener, Listens::MqttTls(server.clone())));
+            mine.push((listener, speaks.clone()));
         }
     }
     let gateway = Gateway::start(engine.clone(), tokens, settings, metrics.clone(), by_worker)?;
-    Ok((gateway, mqtt, mqtt_tls))
+    Ok((gateway, places))
+}
+
+/// The certificate of the settings, or one of our own.
+fn tls_of(config: &Config) -> Result<Option<tls::ServerTls>, String> {
+    if config.tls.certificate.is_empty() && config.tls.self_signed {
+        let file = config.data_dir().join("self-signed.pem");
+        tls::make_self_signed(&file)?;
+        return tls::server_tls(&file, &file).map(Some);
+    }
+    if config.tls.certificate.is_empty() {
+        return Ok(None);
+    }
+    let (certificate, key) = config.tls.files()?;
+    tls::server_tls(certificate, key).map(Some)
 }
 
 /// The HTTP side: the API on one listener, operations on the other.
@@ -196,7 +234,8 @@ impl Web {
         store.watch_events().on_new(move |_| notify.notify_waiters());
         let door = Arc::new(Arc::downgrade(gateway));
         let tokens = gateway.tokens();
-        let api = api::Api::new(engine.clone(), app, changed, config.api_limits(), tokens, door);
+        let api =
+            api::Api::new(engine.clone(), app, changed, config.api_limits(), (tokens, config.proofs()), door);
         let counts = Arc::downgrade(gateway);
         let connections = move || counts.upgrade().map_or((0, 0), |g| g.counts());
         let ops = api::health::Ops::new(engine.clone(), api.metrics.clone(), metrics.clone(), connections);

@@ -10,6 +10,7 @@ mod gateway;
 mod http;
 mod planted;
 mod platform;
+mod proof;
 mod tls;
 mod tokens;
 

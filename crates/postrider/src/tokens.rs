@@ -79,7 +79,7 @@ impl Tokens {
             None => self.jwt.as_ref().and_then(|issuer| issuer.check(engine, token)),
         };
         let (app, device) = named.ok_or(SignInError::BadCredentials)?;
-        engine.sign_in_by_token(app, &device)
+        engine.sign_in_proven(app, &device)
     }
 
     fn check_ticket(&self, engine: &Engine, ticket: &str) -> Option<(AppNo, String)> {

@@ -5,7 +5,7 @@ use super::auth::{ByDevice, Peer, network};
 use super::error::{ApiError, Code};
 use super::json::{Body, Input, Path};
 use super::messages::{Delivery, message_id};
-use super::{Api, ask};
+use super::{Api, ask, proof_keys};
 use crate::platform::new_secret;
 use axum::extract::State;
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
@@ -93,7 +93,8 @@ pub async fn register(
     }
     let secret = new_secret("", &*api.engine.chance);
     let profile = Profile { platform: Platform::Web, tags: vec!["demo".into()], ..Profile::default() };
-    let device = NewDevice { id: None, secret: secret.clone(), profile, idempotency_key: None };
+    let proof_keys = proof_keys(&api, &secret).await?;
+    let device = NewDevice { id: None, secret: secret.clone(), proof_keys, profile, idempotency_key: None };
     let registered = ask(|done| api.engine.register(api.default_app, device, done)).await??;
     let ids = api.engine.store.device_ids(api.default_app, &[registered.at.device]);
     let device_id = ids.into_iter().next().flatten().ok_or(Code::NoSuchDevice)?;

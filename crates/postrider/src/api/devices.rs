@@ -3,7 +3,7 @@
 use super::auth::{ByApp, ByAppOrDevice, ByRegistrar, Caller, Manages, Reads};
 use super::error::{ApiError, Code};
 use super::json::{Body, Input, Path, Query};
-use super::{Api, Time, ask, cursor, idempotency_key, page_size, read_cursor};
+use super::{Api, Time, ask, cursor, idempotency_key, page_size, proof_keys, read_cursor};
 use crate::platform::new_secret;
 use axum::Json;
 use axum::extract::State;
@@ -95,6 +95,7 @@ pub async fn register(
     let device = NewDevice {
         id: request.device_id,
         secret: secret.clone(),
+        proof_keys: proof_keys(&api, &secret).await?,
         profile: Profile {
             platform: request.platform,
             alias: request.alias,

@@ -19,6 +19,7 @@ mod sockets;
 mod topics;
 
 use crate::gateway::Door;
+use crate::proof::Proofs;
 use crate::tokens::Tokens;
 use auth::Buckets;
 use axum::Router;
@@ -34,6 +35,7 @@ use error::{ApiError, Code};
 pub use health::ApiMetrics;
 use postrider_core::Engine;
 use postrider_core::id::{AppNo, DeviceRef, UnixMillis};
+use postrider_core::model::ProofKeys;
 use serde::{Serialize, Serializer};
 use std::future::Future;
 use std::net::IpAddr;
@@ -57,6 +59,7 @@ pub struct Api {
     /// Where sockets that stop speaking HTTP go.
     pub door: Arc<dyn Door>,
     pub tokens: Arc<Tokens>,
+    pub proofs: Proofs,
     failures: Arc<Buckets<IpAddr>>,
     pushes: Arc<Buckets<AppNo>>,
     polls: Arc<events::Polls>,
@@ -73,7 +76,7 @@ impl Api {
         default_app: AppNo,
         events_changed: Arc<Notify>,
         limits: ApiLimits,
-        tokens: Arc<Tokens>,
+        (tokens, proofs): (Arc<Tokens>, Proofs),
         door: Arc<dyn Door>,
     ) -> Api {
         let second = 1_000_000;
@@ -86,6 +89,7 @@ impl Api {
             door,
             tokens,
             drains: Arc::new(Buckets::new(limits.drains_burst, second / 10, limits.pulls_devices_max)),
+            proofs,
             pulls: Arc::new(Buckets::new(limits.pulls_burst, second, limits.pulls_devices_max)),
             visitors: Arc::new(Buckets::new(20, 60 * second, limits.auth_addresses_max)),
             failures: Arc::new(Buckets::new(
@@ -235,6 +239,7 @@ pub fn routes() -> Vec<Route> {
         route(M::POST, "/v1/stream/acks", inbox::acknowledge),
         route(M::GET, "/mqtt", sockets::mqtt),
         route(M::GET, "/ws", sockets::json),
+        route(M::GET, "/xmpp-websocket", sockets::xmpp),
         route(M::GET, "/_test/echo", sockets::echo),
         route(M::GET, "/sdk/{file}", demo::sdk),
         route(M::GET, "/demo", demo::page),
@@ -329,6 +334,15 @@ pub async fn ask<T: Send + 'static>(start: impl FnOnce(Box<dyn FnOnce(T) + Send>
 /// Runs what takes long aside, so that other requests go on.
 async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, ApiError> {
     tokio::task::spawn_blocking(work).await.map_err(|_| Code::Internal.into())
+}
+
+/// What SCRAM needs of a new secret.
+async fn proof_keys(api: &Api, secret: &str) -> Result<ProofKeys, ApiError> {
+    let (proofs, chance, secret) = (api.proofs, api.engine.chance.clone(), secret.to_owned());
+    match proofs.are_kept {
+        true => aside(move || proofs.keys(&secret, &*chance)).await,
+        false => Ok(ProofKeys::default()),
+    }
 }
 
 /// The caller's name for this request (P2, A33).

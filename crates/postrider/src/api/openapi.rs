@@ -142,6 +142,7 @@ const OPERATIONS: &[Operation] = &[
     call(("get", "/v1/stream"), "openStream", "Receive as server-sent events (docs/protocol/http.md)", DEVICE, (200, None)).query(STREAM_QUERY),
     call(("post", "/v1/stream/acks"), "acknowledgeStream", "Acknowledge deliveries of the stream", DEVICE, (200, Some("Acknowledged"))).body("AckRequest"),
     call(("get", "/ws"), "openWebSocket", "Receive over a WebSocket (docs/protocol/websocket.md)", None, (101, None)),
+    call(("get", "/xmpp-websocket"), "openXmpp", "XMPP over WebSocket (RFC 7395); devices sign in by XMPP", None, (101, None)),
     call(("get", "/_test/echo"), "openEcho", "Every WebSocket message comes back; off unless the settings say otherwise", None, (101, None)),
     call(("get", "/sdk/{file}"), "getSdk", "A file of the browser SDK", None, (200, None)),
     call(("get", "/demo"), "openDemo", "The page for trying it out; off unless the settings say otherwise", None, (200, None)),

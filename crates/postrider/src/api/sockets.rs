@@ -1,4 +1,4 @@
-//! Requests that become WebSockets: `/mqtt` speaks MQTT, `/ws` our JSON protocol. Who it is, the protocol asks.
+//! Requests that become WebSockets: `/mqtt` speaks MQTT, `/ws` our JSON protocol, `/xmpp-websocket` XMPP (RFC 7395). Who it is, the protocol asks.
 
 use super::Api;
 use super::auth::Peer;
@@ -33,6 +33,20 @@ pub async fn json(
     let handshake = handshake(&request, &["postrider.v1"])?;
     let (deflate, extensions) = compression(&api, &request);
     switch(&api, peer, request, &handshake, (Speaks::Json(deflate), extensions))
+}
+
+/// `GET /xmpp-websocket`.
+pub async fn xmpp(
+    State(api): State<Api>,
+    peer: Option<Extension<Peer>>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let handshake = handshake(&request, &["xmpp"])?;
+    if handshake.subprotocol.is_none() {
+        // RFC 7395 §3.1.
+        return Err(Code::InvalidUpgrade.at("Sec-WebSocket-Protocol", "The subprotocol `xmpp` is needed."));
+    }
+    switch(&api, peer, request, &handshake, Speaks::XmppOverWebSocket)
 }
 
 /// `GET /_test/echo`: off unless the settings say otherwise, and then like a path that is not there.

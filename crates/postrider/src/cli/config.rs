@@ -57,7 +57,8 @@ fn check(sources: Sources, screen: &Screen) -> Result<(), Failure> {
                 screen.note(format!("{} {warning}", screen.style(Style::Warn, "warning:")))
             });
             let listen = &config.listen;
-            let listeners = format!("http {}, ops {}, mqtt {}", listen.http, listen.ops, listen.mqtt);
+            let mut listeners = format!("http {}, ops {}, mqtt {}", listen.http, listen.ops, listen.mqtt);
+            listeners.extend(listen.xmpp.map(|xmpp| format!(", xmpp {xmpp}")));
             screen.line(format!(
                 "{} It would listen at {listeners}.",
                 screen.style(Style::Good, "The configuration is good.")

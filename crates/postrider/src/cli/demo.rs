@@ -87,6 +87,7 @@ fn configuration(dir: &Path) -> Result<(Config, String), Failure> {
     for address in [&mut config.listen.http, &mut config.listen.ops, &mut config.listen.mqtt] {
         *address = free(*address);
     }
+    config.listen.xmpp = config.listen.xmpp.map(free);
     if std::env::var_os("POSTRIDER_LOG_LEVEL").is_none() && std::env::var_os("POSTRIDER_LOG").is_none() {
         config.log.level = "warn".into();
     }

@@ -4,16 +4,18 @@ use super::values::Sync;
 use super::{Config, Tls};
 use crate::api::ApiLimits;
 use crate::bootstrap::PresetKeys;
-use crate::gateway::GatewayConfig;
 use crate::gateway::admission::AdmissionLimits;
+use crate::gateway::{GatewayConfig, XmppSettings};
 use crate::http::HttpConfig;
+use crate::proof::Proofs;
+use crate::tls::ServerTls;
 use crate::tokens::Issuer;
 use jsonwebtoken::{Algorithm, DecodingKey};
 use postrider_core::access::Access;
 use postrider_core::id::AppNo;
 use postrider_core::limits::Limits;
 use postrider_proto::json::JsonConfig;
-use postrider_proto::{Qos, mqtt, ws};
+use postrider_proto::{Qos, mqtt, ws, xmpp};
 use postrider_store::{EmbeddedConfig, SyncMode};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -98,6 +100,32 @@ impl Config {
         }
     }
 
+    /// `offers_tls`: there is a certificate to switch to TLS with.
+    pub fn xmpp_server(&self, offers_tls: bool) -> xmpp::ServerConfig {
+        let x = &self.xmpp;
+        let defaults = xmpp::ServerConfig::default();
+        let stanza = |bytes_max, like: xmpp::StanzaLimits| xmpp::StanzaLimits { bytes_max, ..like };
+        xmpp::ServerConfig {
+            before_auth: stanza(x.stanza_bytes_max_before_auth, defaults.before_auth),
+            after_auth: stanza(x.stanza_bytes_max, defaults.after_auth),
+            offers_tls,
+            allows_plaintext: x.allow_plaintext,
+            offers_registration: x.registration,
+            offers_legacy_auth: x.legacy_sign_in,
+            androidpn_api_key: self.androidpn.api_key.clone(),
+            inflight_max: x.inflight_max,
+            resume_ms: x.resume_secs * 1_000,
+            probe_after_ms: x.probe_after_secs * 1_000,
+            answer_timeout_ms: x.answer_timeout_secs * 1_000,
+            ..defaults
+        }
+    }
+
+    /// What is kept of the secrets of new devices, beside their hash.
+    pub fn proofs(&self) -> Proofs {
+        Proofs { are_kept: self.xmpp.scram && self.listen.xmpp.or(self.listen.xmpp_tls).is_some() }
+    }
+
     /// MQTT packets come in WebSocket messages: those may be as large as these.
     pub fn websocket(&self) -> ws::WsConfig {
         let bytes = self.mqtt.packet_bytes_max.max(ws::WsConfig::default().message_bytes_max);
@@ -141,8 +169,8 @@ impl Config {
         Ok(Some(Issuer { app, algorithm, key, audience }))
     }
 
-    /// `app`: the number of the app that `mqtt.app` names.
-    pub fn gateway_settings(&self, app: AppNo) -> GatewayConfig {
+    /// `app`: the number of the app that `mqtt.app` names. `tls`: the certificate, where there is one.
+    pub fn gateway_settings(&self, app: AppNo, tls: Option<ServerTls>) -> GatewayConfig {
         let g = &self.gateway;
         GatewayConfig {
             workers: threads(g.workers),
@@ -153,10 +181,19 @@ impl Config {
                 per_address_max: g.per_address_max,
                 failures_burst: g.failures_burst,
                 failure_secs: g.failure_secs,
+                registrations_burst: self.xmpp.registrations_burst,
+                registration_secs: self.xmpp.registration_secs,
             },
             mqtt: Arc::new(self.mqtt_server()),
             websocket: Arc::new(self.websocket()),
             json: Arc::new(self.json()),
+            xmpp: XmppSettings {
+                server: Arc::new(self.xmpp_server(tls.is_some())),
+                binds_channels: self.xmpp.channel_binding,
+                device_messages: self.xmpp.device_messages,
+                proofs: self.proofs(),
+            },
+            tls,
             app,
             out_bytes_max: g.out_bytes_max,
             waiting_max: g.waiting_max,

@@ -37,29 +37,21 @@ impl Sources {
 #[error("{}", .0.join("\n"))]
 pub struct ConfigError(pub Vec<String>);
 
-/// Names that are kept for what is to come.
-const RESERVED: [(&str, &str); 2] = [("listen", "xmpp"), ("listen", "xmpp_tls")];
-
 /// Shorter names that the design promises, beside `POSTRIDER_<SECTION>_<KEY>`.
-pub const ENV_ALIASES: [(&str, &str, &str); 6] = [
+pub const ENV_ALIASES: [(&str, &str, &str); 8] = [
     ("POSTRIDER_HTTP_LISTEN", "listen", "http"),
     ("POSTRIDER_OPS_LISTEN", "listen", "ops"),
     ("POSTRIDER_MQTT_LISTEN", "listen", "mqtt"),
     ("POSTRIDER_MQTT_TLS_LISTEN", "listen", "mqtt_tls"),
+    ("POSTRIDER_XMPP_LISTEN", "listen", "xmpp"),
+    ("POSTRIDER_XMPP_TLS_LISTEN", "listen", "xmpp_tls"),
     ("POSTRIDER_DATA", "store", "dir"),
     ("POSTRIDER_LOG", "log", "level"),
 ];
 
 /// Variables that are read elsewhere.
-const ENV_OTHERS: [&str; 7] = [
-    "POSTRIDER_APP_KEY",
-    "POSTRIDER_ADMIN_KEY",
-    "POSTRIDER_SERVER",
-    "POSTRIDER_MQTT",
-    "POSTRIDER_CONFIG",
-    "POSTRIDER_XMPP_LISTEN",
-    "POSTRIDER_XMPP_TLS_LISTEN",
-];
+const ENV_OTHERS: [&str; 5] =
+    ["POSTRIDER_APP_KEY", "POSTRIDER_ADMIN_KEY", "POSTRIDER_SERVER", "POSTRIDER_MQTT", "POSTRIDER_CONFIG"];
 
 /// So alike that it is a slip of the finger.
 const ALIKE: f64 = 0.75;
@@ -200,9 +192,6 @@ impl Loading {
             match name.as_str() {
                 "POSTRIDER_APP_KEY" => keys.app = Some(value.clone()),
                 "POSTRIDER_ADMIN_KEY" => keys.admin = Some(value.clone()),
-                "POSTRIDER_XMPP_LISTEN" | "POSTRIDER_XMPP_TLS_LISTEN" => {
-                    warnings.push(format!("{name} is set, but this version does not speak XMPP yet"));
-                }
                 _ => match known.iter().find(|(variable, ..)| variable == name) {
                     Some((_, section, key)) => self.add_text(name, section, key, value),
                     None if ENV_OTHERS.contains(&name.as_str()) => {}
@@ -269,9 +258,6 @@ fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a s
 }
 
 fn unknown_key(section: &str, key: &str) -> String {
-    if RESERVED.contains(&(section, key)) {
-        return format!("`{section}.{key}` is kept for a later version: this one does not speak XMPP yet");
-    }
     let elsewhere = SECTIONS.iter().find(|other| other.keys.iter().any(|known| known.name == key));
     match (elsewhere, nearest(key, keys_of(section))) {
         (Some(other), _) => {

@@ -8,6 +8,7 @@ use crate::gateway::admission::AdmissionLimits;
 use crate::http::HttpConfig;
 use postrider_core::access::Access as CoreAccess;
 use postrider_core::limits::Limits as CoreLimits;
+use postrider_proto::xmpp::ServerConfig as XmppConfig;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 
@@ -86,6 +87,10 @@ fn api() -> ApiLimits {
     ApiLimits::default()
 }
 
+fn xmpp() -> XmppConfig {
+    XmppConfig::default()
+}
+
 fn http() -> HttpConfig {
     HttpConfig::default()
 }
@@ -98,7 +103,7 @@ settings! {
     /// Where the server listens. An address is IP:PORT; port 0 takes a free one. Everything is bound to this machine alone
     /// until you say otherwise: `0.0.0.0:8080` is open to the network.
     [listen] Listen {
-        /// HTTP: the API under `/v1`, and MQTT over WebSocket at `/mqtt`.
+        /// HTTP: the API under `/v1`, MQTT over WebSocket at `/mqtt`, XMPP over WebSocket at `/xmpp-websocket`.
         #[serde(with = "address")]
         http: SocketAddr = local(8080),
         /// Operations: `/healthz`, `/readyz`, `/metrics`. Not for the public.
@@ -110,6 +115,12 @@ settings! {
         /// MQTT with TLS, usually at port 8883; needs the section `[tls]`. `off`: not at all.
         #[serde(with = "address_or_off")]
         mqtt_tls: Option<SocketAddr> = None,
+        /// XMPP, which switches to TLS by STARTTLS where there is a certificate. `off`: not at all.
+        #[serde(with = "address_or_off")]
+        xmpp: Option<SocketAddr> = Some(local(5222)),
+        /// XMPP with TLS from the first byte (XEP-0368), usually at port 5223. `off`: not at all.
+        #[serde(with = "address_or_off")]
+        xmpp_tls: Option<SocketAddr> = None,
     }
 
     /// The certificate of the TLS listeners.
@@ -118,6 +129,9 @@ settings! {
         certificate: String = String::new(),
         /// A PEM file with the private key.
         key: String = String::new(),
+        /// Without files of your own: make a certificate at the first start, which lies in the data folder and which nobody
+        /// vouches for. Enough for phones that accept any, such as androidpn's.
+        self_signed: bool = false,
     }
 
     /// The embedded store: a folder of files.
@@ -277,6 +291,50 @@ settings! {
         qos_max: u8 = 2,
         /// Acknowledgements of nothing in a minute, beyond which the connection ends (A18).
         bad_acks_per_minute_max: u16 = 100,
+    }
+
+    /// The XMPP protocol.
+    [xmpp] Xmpp {
+        /// Sign-in and registration without TLS; for loopback and tests. Over WebSocket the HTTP side sees to TLS.
+        allow_plaintext: bool = false,
+        /// Whether devices may register by themselves, into the app `mqtt.app` (XEP-0077).
+        registration: bool = false,
+        /// Registrations of one address or IPv6 /64 network that are heard at once (A21).
+        registrations_burst: u32 = 20,
+        /// Seconds after which one more is heard.
+        registration_secs: u64 = 60,
+        /// Whether clients from before SASL may sign in (XEP-0078), which show their password inside of TLS.
+        legacy_sign_in: bool = false,
+        /// Keep what SCRAM needs of each secret when it is set: some milliseconds of work for each device. Devices registered
+        /// while this is off can only sign in with PLAIN.
+        scram: bool = true,
+        /// Offer SCRAM with channel binding. Some old clients ask for a kind that TLS 1.3 has not, and fail over it.
+        channel_binding: bool = true,
+        /// Whether devices of an app may write to each other.
+        device_messages: bool = true,
+        /// Bytes of a stanza before the client has signed in (L17).
+        stanza_bytes_max_before_auth: usize = xmpp().before_auth.bytes_max,
+        /// Bytes of a stanza after that (L17).
+        stanza_bytes_max: usize = xmpp().after_auth.bytes_max,
+        /// Deliveries on their way to a client that it has not acknowledged; more wait in the inbox (L14).
+        inflight_max: usize = xmpp().inflight_max,
+        /// Seconds in which a lost stream may be resumed (L20).
+        resume_secs: u64 = xmpp().resume_ms / 1_000,
+        /// Seconds of silence after which a client is asked whether it is there.
+        probe_after_secs: u64 = xmpp().probe_after_ms / 1_000,
+        /// Seconds in which it has to answer, or to acknowledge what it was sent.
+        answer_timeout_secs: u64 = xmpp().answer_timeout_ms / 1_000,
+    }
+
+    /// What unmodified androidpn phones and the app servers behind them expect. Phones also want `xmpp.registration`,
+    /// `xmpp.legacy_sign_in` and a certificate, be it `tls.self_signed`.
+    [androidpn] Androidpn {
+        /// Whether `/notification.do` and `/notification_api.do` send, and `/user_api.do` and `/session_api.do` list.
+        api: bool = false,
+        /// Whether requests from this machine itself need no key, as they never did; for the app `mqtt.app`.
+        keyless_loopback: bool = false,
+        /// What phones read in `<apiKey>`.
+        api_key: String = "1234567890".into(),
     }
 
     /// The connections of devices, whatever they speak. 0 means: no limit.

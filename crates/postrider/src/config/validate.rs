@@ -29,6 +29,8 @@ impl Config {
             ("listen.ops", Some(listen.ops)),
             ("listen.mqtt", Some(listen.mqtt)),
             ("listen.mqtt_tls", listen.mqtt_tls),
+            ("listen.xmpp", listen.xmpp),
+            ("listen.xmpp_tls", listen.xmpp_tls),
         ];
         for (at, (name, address)) in all.iter().enumerate() {
             let Some(address) = address.filter(|a| a.port() != 0) else { continue };
@@ -40,8 +42,10 @@ impl Config {
         if tls.certificate.is_empty() != tls.key.is_empty() {
             problems.push("tls: `certificate` and `key` are set together or not at all".into());
         }
-        if listen.mqtt_tls.is_some() && tls.certificate.is_empty() {
-            problems.push("listen.mqtt_tls: needs `tls.certificate` and `tls.key`".into());
+        for (name, _) in all.iter().filter(|(name, address)| name.ends_with("_tls") && address.is_some()) {
+            if tls.certificate.is_empty() && !tls.self_signed {
+                problems.push(format!("{name}: needs `tls.certificate` and `tls.key`"));
+            }
         }
     }
 
@@ -97,6 +101,12 @@ impl Config {
                 http.body_bytes_max as u64,
             ),
             (
+                "xmpp.stanza_bytes_max_before_auth",
+                self.xmpp.stanza_bytes_max_before_auth as u64,
+                "xmpp.stanza_bytes_max",
+                self.xmpp.stanza_bytes_max as u64,
+            ),
+            (
                 "mqtt.packet_bytes_max_before_auth",
                 mqtt.packet_bytes_max_before_auth as u64,
                 "mqtt.packet_bytes_max",
@@ -122,6 +132,10 @@ impl Config {
             ("mqtt.awaiting_release_max", usize::from(mqtt.awaiting_release_max)),
             ("mqtt.connect_timeout_secs", mqtt.connect_timeout_secs as usize),
             ("mqtt.filters_max", mqtt.filters_max),
+            ("xmpp.inflight_max", self.xmpp.inflight_max),
+            ("xmpp.stanza_bytes_max_before_auth", self.xmpp.stanza_bytes_max_before_auth),
+            ("xmpp.probe_after_secs", self.xmpp.probe_after_secs as usize),
+            ("xmpp.answer_timeout_secs", self.xmpp.answer_timeout_secs as usize),
             ("gateway.out_bytes_max", self.gateway.out_bytes_max),
             ("gateway.slow_reader_secs", self.gateway.slow_reader_secs as usize),
             ("http.body_bytes_max", http.body_bytes_max),

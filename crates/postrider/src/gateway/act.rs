@@ -44,8 +44,8 @@ impl Driver {
                     conn.busy().goodbye_expiry_secs = session_expiry_secs;
                 }
             }
-            // No gateway here says these.
-            Event::WindowOpened | Event::Xmpp(_) => {}
+            Event::WindowOpened => self.begin_inbox(slot),
+            Event::Xmpp(request) => self.act_on_xmpp(slot, *request),
         }
     }
 
@@ -69,6 +69,15 @@ impl Driver {
             Ok(_) => self.sign_in(slot, parked),
             Err(refusal) => self.turn_away(slot, &parked.connect, refusal),
         }
+    }
+
+    /// The window opened by itself: what was held back, or came while it was shut, lies behind no position that counts.
+    fn begin_inbox(&mut self, slot: u32) {
+        if let Some(conn) = self.conn(slot) {
+            conn.position = Position::default();
+        }
+        self.want_drain(slot);
+        self.continue_waiting(slot);
     }
 
     fn turn_away(&mut self, slot: u32, connect: &Connect, refusal: ConnectRefusal) {
@@ -140,6 +149,7 @@ impl Driver {
             expiry_secs: connect.session_expiry_secs,
             will,
             takes_pushes: connect.takes_pushes,
+            takes_stanzas: self.conn(slot).is_some_and(|c| c.protocol.is_xmpp()),
         };
         let client = connect.takes_pushes.then(|| attach.client.clone());
         let first_token = if connect.clean_start { 0 } else { self.shared.engine.chance.bits128() as u32 };
@@ -149,7 +159,11 @@ impl Driver {
             // Tokens of an earlier connection may still be in flight: begin elsewhere.
             conn.next_live = first_token;
         }
-        let inflight = attached.saved.and_then(|saved| saved.downcast::<proto::mqtt::Inflight>().ok());
+        let (inflight, stream) = match attached.saved.map(|saved| saved.downcast::<proto::mqtt::Inflight>()) {
+            Some(Ok(inflight)) => (Some(inflight), None),
+            Some(Err(other)) => (None, other.downcast::<proto::xmpp::SavedStream>().ok()),
+            None => (None, None),
+        };
         // After a restart the client may still hold ids that nobody here knows: begin somewhere else among them.
         let first_id = (first_token as u16).max(1);
         let somewhere = || match attached.state_lost {
@@ -165,6 +179,7 @@ impl Driver {
             assigned_client_id: assigned.map(Into::into),
             session_expiry_secs: differs.then_some(attached.expiry_secs),
             inflight,
+            stream,
             welcome: client.map(|client| Box::new(self.welcome(&client))),
             ..proto::Accepted::default()
         })
@@ -193,9 +208,13 @@ impl Driver {
             Some(user) => self.app_and_name(user),
             None => (self.shared.config.app, connect.client_id.as_str()),
         };
+        if connect.is_proven {
+            let client = engine.sign_in_proven(app, name).map_err(mqtt::refusal_of)?;
+            return Ok((client, None));
+        }
         if connect.user.is_some() {
             let known = engine.store.device_by_id(app, name).is_some();
-            if known || !engine.access.anonymous {
+            if known || !engine.access.anonymous || connect.level == 0 {
                 let secret = connect.password.as_deref().unwrap_or_default();
                 let client = engine.sign_in(app, name, secret).map_err(mqtt::refusal_of)?;
                 return self.own_name(client, connect);
@@ -234,7 +253,7 @@ impl Driver {
     }
 
     /// `app/device`, or a device of the listener's own app.
-    fn app_and_name<'a>(&self, user: &'a str) -> (AppNo, &'a str) {
+    pub(super) fn app_and_name<'a>(&self, user: &'a str) -> (AppNo, &'a str) {
         let named = user.split_once('/');
         let app = named.and_then(|(app, name)| Some((self.shared.engine.store.app_by_id(app)?, name)));
         app.unwrap_or((self.shared.config.app, user))
@@ -282,7 +301,7 @@ impl Driver {
     }
 
     /// One publish off the connection's budget; an empty one pauses reading until it has refilled.
-    fn charge(&mut self, slot: u32) {
+    pub(super) fn charge(&mut self, slot: u32) {
         let (rate, burst, now) =
             (self.shared.config.publishes_per_sec, self.shared.config.publishes_burst, self.now);
         if rate == 0 {
@@ -404,7 +423,7 @@ impl Driver {
     pub(super) fn take_reply(&mut self, slot: u32, reply: Reply) {
         match reply {
             Reply::Protocol(reply) => {
-                let is_commit = matches!(reply, proto::Reply::Publish { .. });
+                let is_commit = matches!(reply, proto::Reply::Publish { .. } | proto::Reply::Xmpp(_));
                 self.answer(slot, reply);
                 if is_commit {
                     self.settle(slot);

@@ -17,6 +17,9 @@ pub struct AdmissionLimits {
     /// one more is heard.
     pub failures_burst: u32,
     pub failure_secs: u64,
+    /// Accounts that devices of one address make for themselves (A21): at once, and after how many seconds one more.
+    pub registrations_burst: u32,
+    pub registration_secs: u64,
 }
 
 impl Default for AdmissionLimits {
@@ -28,6 +31,8 @@ impl Default for AdmissionLimits {
             per_address_max: 2_000,
             failures_burst: 30,
             failure_secs: 60,
+            registrations_burst: 20,
+            registration_secs: 60,
         }
     }
 }
@@ -38,18 +43,23 @@ pub struct Admission {
     total: AtomicUsize,
     waiting: AtomicUsize,
     by_address: Mutex<HashMap<IpAddr, Counts>>,
-    failures: Mutex<HashMap<IpAddr, Failures>>,
+    failures: Leaking,
+    registrations: Leaking,
 }
 
-/// Wrong credentials of one address: a bucket that leaks one in a while.
+/// How often something happened, by address.
+#[derive(Debug, Default)]
+struct Leaking(Mutex<HashMap<IpAddr, Bucket>>);
+
+/// Leaks one in a while.
 #[derive(Debug, Clone, Copy)]
-struct Failures {
+struct Bucket {
     count: u32,
     since_ms: u64,
 }
 
-/// Addresses with failures that are remembered; beyond it the oldest knowledge is given up.
-const FAILURES_MAX: usize = 100_000;
+/// Addresses that are remembered; beyond it all knowledge is given up.
+const ADDRESSES_MAX: usize = 100_000;
 
 #[derive(Debug, Default, Clone, Copy)]
 struct Counts {
@@ -130,15 +140,13 @@ impl Admission {
 
     /// An address tried with wrong credentials; false when it did so too often to be told more than that.
     pub fn count_failure(&self, address: IpAddr, now_ms: u64) -> bool {
-        let mut all = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
-        if all.len() >= FAILURES_MAX {
-            all.clear();
-        }
-        let failures = all.entry(network(address)).or_insert(Failures { count: 0, since_ms: now_ms });
-        failures.leak(now_ms, self.limits.failure_secs * 1_000);
-        let heard = self.limits.failures_burst == 0 || failures.count < self.limits.failures_burst;
-        failures.count += u32::from(heard);
-        heard
+        self.failures.count(address, now_ms, self.limits.failures_burst, self.limits.failure_secs)
+    }
+
+    /// A device of the address makes an account; false when too many did.
+    pub fn count_registration(&self, address: IpAddr, now_ms: u64) -> bool {
+        let limits = &self.limits;
+        self.registrations.count(address, now_ms, limits.registrations_burst, limits.registration_secs)
     }
 
     pub fn unauthenticated(&self) -> usize {
@@ -150,7 +158,22 @@ impl Admission {
     }
 }
 
-impl Failures {
+impl Leaking {
+    /// One more; false, and not counted, where the bucket is full. A burst of 0: no limit.
+    fn count(&self, address: IpAddr, now_ms: u64, burst: u32, secs: u64) -> bool {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if all.len() >= ADDRESSES_MAX {
+            all.clear();
+        }
+        let bucket = all.entry(network(address)).or_insert(Bucket { count: 0, since_ms: now_ms });
+        bucket.leak(now_ms, secs * 1_000);
+        let fits = burst == 0 || bucket.count < burst;
+        bucket.count += u32::from(fits);
+        fits
+    }
+}
+
+impl Bucket {
     fn leak(&mut self, now: u64, every_ms: u64) {
         let gone = (now.saturating_sub(self.since_ms) / every_ms.max(1)).min(u64::from(u32::MAX));
         self.count = self.count.saturating_sub(gone as u32);

@@ -62,9 +62,7 @@ impl Driver {
         }
         self.stop_waiting(slot);
         let Some(conn) = self.take_out(slot) else { return };
-        let (Protocol::Poll(poll), super::transport::Transport::Plain(mut stream)) =
-            (conn.protocol, conn.transport)
-        else {
+        let (Protocol::Poll(poll), Some(mut stream)) = (conn.protocol, conn.transport.into_plain()) else {
             return;
         };
         if let Err(error) = self.forget(&mut stream) {

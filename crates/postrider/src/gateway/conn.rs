@@ -40,6 +40,10 @@ pub struct Conn {
     pub more: bool,
     pub paused: bool,
     pub orderly: bool,
+    /// TLS begins as soon as everything is written.
+    pub starts_tls: bool,
+    /// The protocol is to be told when TLS is up.
+    pub awaits_tls: bool,
 }
 
 /// What a connection has only while something is going on.

@@ -25,8 +25,8 @@ use postrider_core::delivery::receipt::Ack;
 use postrider_core::port::{ConnectionRef, Farewell, Position};
 use postrider_core::session::Detach;
 use postrider_proto::json::{EventStream, SocketConnection};
-use postrider_proto::ws::{self, MqttOverWs, WsConfig};
-use postrider_proto::{Close, Fanned, Goodbye, Millis, Output, mqtt as mqtt_proto};
+use postrider_proto::ws::{self, MqttOverWs, WsConfig, XmppOverWs};
+use postrider_proto::{Close, Fanned, Goodbye, Millis, Output, mqtt as mqtt_proto, xmpp as xmpp_proto};
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
@@ -284,6 +284,7 @@ impl Driver {
             return Err(error);
         }
         let generation = self.generations[slot as usize];
+        let awaits_tls = matches!(speaks, Speaks::XmppTls(_));
         let (transport, protocol, begin) = match self.speaker(stream, speaks) {
             Ok(speaker) => speaker,
             Err(error) => {
@@ -292,7 +293,9 @@ impl Driver {
             }
         };
         let is_poll = matches!(protocol, Protocol::Poll(_));
-        self.conns[slot as usize] = Some(Box::new(new_conn(transport, protocol, generation, peer)));
+        let mut conn = new_conn(transport, protocol, generation, peer);
+        conn.awaits_tls = awaits_tls;
+        self.conns[slot as usize] = Some(Box::new(conn));
         self.rearm(slot);
         match begin {
             Some(begin) => self.guarded(slot, |d| d.begin_stream(slot, begin.client, begin.position)),
@@ -318,6 +321,17 @@ impl Driver {
                 let transport = Transport::tls(stream, tls).map_err(io::Error::other)?;
                 return Ok((transport, Protocol::Mqtt(mqtt()), None));
             }
+            Speaks::Xmpp => Protocol::Xmpp(self.xmpp()),
+            Speaks::XmppTls(tls) => {
+                let transport = Transport::tls(stream, tls).map_err(io::Error::other)?;
+                return Ok((transport, Protocol::Xmpp(self.xmpp()), None));
+            }
+            Speaks::XmppOverWebSocket => {
+                let (ws, xmpp) = (config.websocket.clone(), config.xmpp.server.clone());
+                // As for all that comes by HTTP, TLS is the matter of what stands in front of it.
+                let tunnel = XmppOverWs::new(ws, xmpp, self.seed(), true, now);
+                Protocol::XmppOverWebSocket(Box::new(tunnel))
+            }
             Speaks::MqttOverWebSocket => {
                 Protocol::MqttOverWebSocket(Box::new(MqttOverWs::new(config.websocket.clone(), mqtt())))
             }
@@ -331,7 +345,7 @@ impl Driver {
                 let headers = std::mem::take(&mut begin.headers);
                 let events = EventStream::new(config.json.clone(), headers, now);
                 let protocol = Protocol::EventStream(Box::new(events));
-                return Ok((Transport::Plain(stream), protocol, Some(begin)));
+                return Ok((Transport::plain(stream), protocol, Some(begin)));
             }
             Speaks::Poll(wait) => {
                 let until = now + wait.wait_ms;
@@ -342,7 +356,19 @@ impl Driver {
                 Protocol::Echo(Box::new(Echo(ws.with_deflate(deflate))))
             }
         };
-        Ok((Transport::Plain(stream), protocol, None))
+        Ok((Transport::plain(stream), protocol, None))
+    }
+
+    fn xmpp(&self) -> Box<xmpp_proto::ServerConnection> {
+        let config = self.shared.config.xmpp.server.clone();
+        Box::new(xmpp_proto::ServerConnection::new(config, self.seed(), self.now))
+    }
+
+    fn seed(&self) -> [u8; 32] {
+        let mut seed = [0; 32];
+        let chance = &self.shared.engine.chance;
+        seed.chunks_mut(16).for_each(|half| half.copy_from_slice(&chance.bits128().to_le_bytes()));
+        seed
     }
 
     pub(super) fn readable(&mut self, slot: u32) {
@@ -350,7 +376,9 @@ impl Driver {
         let out_max = self.shared.config.out_bytes_max;
         let mut reads = 0;
         let end = loop {
-            let Some(conn) = self.conn(slot).filter(|c| !c.paused && c.phase != Phase::Settling) else {
+            let Some(conn) =
+                self.conn(slot).filter(|c| !c.paused && !c.starts_tls && c.phase != Phase::Settling)
+            else {
                 break None;
             };
             if conn.backlog() > out_max {
@@ -367,6 +395,7 @@ impl Driver {
                 Ok(Received::Bytes { n, more }) => {
                     if conn.is_open() && n > 0 {
                         self.shared.metrics.bytes_in.inc_by(n as u64);
+                        self.tell_of_tls(slot);
                         self.speak(slot, &scratch[..n]);
                     }
                     // The peer's end may lie right behind its last bytes, and would raise no edge of its own.
@@ -421,6 +450,11 @@ impl Driver {
         if !output.bytes.is_empty() {
             self.queue(slot, &output.bytes);
             output.bytes.clear();
+        }
+        if std::mem::take(&mut output.start_tls)
+            && let Some(conn) = self.conn(slot)
+        {
+            conn.starts_tls = true;
         }
         let close = output.close.take();
         let mut events = std::mem::take(&mut output.events);
@@ -494,6 +528,9 @@ impl Driver {
             (Ok(()), Phase::ClosingGently) if !pending => self.linger(slot),
             (Ok(()), _) if pending => self.rearm(slot),
             // Room again: what waited may go on.
+            (Ok(()), Phase::Open) if self.conn(slot).is_some_and(|c| c.starts_tls) => {
+                self.switch_to_tls(slot)
+            }
             (Ok(()), Phase::Open) => {
                 if self.conn(slot).is_some_and(|c| std::mem::take(&mut c.is_held)) {
                     self.again.push(slot);
@@ -502,6 +539,11 @@ impl Driver {
             }
             _ => {}
         }
+    }
+
+    /// Reads with the next turn, whether or not the socket raises an edge.
+    pub(super) fn read_again(&mut self, slot: u32) {
+        self.again.push(slot);
     }
 
     /// Our side is closed; whatever the peer still sends is read and dropped until it has read our reason and closes too.
@@ -533,7 +575,8 @@ impl Driver {
     /// The session is told at once; the socket may still have bytes to write.
     fn leave_session(&mut self, slot: u32) {
         self.stop_waiting(slot);
-        let at = self.reference(slot);
+        let (at, now) = (self.reference(slot), self.now);
+        let resume_secs = (self.shared.config.xmpp.server.resume_ms / 1_000) as u32;
         // A QoS 2 publish whose commit is under way counts as received only once that is there: a client that comes back
         // and sends it again must not be taken for sending a new one.
         if self.conn(slot).is_none_or(|c| c.uncommitted > 0 || c.session.is_none()) {
@@ -544,9 +587,10 @@ impl Driver {
         let Some(conn) = self.conn(slot) else { return };
         let Some(session) = conn.session.take() else { return };
         let (orderly, expiry_secs) = (conn.orderly, conn.busy.as_ref().and_then(|b| b.goodbye_expiry_secs));
-        let only_with_subscriptions = conn.protocol.leaves_empty_sessions();
-        let saved = conn.protocol.take_inflight().map(|i| i as postrider_core::hub::Saved);
-        let detach = Detach { orderly, expiry_secs, saved, only_with_subscriptions };
+        let saved = conn.protocol.take_saved(now);
+        let saved_secs = (conn.protocol.is_xmpp() && saved.is_some()).then_some(resume_secs);
+        let only_with_subscriptions = saved_secs.is_none() && conn.protocol.leaves_empty_sessions();
+        let detach = Detach { orderly, expiry_secs, saved, saved_secs, only_with_subscriptions };
         let peer = conn.peer;
         self.shared.engine.disconnect(session, at, detach);
         // It counts as signed in until its socket is gone.
@@ -719,5 +763,7 @@ fn new_conn(transport: Transport, protocol: Protocol, generation: u32, peer: Soc
         more: false,
         paused: false,
         orderly: false,
+        starts_tls: false,
+        awaits_tls: false,
     }
 }

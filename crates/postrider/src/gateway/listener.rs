@@ -12,6 +12,12 @@ use std::sync::Arc;
 pub enum Speaks {
     Mqtt,
     MqttTls(Arc<rustls::ServerConfig>),
+    /// XMPP, which may switch to TLS.
+    Xmpp,
+    /// XMPP with TLS from the first byte.
+    XmppTls(Arc<rustls::ServerConfig>),
+    /// XMPP in WebSocket messages (RFC 7395); the HTTP part is done.
+    XmppOverWebSocket,
     /// MQTT in WebSocket messages; the HTTP part is done.
     MqttOverWebSocket,
     /// JSON frames in WebSocket messages; the HTTP part is done, and messages are compressed where that was agreed on.
@@ -29,6 +35,8 @@ pub enum Speaks {
 pub enum Listens {
     Mqtt,
     MqttTls(Arc<rustls::ServerConfig>),
+    Xmpp,
+    XmppTls(Arc<rustls::ServerConfig>),
 }
 
 impl From<Listens> for Speaks {
@@ -36,6 +44,8 @@ impl From<Listens> for Speaks {
         match listens {
             Listens::Mqtt => Speaks::Mqtt,
             Listens::MqttTls(config) => Speaks::MqttTls(config),
+            Listens::Xmpp => Speaks::Xmpp,
+            Listens::XmppTls(config) => Speaks::XmppTls(config),
         }
     }
 }

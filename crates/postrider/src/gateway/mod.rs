@@ -22,7 +22,10 @@ mod poll;
 mod timers;
 mod transport;
 mod wheel;
+mod xmpp;
 
+use crate::proof::Proofs;
+use crate::tls::ServerTls;
 use crate::tokens::Tokens;
 use admission::{Admission, AdmissionLimits};
 pub use adopted::{Begin, Door};
@@ -32,10 +35,11 @@ use mailbox::{Mail, Workers};
 pub(crate) use mqtt::publish_of;
 pub use poll::{GiveBack, Wait};
 use postrider_core::Engine;
+use postrider_core::hub::Saved;
 use postrider_core::id::AppNo;
 use postrider_proto::json::{EventStream, JsonConfig, SocketConnection};
-use postrider_proto::ws::{MqttOverWs, WsConfig};
-use postrider_proto::{Reply as ProtoReply, ServerProtocol, mqtt as mqtt_proto};
+use postrider_proto::ws::{MqttOverWs, WsConfig, XmppOverWs};
+use postrider_proto::{Millis, Reply as ProtoReply, ServerProtocol, mqtt as mqtt_proto, xmpp as xmpp_proto};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use std::io;
@@ -58,6 +62,9 @@ pub struct GatewayConfig {
     pub mqtt: Arc<mqtt_proto::ServerConfig>,
     pub websocket: Arc<WsConfig>,
     pub json: Arc<JsonConfig>,
+    pub xmpp: XmppSettings,
+    /// The certificate that XMPP switches to TLS with.
+    pub tls: Option<ServerTls>,
     /// The app of clients that name none.
     pub app: AppNo,
     /// Bytes queued to one connection before live messages are dropped (P14).
@@ -71,10 +78,24 @@ pub struct GatewayConfig {
     pub publishes_burst: u32,
 }
 
+/// What XMPP is allowed, beyond its protocol.
+#[derive(Clone, Debug)]
+pub struct XmppSettings {
+    pub server: Arc<xmpp_proto::ServerConfig>,
+    /// SCRAM with channel binding is offered.
+    pub binds_channels: bool,
+    /// Devices of an app may write to each other.
+    pub device_messages: bool,
+    /// For secrets that devices choose.
+    pub proofs: Proofs,
+}
+
 /// The protocols, each a state machine without IO.
 pub(crate) enum Protocol {
     Mqtt(mqtt_proto::ServerConnection),
     MqttOverWebSocket(Box<MqttOverWs<mqtt_proto::ServerConnection>>),
+    Xmpp(Box<xmpp_proto::ServerConnection>),
+    XmppOverWebSocket(Box<XmppOverWs>),
     Json(Box<SocketConnection>),
     EventStream(Box<EventStream>),
     Poll(Box<poll::WaitingPoll>),
@@ -86,6 +107,8 @@ impl Protocol {
         match self {
             Protocol::Mqtt(mqtt) => mqtt,
             Protocol::MqttOverWebSocket(tunnel) => &mut **tunnel,
+            Protocol::Xmpp(xmpp) => &mut **xmpp,
+            Protocol::XmppOverWebSocket(tunnel) => &mut **tunnel,
             Protocol::Json(socket) => &mut **socket,
             Protocol::EventStream(stream) => &mut **stream,
             Protocol::Poll(poll) => &mut **poll,
@@ -103,10 +126,21 @@ impl Protocol {
         }
     }
 
-    pub fn take_inflight(&mut self) -> Option<Box<mqtt_proto::Inflight>> {
+    pub fn is_xmpp(&self) -> bool {
+        matches!(self, Protocol::Xmpp(_) | Protocol::XmppOverWebSocket(_))
+    }
+
+    /// What the session's next connection is to find.
+    pub fn take_saved(&mut self, now: Millis) -> Option<Saved> {
         match self {
-            Protocol::Mqtt(mqtt) => mqtt.take_inflight(),
-            Protocol::MqttOverWebSocket(tunnel) => tunnel.inner_mut().take_inflight(),
+            Protocol::Mqtt(mqtt) => mqtt.take_inflight().map(|inflight| inflight as Saved),
+            Protocol::MqttOverWebSocket(tunnel) => {
+                tunnel.inner_mut().take_inflight().map(|inflight| inflight as Saved)
+            }
+            Protocol::Xmpp(xmpp) => xmpp.take_saved_stream(now).map(|stream| stream as Saved),
+            Protocol::XmppOverWebSocket(tunnel) => {
+                tunnel.inner_mut().take_saved_stream(now).map(|stream| stream as Saved)
+            }
             _ => None,
         }
     }

@@ -18,6 +18,9 @@ use std::sync::Arc;
 /// Encoded messages kept for the next connections of a broadcast.
 const FANNED_KEPT: usize = 64;
 
+/// From then on a message is late, and its receiver is told since when it was there (XEP-0203).
+const LATE_MS: u64 = 5_000;
+
 impl Driver {
     /// A publish to its live subscribers: those of this worker at once, the others by mail to theirs.
     pub(super) fn fan_out(&mut self, publish: Publish, request: &CorePublish, targets: Vec<LiveTarget>) {
@@ -179,9 +182,15 @@ impl Driver {
         }
         let Some(session) = conn.session else { return };
         let mut position = conn.position;
+        let held_back = conn.protocol.as_mut().holds_back().then_some(position.normal);
+        if held_back.is_some() {
+            // Behind the end of the lane nothing is found.
+            position.normal = u64::MAX;
+        }
         let deliveries = self.shared.engine.drain(session, &mut position, window);
         let filled = deliveries.len() == window;
         let Some(conn) = self.conn(slot) else { return };
+        position.normal = held_back.unwrap_or(position.normal);
         conn.position = position;
         conn.more = filled;
         let mut sent = Vec::with_capacity(deliveries.len());
@@ -207,6 +216,7 @@ impl Driver {
             None => (delivery.seq, Fanned::new(mqtt::publish_of(&delivery.content))),
         };
         let Position { urgent, normal } = delivery.position;
+        let now = self.shared.engine.clock.now();
         let cursor = Cursor { epoch: self.shared.epoch, urgent, normal };
         let how = Deliver {
             delivery: delivery.seq,
@@ -216,7 +226,7 @@ impl Driver {
             subscription_ids: &delivery.subscription_ids,
             expiry_left_secs: None,
             cursor: Some(cursor),
-            late_since: None,
+            late_since: (now.saturating_sub(delivery.accepted_at) > LATE_MS).then_some(delivery.accepted_at),
         };
         let tells_expiry = delivery.content.properties.as_ref().is_some_and(|p| p.expires);
         let expires_at = tells_expiry.then_some(delivery.expires_at);

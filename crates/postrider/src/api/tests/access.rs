@@ -69,6 +69,7 @@ const ROWS: &[Row] = &[
     // Not a WebSocket handshake, and no other credentials than MQTT's own.
     ("GET /mqtt", Serves::Anybody, "/mqtt", "", 400),
     ("GET /ws", Serves::Anybody, "/ws", "", 400),
+    ("GET /xmpp-websocket", Serves::Anybody, "/xmpp-websocket", "", 400),
     ("GET /_test/echo", Serves::Anybody, "/_test/echo", "", 400),
 ];
 

@@ -10,6 +10,7 @@ mod tokens;
 use super::auth::Peer;
 use super::{Api, ApiLimits, router};
 use crate::gateway::{Door, Speaks};
+use crate::proof::Proofs;
 use axum::Router;
 use axum::body::Body;
 use axum::http::{HeaderMap, Request, StatusCode};
@@ -98,7 +99,14 @@ impl World {
         store.watch_events().on_new(move |_| notify.notify_waiters());
         let api_limits = ApiLimits { demo: true, echo: true, ..api_limits };
         let tokens = Arc::new(crate::tokens::Tokens::new(None, &TestChance::default()));
-        let api = Api::new(engine, AppNo(0), changed, api_limits, tokens, Arc::new(NoDoor));
+        let api = Api::new(
+            engine,
+            AppNo(0),
+            changed,
+            api_limits,
+            (tokens, Proofs { are_kept: false }),
+            Arc::new(NoDoor),
+        );
         let world = World { router: router(api.clone()), api, store, clock };
         for app in ["default", "other"] {
             let outcome =
@@ -213,6 +221,7 @@ impl World {
             expiry_secs: 3600,
             will: None,
             takes_pushes: false,
+            takes_stanzas: false,
         };
         engine.connect(attach).ok().unwrap().session
     }
