@@ -1,0 +1,215 @@
+"""An androidpn phone: the unmodified client over asmack (Smack 3.1.0), as its bytes on the wire show it.
+
+It knows no SASL and no resource binding. It insists on STARTTLS and believes any certificate, registers by XEP-0077, signs
+in by XEP-0078, never answers a notification, and answers what it does not know with a 501.
+"""
+
+import hashlib
+import re
+import secrets
+import socket
+import ssl
+import threading
+import time
+import xml.etree.ElementTree as ET
+
+STREAMS = "http://etherx.jabber.org/streams"
+NOTIFICATION = "{androidpn:iq:notification}notification"
+RESOURCE = "AndroidpnClient"
+# It sends a blank after so many seconds of silence, and comes back after so many.
+KEEPALIVE, COMES_BACK = 30, 10
+
+
+class Lost(Exception):
+    """The connection ended."""
+
+
+class Phone:
+    def __init__(self, place, username=None, password=None, comes_back=COMES_BACK, domain="127.0.0.1"):
+        self.place, self.domain, self.comes_back = place, domain, comes_back
+        self.username, self.password = username, password
+        self.notifications = []
+        self.news = threading.Condition()
+        self.errors = []
+        self.signed_in = threading.Event()
+        self.stopped = threading.Event()
+        self.registrations = 0
+        self.prefix, self.number = secrets.token_hex(3), 0
+        self.socket = None
+        self.thread = None
+
+    # The connection.
+
+    def connect(self):
+        """Opens the stream, switches to TLS and opens it anew; nothing else is said in clear."""
+        self.socket = socket.create_connection(self.place, timeout=KEEPALIVE)
+        self.open_stream()
+        features = self.read_features()
+        if features.find("{urn:ietf:params:xml:ns:xmpp-tls}starttls") is None:
+            raise Lost("TLS required by client, and not offered by server")
+        self.send('<starttls xmlns="urn:ietf:params:xml:ns:xmpp-tls"/>')
+        if not self.read_stanza().tag.endswith("}proceed"):
+            raise Lost("no TLS")
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        # Without a server name: this client knows no SNI.
+        self.socket = context.wrap_socket(self.socket)
+        self.open_stream()
+        features = self.read_features()
+        for offered in ("{http://jabber.org/features/iq-auth}auth", "{http://jabber.org/features/iq-register}register"):
+            assert features.find(offered) is not None, f"{offered} is not offered"
+
+    def open_stream(self):
+        self.parser = ET.XMLPullParser(("start", "end"))
+        self.depth, self.stream_id = 0, ""
+        self.send(f'<stream:stream to="{self.domain}" xmlns="jabber:client" xmlns:stream="{STREAMS}" version="1.0">')
+
+    def read_features(self):
+        features = self.read_stanza()
+        assert features.tag == f"{{{STREAMS}}}features", features.tag
+        return features
+
+    def send(self, text):
+        self.socket.sendall(text.encode())
+
+    def read_stanza(self):
+        """The next child of the stream. A blank goes out when nothing comes for a while."""
+        while True:
+            for event, element in self.parser.read_events():
+                self.depth += 1 if event == "start" else -1
+                if event == "start" and self.depth == 1:
+                    self.stream_id = element.get("id", "")
+                elif event == "end" and self.depth == 1:
+                    return element
+                elif event == "end" and self.depth == 0:
+                    raise Lost("the server ended the stream")
+            try:
+                came = self.socket.recv(65536)
+            except TimeoutError:
+                self.send(" ")
+                continue
+            if not came:
+                raise Lost("the connection ended")
+            self.parser.feed(came)
+
+    def next_id(self):
+        self.number += 1
+        return f"{self.prefix}-{self.number - 1}"
+
+    def ask(self, kind, query):
+        """Sends an IQ and gives its answer; whatever comes in between is handled."""
+        name = self.next_id()
+        self.send(f'<iq id="{name}" type="{kind}">{query}</iq>')
+        while True:
+            stanza = self.read_stanza()
+            if stanza.get("id") == name and stanza.get("type") in ("result", "error"):
+                return stanza
+            self.handle(stanza)
+
+    # What it does.
+
+    def register(self):
+        """Draws an account and registers it."""
+        self.username, self.password = secrets.token_hex(16), secrets.token_hex(16)
+        self.registrations += 1
+        answer = self.ask("set", '<query xmlns="jabber:iq:register">'
+                                 f"<password>{self.password}</password><username>{self.username}</username></query>")
+        assert answer.get("type") == "result" or error_code(answer) == "409", ET.tostring(answer)
+
+    def sign_in(self):
+        fields = self.ask("get", f'<query xmlns="jabber:iq:auth"><username>{self.username}</username></query>')
+        query = fields.find("{jabber:iq:auth}query")
+        if query is not None and query.find("{jabber:iq:auth}digest") is not None:
+            digest = hashlib.sha1((self.stream_id + self.password).encode()).hexdigest()
+            secret = f"<digest>{digest}</digest>"
+        else:
+            secret = f"<password>{self.password}</password>"
+        return self.ask("set", f'<query xmlns="jabber:iq:auth"><username>{self.username}</username>{secret}'
+                               f"<resource>{RESOURCE}</resource></query>")
+
+    def enter(self):
+        """Everything up to its presence; with a 401 it forgets its account and registers anew on the same stream."""
+        self.connect()
+        if self.username is None:
+            self.register()
+        answer = self.sign_in()
+        if answer.get("type") == "error":
+            self.errors.append(error_code(answer))
+            if "401" not in ET.tostring(answer).decode():
+                raise Lost("it does not know what to do with that error, and sits there")
+            self.register()
+            answer = self.sign_in()
+        assert answer.get("type") == "result", ET.tostring(answer)
+        self.send(f'<iq id="{self.next_id()}" type="get"><query xmlns="jabber:iq:roster" ></query></iq>')
+        self.send(f'<presence id="{self.next_id()}"></presence>')
+        self.signed_in.set()
+
+    def handle(self, stanza):
+        notification = stanza.find(NOTIFICATION)
+        if notification is not None:
+            shown = {re.sub("{.*}", "", child.tag): child.text or "" for child in notification}
+            with self.news:
+                self.notifications.append(shown)
+                self.news.notify_all()
+        elif stanza.tag == "{jabber:client}iq" and stanza.get("type") in ("get", "set"):
+            to = f' to="{stanza.get("from")}"' if stanza.get("from") else ""
+            self.send(f'<iq id="{stanza.get("id")}"{to} from="{self.username}@{self.domain}/{RESOURCE}" type="error">'
+                      '<error code="501" type="CANCEL">'
+                      '<feature-not-implemented xmlns="urn:ietf:params:xml:ns:xmpp-stanzas"/></error></iq>')
+
+    # Its life.
+
+    def start(self):
+        """Lives in a thread of its own until `stop`, and comes back after each loss."""
+        self.thread = threading.Thread(target=self.live, daemon=True)
+        self.thread.start()
+        return self
+
+    def live(self):
+        while not self.stopped.is_set():
+            try:
+                self.enter()
+                while True:
+                    self.handle(self.read_stanza())
+            except (Lost, OSError, ET.ParseError) as error:
+                self.errors.append(str(error))
+            finally:
+                self.signed_in.clear()
+                self.close()
+            self.stopped.wait(self.comes_back)
+
+    def close(self):
+        if self.socket is not None:
+            try:
+                self.socket.close()
+            except OSError:
+                pass
+
+    def stop(self):
+        """Says goodbye, as when the app is closed."""
+        self.stopped.set()
+        try:
+            self.send('<presence type="unavailable"></presence></stream:stream>')
+            self.socket.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass
+        if self.thread is not None:
+            self.thread.join(5)
+
+    def cut(self):
+        """The path goes away without a word."""
+        self.socket.shutdown(socket.SHUT_RDWR)
+
+    def wait_for(self, titles, within=30):
+        """Waits until all of these were shown."""
+        deadline = time.monotonic() + within
+        with self.news:
+            while not set(titles) <= {shown["title"] for shown in self.notifications}:
+                left = deadline - time.monotonic()
+                assert left > 0, f"only {[n['title'] for n in self.notifications]} of {titles}; {self.errors}"
+                self.news.wait(left)
+
+
+def error_code(answer):
+    error = answer.find("{jabber:client}error")
+    return error.get("code") if error is not None else None
