@@ -206,6 +206,26 @@ fn authorize(parts: &Parts, api: &Api, needs: Needs) -> Result<Caller, ApiError>
     Ok(caller)
 }
 
+/// A key of the header, with that scope or a wider one: its app.
+pub fn allow_header(parts: &Parts, api: &Api, wanted: KeyScope) -> Result<AppNo, ApiError> {
+    app_of(&authorize(parts, api, Needs::App(wanted))?)
+}
+
+/// The same for a key that stood in a form.
+pub fn allow_bearer(key: &str, parts: &Parts, api: &Api, wanted: KeyScope) -> Result<AppNo, ApiError> {
+    refuse_in_query(parts.uri.query().unwrap_or_default())?;
+    let caller = authenticate(&Credentials::Bearer(key.to_owned()), parts, api)?;
+    decide(&caller, Needs::App(wanted))?;
+    app_of(&caller)
+}
+
+fn app_of(caller: &Caller) -> Result<AppNo, ApiError> {
+    match caller {
+        Caller::App { app, .. } => Ok(*app),
+        _ => Err(Code::NotAllowed.into()),
+    }
+}
+
 fn authenticate(credentials: &Credentials, parts: &Parts, api: &Api) -> Result<Caller, ApiError> {
     let peer = parts.extensions.get::<Peer>().map_or(IpAddr::V6(Ipv6Addr::UNSPECIFIED), |p| p.0.ip());
     let Some(caller) = credentials.check(api) else {

@@ -80,14 +80,30 @@ impl<T: DeserializeOwned> FromRequestParts<Api> for Query<T> {
     }
 }
 
-/// Reads a JSON body within its limits of size and time (L25, L26).
+/// Reads a JSON body.
 async fn read(
+    headers: &HeaderMap,
+    body: HttpBody,
+    bytes_max: usize,
+    limits: &ApiLimits,
+) -> Result<Bytes, ApiError> {
+    check_headers(headers, "application/json")?;
+    read_bytes(headers, body, bytes_max, limits).await
+}
+
+/// Reads a form, as web pages and old clients send it.
+pub async fn read_form(headers: &HeaderMap, body: HttpBody, limits: &ApiLimits) -> Result<Bytes, ApiError> {
+    check_headers(headers, "application/x-www-form-urlencoded")?;
+    read_bytes(headers, body, limits.body_bytes_max, limits).await
+}
+
+/// Reads a body within its limits of size and time (L25, L26).
+async fn read_bytes(
     headers: &HeaderMap,
     mut body: HttpBody,
     bytes_max: usize,
     limits: &ApiLimits,
 ) -> Result<Bytes, ApiError> {
-    check_headers(headers)?;
     let too_large = || Code::BodyTooLarge.because(format!("The body has more than {bytes_max} bytes."));
     let declared = headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
     if declared.is_some_and(|n| n > bytes_max as u64) {
@@ -122,7 +138,7 @@ async fn read(
     Ok(if rest.is_empty() { first } else { [&first[..], &rest].concat().into() })
 }
 
-fn check_headers(headers: &HeaderMap) -> Result<(), ApiError> {
+fn check_headers(headers: &HeaderMap, wanted: &str) -> Result<(), ApiError> {
     let text = |name| headers.get(name).map(|v| v.to_str().unwrap_or("?").trim().to_ascii_lowercase());
     if text(header::CONTENT_ENCODING).is_some_and(|coding| coding != "identity") {
         return Err(Code::UnsupportedEncoding.into());
@@ -130,7 +146,7 @@ fn check_headers(headers: &HeaderMap) -> Result<(), ApiError> {
     let kind = text(header::CONTENT_TYPE).unwrap_or_default();
     let (essence, parameters) = kind.split_once(';').unwrap_or((&kind, ""));
     let charset = parameters.split(';').filter_map(|p| p.trim().strip_prefix("charset="));
-    if essence.trim() != "application/json" || charset.into_iter().any(|c| c.trim_matches('"') != "utf-8") {
+    if essence.trim() != wanted || charset.into_iter().any(|c| c.trim_matches('"') != "utf-8") {
         return Err(Code::UnsupportedMediaType.into());
     }
     Ok(())

@@ -4,6 +4,7 @@
 //! (`json`: strictly), and every refusal is a row of one table (`error`). `openapi` describes the same routes; a test
 //! holds the two together. The operations listener is `health`.
 
+mod androidpn;
 mod apps;
 pub mod auth;
 mod demo;
@@ -153,6 +154,9 @@ pub struct ApiLimits {
     pub echo: bool,
     /// permessage-deflate for clients that offer it (L23).
     pub compression: bool,
+    /// The forms of androidpn's console; from this machine itself without a key.
+    pub androidpn: bool,
+    pub androidpn_keyless: bool,
 }
 
 impl Default for ApiLimits {
@@ -180,6 +184,8 @@ impl Default for ApiLimits {
             demo: false,
             echo: false,
             compression: false,
+            androidpn: false,
+            androidpn_keyless: false,
         }
     }
 }
@@ -241,6 +247,13 @@ pub fn routes() -> Vec<Route> {
         route(M::GET, "/ws", sockets::json),
         route(M::GET, "/xmpp-websocket", sockets::xmpp),
         route(M::GET, "/_test/echo", sockets::echo),
+        route(M::POST, "/notification.do", androidpn::form_send),
+        route(M::GET, "/notification.do", androidpn::form_send),
+        route(M::POST, "/notification_api.do", androidpn::api_send),
+        route(M::GET, "/notification_api.do", androidpn::api_send),
+        route(M::GET, "/user.do", androidpn::users),
+        route(M::GET, "/user_api.do", androidpn::users),
+        route(M::GET, "/session.do", androidpn::sessions),
         route(M::GET, "/sdk/{file}", demo::sdk),
         route(M::GET, "/demo", demo::page),
         route(M::GET, "/demo/{file}", demo::file),

@@ -3,6 +3,7 @@
 //! Shapes come from the types that handlers really read and write; what a call is for stands in [`OPERATIONS`]. Tests
 //! hold this table to the routes, and the checked-in file to both.
 
+use super::androidpn::{ConsoleUser, ConsoleUsers, Sent};
 use super::apps::*;
 use super::auth::Needs;
 use super::demo::{OwnMessage, OwnPush, Visitor};
@@ -92,6 +93,14 @@ const EVENT_QUERY: &[Parameter] = &[
 ];
 const PAGE_QUERY: &[Parameter] = &[LIMIT, CURSOR];
 const TICKET: Parameter = ("ticket", "string", "For clients that cannot send headers: signs in like one.");
+const CONSOLE_QUERY: &[Parameter] = &[
+    ("action", "string", "`send`."),
+    ("broadcast", "string", "`Y`, which is what counts without it, or `N`."),
+    ("username", "string", "The device, where it is no broadcast."),
+    ("title", "string", "What is shown."),
+    ("message", "string", "What is shown below the title."),
+    ("uri", "string", "What a click opens."),
+];
 const INBOX_QUERY: &[Parameter] = &[
     (
         "after",
@@ -144,6 +153,13 @@ const OPERATIONS: &[Operation] = &[
     call(("get", "/ws"), "openWebSocket", "Receive over a WebSocket (docs/protocol/websocket.md)", None, (101, None)),
     call(("get", "/xmpp-websocket"), "openXmpp", "XMPP over WebSocket (RFC 7395); devices sign in by XMPP", None, (101, None)),
     call(("get", "/_test/echo"), "openEcho", "Every WebSocket message comes back; off unless the settings say otherwise", None, (101, None)),
+    call(("post", "/notification.do"), "sendByForm", "Send as androidpn's console did (docs/protocol/androidpn.md); off unless the settings say otherwise", SEND, (302, None)).query(CONSOLE_QUERY),
+    call(("get", "/notification.do"), "sendByQuery", "The same, with all in the query", SEND, (302, None)).query(CONSOLE_QUERY),
+    call(("post", "/notification_api.do"), "sendByFormApi", "The same, answered as JSON", SEND, (200, Some("Sent"))).query(CONSOLE_QUERY),
+    call(("get", "/notification_api.do"), "sendByQueryApi", "The same, with all in the query", SEND, (200, Some("Sent"))).query(CONSOLE_QUERY),
+    call(("get", "/user.do"), "listUsers", "The devices, as androidpn's users; off unless the settings say otherwise", READ, (200, Some("ConsoleUsers"))),
+    call(("get", "/user_api.do"), "listUsersApi", "The same", READ, (200, Some("ConsoleUsers"))),
+    call(("get", "/session.do"), "listSessions", "Those that are connected", READ, (200, Some("ConsoleUsers"))),
     call(("get", "/sdk/{file}"), "getSdk", "A file of the browser SDK", None, (200, None)),
     call(("get", "/demo"), "openDemo", "The page for trying it out; off unless the settings say otherwise", None, (200, None)),
     call(("get", "/demo/{file}"), "getDemoFile", "A file of that page", None, (200, None)),
@@ -197,6 +213,9 @@ pub fn said_needs(route: &str) -> Option<Needs> {
     Ticket,
     AckRequest,
     Acknowledged,
+    ConsoleUser,
+    ConsoleUsers,
+    Sent,
     Visitor,
     OwnPush,
     OwnMessage,

@@ -251,6 +251,8 @@ impl Config {
             demo: h.demo,
             echo: h.echo,
             compression: h.compression,
+            androidpn: self.androidpn.api,
+            androidpn_keyless: self.androidpn.keyless_loopback,
             ..ApiLimits::default()
         }
     }

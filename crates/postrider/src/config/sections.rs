@@ -329,7 +329,7 @@ settings! {
     /// What unmodified androidpn phones and the app servers behind them expect. Phones also want `xmpp.registration`,
     /// `xmpp.legacy_sign_in` and a certificate, be it `tls.self_signed`.
     [androidpn] Androidpn {
-        /// Whether `/notification.do` and `/notification_api.do` send, and `/user_api.do` and `/session_api.do` list.
+        /// Whether `/notification.do` and `/notification_api.do` send, and `/user_api.do` and `/session.do` list.
         api: bool = false,
         /// Whether requests from this machine itself need no key, as they never did; for the app `mqtt.app`.
         keyless_loopback: bool = false,

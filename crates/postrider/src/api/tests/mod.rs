@@ -1,6 +1,7 @@
 //! The API as its callers meet it, over the real engine and the memory store.
 
 mod access;
+mod androidpn;
 mod calls;
 mod hostile;
 mod hostile_h2;
@@ -88,7 +89,13 @@ impl World {
         World::with(ApiLimits::default(), Limits::default())
     }
 
+    /// With everything there that is off by default.
     pub fn with(api_limits: ApiLimits, limits: Limits) -> World {
+        let api_limits = ApiLimits { demo: true, echo: true, androidpn: true, ..api_limits };
+        World::with_exactly(api_limits, limits)
+    }
+
+    pub fn with_exactly(api_limits: ApiLimits, limits: Limits) -> World {
         let store = MemoryStore::new();
         let clock = Arc::new(TestClock(AtomicU64::new(1_700_000_000_000)));
         let port: Arc<dyn Store> = Arc::new(store.clone());
@@ -97,7 +104,6 @@ impl World {
         let changed = Arc::new(tokio::sync::Notify::new());
         let notify = changed.clone();
         store.watch_events().on_new(move |_| notify.notify_waiters());
-        let api_limits = ApiLimits { demo: true, echo: true, ..api_limits };
         let tokens = Arc::new(crate::tokens::Tokens::new(None, &TestChance::default()));
         let api = Api::new(
             engine,
@@ -151,7 +157,9 @@ impl World {
     /// One request through the router.
     pub async fn request(&self, request: Request<Body>) -> (StatusCode, HeaderMap, Value) {
         let mut request = request;
-        request.extensions_mut().insert(Peer(([192, 0, 2, 1], 1234).into()));
+        if request.extensions().get::<Peer>().is_none() {
+            request.extensions_mut().insert(Peer(([192, 0, 2, 1], 1234).into()));
+        }
         let response = self.router.clone().oneshot(request).await.unwrap();
         let (parts, body) = response.into_parts();
         let bytes = body.collect().await.unwrap().to_bytes();
