@@ -13,20 +13,18 @@ import threading
 import time
 import xml.etree.ElementTree as ET
 
-STREAMS = "http://etherx.jabber.org/streams"
+from xmpp_wire import TLS, Lost, Stream
+
 NOTIFICATION = "{androidpn:iq:notification}notification"
 RESOURCE = "AndroidpnClient"
 # It sends a blank after so many seconds of silence, and comes back after so many.
 KEEPALIVE, COMES_BACK = 30, 10
 
 
-class Lost(Exception):
-    """The connection ended."""
-
-
-class Phone:
+class Phone(Stream):
     def __init__(self, place, username=None, password=None, comes_back=COMES_BACK, domain="127.0.0.1"):
-        self.place, self.domain, self.comes_back = place, domain, comes_back
+        super().__init__(place, domain, silence=KEEPALIVE)
+        self.comes_back = comes_back
         self.username, self.password = username, password
         self.notifications = []
         self.news = threading.Condition()
@@ -34,77 +32,19 @@ class Phone:
         self.signed_in = threading.Event()
         self.stopped = threading.Event()
         self.registrations = 0
-        self.prefix, self.number = secrets.token_hex(3), 0
-        self.socket = None
         self.thread = None
-
-    # The connection.
 
     def connect(self):
         """Opens the stream, switches to TLS and opens it anew; nothing else is said in clear."""
-        self.socket = socket.create_connection(self.place, timeout=KEEPALIVE)
-        self.open_stream()
-        features = self.read_features()
-        if features.find("{urn:ietf:params:xml:ns:xmpp-tls}starttls") is None:
+        self.open_socket()
+        if self.open_stream().find(f"{{{TLS}}}starttls") is None:
             raise Lost("TLS required by client, and not offered by server")
-        self.send('<starttls xmlns="urn:ietf:params:xml:ns:xmpp-tls"/>')
-        if not self.read_stanza().tag.endswith("}proceed"):
-            raise Lost("no TLS")
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-        # Without a server name: this client knows no SNI.
-        self.socket = context.wrap_socket(self.socket)
-        self.open_stream()
-        features = self.read_features()
+        features = self.start_tls()
         for offered in ("{http://jabber.org/features/iq-auth}auth", "{http://jabber.org/features/iq-register}register"):
             assert features.find(offered) is not None, f"{offered} is not offered"
 
-    def open_stream(self):
-        self.parser = ET.XMLPullParser(("start", "end"))
-        self.depth, self.stream_id = 0, ""
-        self.send(f'<stream:stream to="{self.domain}" xmlns="jabber:client" xmlns:stream="{STREAMS}" version="1.0">')
-
-    def read_features(self):
-        features = self.read_stanza()
-        assert features.tag == f"{{{STREAMS}}}features", features.tag
-        return features
-
-    def send(self, text):
-        self.socket.sendall(text.encode())
-
-    def read_stanza(self):
-        """The next child of the stream. A blank goes out when nothing comes for a while."""
-        while True:
-            for event, element in self.parser.read_events():
-                self.depth += 1 if event == "start" else -1
-                if event == "start" and self.depth == 1:
-                    self.stream_id = element.get("id", "")
-                elif event == "end" and self.depth == 1:
-                    return element
-                elif event == "end" and self.depth == 0:
-                    raise Lost("the server ended the stream")
-            try:
-                came = self.socket.recv(65536)
-            except TimeoutError:
-                self.send(" ")
-                continue
-            if not came:
-                raise Lost("the connection ended")
-            self.parser.feed(came)
-
-    def next_id(self):
-        self.number += 1
-        return f"{self.prefix}-{self.number - 1}"
-
-    def ask(self, kind, query):
-        """Sends an IQ and gives its answer; whatever comes in between is handled."""
-        name = self.next_id()
-        self.send(f'<iq id="{name}" type="{kind}">{query}</iq>')
-        while True:
-            stanza = self.read_stanza()
-            if stanza.get("id") == name and stanza.get("type") in ("result", "error"):
-                return stanza
-            self.handle(stanza)
+    def on_silence(self):
+        self.send(" ")
 
     # What it does.
 
@@ -177,13 +117,6 @@ class Phone:
                 self.signed_in.clear()
                 self.close()
             self.stopped.wait(self.comes_back)
-
-    def close(self):
-        if self.socket is not None:
-            try:
-                self.socket.close()
-            except OSError:
-                pass
 
     def stop(self):
         """Says goodbye, as when the app is closed."""

@@ -89,6 +89,7 @@ class Target:
     http: tuple = None
     app_key: str = ""
     admin_key: str = ""
+    xmpp: tuple = None
     notes: dict = field(default_factory=dict)
 
     def client(self, version=V311, client_id=None, **fields):

@@ -61,7 +61,7 @@ class Server:
 
     def with_fixed_ports(self):
         """For a server that is to come back where it was."""
-        self.places = {name: ("127.0.0.1", quiet_port()) for name in ("http", "ops", "mqtt")}
+        self.places = {name: ("127.0.0.1", quiet_port()) for name in ("http", "ops", "mqtt", "xmpp")}
         return self
 
     def last_words(self, size=3000):
@@ -78,9 +78,9 @@ class Server:
 
     def environment(self):
         places = self.places
-        wanted = {"HTTP": places.get("http"), "OPS": places.get("ops"), "MQTT": places.get("mqtt")}
-        made = dict(os.environ, POSTRIDER_APP_KEY=APP_KEY, POSTRIDER_ADMIN_KEY=ADMIN_KEY,
-                    POSTRIDER_XMPP_LISTEN="127.0.0.1:0", **self.variables)
+        wanted = {"HTTP": places.get("http"), "OPS": places.get("ops"), "MQTT": places.get("mqtt"),
+                  "XMPP": places.get("xmpp")}
+        made = dict(os.environ, POSTRIDER_APP_KEY=APP_KEY, POSTRIDER_ADMIN_KEY=ADMIN_KEY, **self.variables)
         for name, place in wanted.items():
             # After a restart the clients look for the server where it was.
             made[f"POSTRIDER_{name}_LISTEN"] = "%s:%d" % (place or ("127.0.0.1", 0))
@@ -124,7 +124,8 @@ class Server:
         lines.put(None)
 
     def target(self):
-        target = Target(self.places["mqtt"], self.profile or "default", self.places.get("http"), APP_KEY, ADMIN_KEY)
+        target = Target(self.places["mqtt"], self.profile or "default", self.places.get("http"), APP_KEY, ADMIN_KEY,
+                        xmpp=self.places.get("xmpp"))
         target.notes["binary"] = self.binary
         return target
 
