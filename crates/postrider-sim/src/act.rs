@@ -67,7 +67,7 @@ impl Server {
         let (app, device, name) = (parts.next()?, parts.next()?, parts.next()?);
         let at = DeviceRef { app: AppNo(app.parse().ok()?), device: DeviceNo(device.parse().ok()?) };
         let right = life == self.life && self.store.device_by_id(at.app, name) == Some(at);
-        self.engine.sign_in_by_token(at.app, name).ok().filter(|_| right)
+        self.engine.sign_in_proven(at.app, name).ok().filter(|_| right)
     }
 
     fn enter(&mut self, link: u64, parked: Parked, t: &mut Turn<'_>) {

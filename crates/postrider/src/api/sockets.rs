@@ -1,4 +1,5 @@
-//! Requests that become WebSockets: `/mqtt` speaks MQTT, `/ws` our JSON protocol, `/xmpp-websocket` XMPP (RFC 7395). Who it is, the protocol asks.
+//! Requests that become WebSockets: `/mqtt` speaks MQTT, `/ws` our JSON protocol, `/xmpp-websocket` XMPP (RFC 7395). Who it
+//! is, the protocol asks.
 
 use super::Api;
 use super::auth::Peer;
@@ -46,7 +47,7 @@ pub async fn xmpp(
         // RFC 7395 §3.1.
         return Err(Code::InvalidUpgrade.at("Sec-WebSocket-Protocol", "The subprotocol `xmpp` is needed."));
     }
-    switch(&api, peer, request, &handshake, Speaks::XmppOverWebSocket)
+    switch(&api, peer, request, &handshake, (Speaks::XmppOverWebSocket, None))
 }
 
 /// `GET /_test/echo`: off unless the settings say otherwise, and then like a path that is not there.
