@@ -314,6 +314,44 @@ fn an_anonymous_client_goes_with_its_session_and_a_registered_one_stays() {
 }
 
 #[test]
+fn proof_keys_come_with_the_first_enrollment_change_with_the_secret_and_go_with_the_device() {
+    let mut w = World::new(0);
+    let idempotency = Some(Idempotency { key: 1, request: 1, keep_until: UnixMillis::MAX });
+    let registration = Box::new(Registration {
+        app: APP,
+        id: "d".into(),
+        secret_hash: Some([1; 32]),
+        profile: Profile::default(),
+        now: w.now,
+        idempotency,
+    });
+    let enroll = |keys: &[u8], registration: &Registration| Command::Enroll {
+        registration: Box::new(registration.clone()),
+        proof_keys: keys.into(),
+    };
+    let at = DeviceRef { app: APP, device: DeviceNo(0) };
+    let keys = |w: &World| w.state.sign_in(at).and_then(|s| s.proof_keys);
+    assert_eq!(w.run(enroll(b"a", &registration)), Outcome::Registered { at, existed: false });
+    // A repetition, and somebody else who wants the name.
+    assert_eq!(w.run(enroll(b"b", &registration)), Outcome::Registered { at, existed: true });
+    let stranger = Registration { idempotency: None, ..*registration };
+    assert_eq!(w.run(enroll(b"c", &stranger)), Outcome::Refused(Refusal::Exists));
+    assert_eq!(keys(&w).as_deref(), Some(&b"a"[..]));
+    let change = |keys: &[u8]| Command::ChangeSecret { at, secret_hash: [2; 32], proof_keys: keys.into() };
+    assert_eq!(w.run(change(b"d")), Outcome::Done);
+    assert_eq!(keys(&w).as_deref(), Some(&b"d"[..]));
+    assert_eq!(
+        (w.run(change(b"")), keys(&w)),
+        (Outcome::Done, None),
+        "what proved the old secret is no good"
+    );
+    w.run(change(b"e"));
+    w.run(Command::DeleteDevice { at, now: w.now });
+    assert_eq!(w.run(change(b"f")), Outcome::Refused(Refusal::NoSuchDevice));
+    assert_eq!(serde_json::to_string(w.state.proof_keys()).unwrap(), "{}");
+}
+
+#[test]
 fn a_retained_message_goes_when_its_life_is_over_and_its_content_is_released() {
     let mut w = World::new(0);
     let content = Some(Arc::new(Content { payload: vec![0; 7].into(), ..Content::default() }));
