@@ -181,7 +181,6 @@ impl Driver {
             inflight,
             stream,
             welcome: client.map(|client| Box::new(self.welcome(&client))),
-            ..proto::Accepted::default()
         })
     }
 
