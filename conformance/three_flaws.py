@@ -335,8 +335,9 @@ class Judge:
         if registered_anew:
             self.faults.append(f"{registered_anew} phones lost their account")
         resumed = sum(phone.resumptions for phone in self.phones if isinstance(phone, Modern))
-        print(f"accepted {len(accepted)}, delivered {len(accepted) - len(open_ones)}, lost {len(lost)}, unproven {len(unproven)}, "
-              f"unknown {len(phantoms)}, doubles {doubles}, streams resumed {resumed}")
+        print(f"{doubles} came twice, {resumed} streams were resumed")
+        print(f"balance accepted={len(accepted)} delivered={len(accepted) - len(open_ones)} lost={len(lost)} "
+              f"phantom={len(phantoms)} unproven={len(unproven)}")
 
     def run(self, folder):
         try:

@@ -58,7 +58,7 @@ pub fn soak(minutes: &str, seeds: &str) -> Done {
     let kinds: Vec<&str> = ["simulation"]
         .into_iter()
         .chain(ABUSE)
-        .chain(["kill9 http", "kill9 mqtt", "kill9 web", "fuzz"])
+        .chain(["kill9 http", "kill9 mqtt", "kill9 web", "flaws", "fuzz"])
         .collect();
     'rounds: for round in 0.. {
         for kind in &kinds {
@@ -93,6 +93,7 @@ fn turn(kind: &str, round: u64, seeds: u64, tally: &mut Tally) -> Done {
         Some((_, mode)) => {
             vec!["conformance/kill9.py", "--server", SERVER, "--mode", mode, "--cycles", "100"]
         }
+        None if kind == "flaws" => vec!["conformance/three_flaws.py", "--server", SERVER, "--cycles", "50"],
         None => vec!["conformance/abuse.py", "--server", SERVER, "--only", kind, "--times", "5"],
     };
     watch(steps::python_command(&args), tally)

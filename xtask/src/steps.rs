@@ -9,13 +9,14 @@ pub type Done = Result<(), String>;
 type Step = (&'static str, fn() -> Done);
 
 /// Debian packages, with a program that tells whether they are there.
-const PACKAGES: [(&str, &str); 6] = [
+const PACKAGES: [(&str, &str); 7] = [
     ("python3", "python3"),
     ("mosquitto_pub", "mosquitto-clients"),
     ("node", "nodejs"),
     ("npm", "npm"),
     ("faketime", "faketime"),
     ("chromium", "chromium"),
+    ("go-sendxmpp", "go-sendxmpp"),
 ];
 
 pub fn root() -> PathBuf {
@@ -23,7 +24,7 @@ pub fn root() -> PathBuf {
 }
 
 pub fn test(only: Option<&str>) -> Done {
-    let steps: [Step; 13] = [
+    let steps: [Step; 14] = [
         ("tools", tools),
         ("fmt", || cargo(&["fmt", "--all", "--check"])),
         ("clippy", || cargo(&["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"])),
@@ -35,6 +36,7 @@ pub fn test(only: Option<&str>) -> Done {
         ("conformance", conformance),
         ("hostile", hostile::live),
         ("kill9", kill9),
+        ("flaws", || python(&["conformance/three_flaws.py", "--server", "target/debug/postrider"])),
         ("abuse", || python(&["conformance/abuse.py", "--server", "target/debug/postrider"])),
         ("fuzz", hostile::fuzz),
     ];

@@ -6,7 +6,7 @@ use crate::topics;
 /// Where a device finds its pushes.
 pub const INBOX_TOPIC: &str = "$push/inbox";
 /// What one device sends to another, in the words of the protocol that both speak. Nobody can publish or subscribe to it.
-pub const STANZA_TOPIC: &str = "$xmpp/stanza";
+pub const PEER_TOPIC: &str = "$peer/inbox";
 /// Where a device tells what became of them.
 pub const RECEIPTS_TOPIC: &str = "$push/receipts";
 

@@ -59,7 +59,7 @@ pub(crate) struct Session {
     /// Its connection speaks a protocol that takes pushes without a subscription.
     pub takes_pushes: bool,
     /// Its connection speaks a protocol that understands what devices send to each other.
-    pub takes_stanzas: bool,
+    pub hears_peers: bool,
     /// How long it outlives its connection.
     pub expiry_secs: u32,
     /// When it ends, while it is away and only in memory.
@@ -127,7 +127,7 @@ impl Hub {
             stored: false,
             inbox_qos: None,
             takes_pushes: false,
-            takes_stanzas: false,
+            hears_peers: false,
             expiry_secs: 0,
             ends_at: None,
             subscriptions: Vec::new(),

@@ -6,8 +6,8 @@ use roaring::RoaringBitmap;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// What tells whether a device knows its secret when it does not show it (SCRAM), in the encoding of the gateway that asks;
-/// empty: it has to show it.
+/// What tells whether a device knows its secret when it does not show it, in the encoding of the gateway that asks; empty: it
+/// has to show it.
 pub type ProofKeys = Box<[u8]>;
 
 /// A set of devices of one app, by number.

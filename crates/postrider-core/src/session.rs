@@ -42,7 +42,7 @@ pub struct Attach {
     /// The protocol hands pushes over without a subscription to the inbox.
     pub takes_pushes: bool,
     /// The protocol understands what devices send to each other.
-    pub takes_stanzas: bool,
+    pub hears_peers: bool,
 }
 
 /// A session attached to a connection.
@@ -145,7 +145,7 @@ impl Engine {
         let mut hub = self.hub_mut();
         // Looked at with the hub in hand: who deletes a device takes its session away after that, so this one is seen there.
         let registered = self.is_registered(&attach.client)?;
-        let Attach { client, connection, clean, will, takes_pushes, takes_stanzas, .. } = attach;
+        let Attach { client, connection, clean, will, takes_pushes, hears_peers, .. } = attach;
         let existing = hub.find(client.app, &client.id);
         let old_connection = existing.and_then(|no| hub.get(no)?.connection);
         let old_will =
@@ -172,7 +172,7 @@ impl Engine {
         let session = &mut hub.sessions[no as usize];
         session.connection = Some(connection);
         session.takes_pushes = takes_pushes;
-        session.takes_stanzas = takes_stanzas;
+        session.hears_peers = hears_peers;
         session.expiry_secs = expiry_secs;
         session.will = will.map(Box::new);
         let saved = session.saved.take();

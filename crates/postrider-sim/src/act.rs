@@ -117,7 +117,7 @@ impl Server {
             expiry_secs: connect.session_expiry_secs,
             will,
             takes_pushes: connect.takes_pushes,
-            takes_stanzas: false,
+            hears_peers: false,
         };
         let first_token = if connect.clean_start { 0 } else { self.engine.chance.bits128() as u32 };
         let attached = self.engine.connect(attach).map_err(refusal_of)?;

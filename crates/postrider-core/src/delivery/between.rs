@@ -2,7 +2,7 @@
 //! understands it get it.
 
 use crate::Engine;
-use crate::access::STANZA_TOPIC;
+use crate::access::PEER_TOPIC;
 use crate::command::*;
 use crate::id::*;
 use crate::model::*;
@@ -54,7 +54,7 @@ impl Engine {
         let hub = self.hub();
         let app = hub.get(from).ok_or(SendError::Unavailable)?.app;
         let at = self.store.device_by_id(app, to).ok_or(SendError::Unavailable)?;
-        let understands = hub.by_device(at).is_none_or(|s| s.takes_stanzas || s.connection.is_none());
+        let understands = hub.by_device(at).is_none_or(|s| s.hears_peers || s.connection.is_none());
         let registered = self.store.sign_in(at).is_some_and(|s| s.secret_hash.is_some());
         if !understands || !registered {
             return Err(SendError::Unavailable);
@@ -86,7 +86,7 @@ impl Engine {
     pub fn send_passing(&self, from: SessionNo, to: &str, payload: Bytes) -> Result<(), SendError> {
         let hub = self.hub();
         let app = hub.get(from).ok_or(SendError::Unavailable)?.app;
-        let session = hub.find(app, to).and_then(|no| hub.get(no)).filter(|s| s.takes_stanzas);
+        let session = hub.find(app, to).and_then(|no| hub.get(no)).filter(|s| s.hears_peers);
         let connection = session.and_then(|s| s.connection).ok_or(SendError::Unavailable)?;
         drop(hub);
         let target = LiveTarget { connection, qos: 0, retain: false, subscription_ids: Vec::new() };
@@ -97,5 +97,5 @@ impl Engine {
 }
 
 fn content(payload: Bytes) -> Content {
-    Content { topic: Some(STANZA_TOPIC.to_owned()), payload, properties: None }
+    Content { topic: Some(PEER_TOPIC.to_owned()), payload, properties: None }
 }

@@ -4,7 +4,7 @@
 //! What is stored is only which deliveries are open.
 
 use crate::Engine;
-use crate::access::STANZA_TOPIC;
+use crate::access::PEER_TOPIC;
 use crate::command::{Progress, Which};
 use crate::id::*;
 use crate::model::*;
@@ -38,7 +38,7 @@ struct Reader {
     client: Arc<str>,
     /// `None`: it has not asked for pushes.
     push_qos: Option<u8>,
-    takes_stanzas: bool,
+    hears_peers: bool,
 }
 
 /// The disk does not give a content out: it and those behind it wait for the next drain, so that none is overtaken.
@@ -52,11 +52,7 @@ impl Engine {
 
     /// The same for a device that reads its inbox without a session: it polls.
     pub fn pull(&self, at: DeviceRef, device: &str, position: &mut Position, max: usize) -> Vec<Outgoing> {
-        self.take(
-            &Reader { at, client: device.into(), push_qos: Some(1), takes_stanzas: false },
-            position,
-            max,
-        )
+        self.take(&Reader { at, client: device.into(), push_qos: Some(1), hears_peers: false }, position, max)
     }
 
     fn take(&self, reader: &Reader, position: &mut Position, max: usize) -> Vec<Outgoing> {
@@ -95,8 +91,8 @@ impl Engine {
         let hub = self.hub();
         let s = hub.get(session)?;
         let at = DeviceRef { app: s.app, device: s.device? };
-        let (client, push_qos, takes_stanzas) = (s.client.clone(), s.push_qos(), s.takes_stanzas);
-        Some(Reader { at, client, push_qos, takes_stanzas })
+        let (client, push_qos, hears_peers) = (s.client.clone(), s.push_qos(), s.hears_peers);
+        Some(Reader { at, client, push_qos, hears_peers })
     }
 
     fn outgoing(
@@ -138,8 +134,8 @@ impl Engine {
                 None => return Ok(None),
             },
             // It waits for a connection that understands it.
-            Some(topic) if topic == STANZA_TOPIC && !reader.takes_stanzas => return Ok(None),
-            Some(topic) if topic == STANZA_TOPIC => 1,
+            Some(topic) if topic == PEER_TOPIC && !reader.hears_peers => return Ok(None),
+            Some(topic) if topic == PEER_TOPIC => 1,
             Some(topic) if !self.access.may_receive(client, topic) && !seeded::is(Bug::ReplaySkipsGate) => {
                 self.end(at, pending.seq, Step::Rejected, Reason::NotAllowed, now);
                 return Ok(None);

@@ -9,7 +9,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 
 /// The topic under which a stanza of one device waits for another: the payload is the stanza, ready to be sent.
-pub const STANZA_TOPIC: &str = "$xmpp/stanza";
+pub const STANZA_TOPIC: &str = "$peer/inbox";
 
 /// One message, encoded once.
 #[derive(Debug)]

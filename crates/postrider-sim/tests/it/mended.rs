@@ -59,7 +59,7 @@ fn attach(slot: u32) -> Attach {
         expiry_secs: 60,
         will: None,
         takes_pushes: false,
-        takes_stanzas: false,
+        hears_peers: false,
     }
 }
 

@@ -86,7 +86,7 @@ impl Life {
             expiry_secs: 3600,
             will,
             takes_pushes: false,
-            takes_stanzas: false,
+            hears_peers: false,
         };
         self.engine.connect(attach).ok().unwrap()
     }

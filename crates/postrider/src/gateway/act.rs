@@ -149,7 +149,7 @@ impl Driver {
             expiry_secs: connect.session_expiry_secs,
             will,
             takes_pushes: connect.takes_pushes,
-            takes_stanzas: self.conn(slot).is_some_and(|c| c.protocol.is_xmpp()),
+            hears_peers: self.conn(slot).is_some_and(|c| c.protocol.is_xmpp()),
         };
         let client = connect.takes_pushes.then(|| attach.client.clone());
         let first_token = if connect.clean_start { 0 } else { self.shared.engine.chance.bits128() as u32 };

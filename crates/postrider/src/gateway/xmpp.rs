@@ -222,3 +222,11 @@ fn fake_secret(shared: &Shared) -> [u8; 32] {
     Hmac::<Sha256>::new_from_slice(&hash)
         .map_or([0; 32], |mac| mac.chain_update(b"keys of nobody").finalize().into_bytes().into())
 }
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_core_and_the_protocol_mean_the_same_topic() {
+        assert_eq!(postrider_core::access::PEER_TOPIC, postrider_proto::xmpp::STANZA_TOPIC);
+    }
+}

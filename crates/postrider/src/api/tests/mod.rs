@@ -229,7 +229,7 @@ impl World {
             expiry_secs: 3600,
             will: None,
             takes_pushes: false,
-            takes_stanzas: false,
+            hears_peers: false,
         };
         engine.connect(attach).ok().unwrap().session
     }
