@@ -127,6 +127,7 @@ class Server:
         target = Target(self.places["mqtt"], self.profile or "default", self.places.get("http"), APP_KEY, ADMIN_KEY,
                         xmpp=self.places.get("xmpp"))
         target.notes["binary"] = self.binary
+        target.notes["xmpp_tls"] = self.places.get("xmpp_tls")
         return target
 
     def alive(self):

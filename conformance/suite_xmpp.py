@@ -1,5 +1,6 @@
 """XMPP from outside: slixmpp, npm's @xmpp/client, a client on the command line, an androidpn phone, and hostile bytes."""
 
+import hashlib
 import shutil
 import socket
 import subprocess
@@ -12,7 +13,7 @@ from harness import CONFORMANCE, DEFAULT, NotHere, Suite, Unmet, check, equal, e
 from mqtt_wire import V5
 from suite_hostile import canary
 from xmpp_clients import Client
-from xmpp_wire import CLIENT, SASL, SM, STREAMS, TLS, Lost, Session, Stream, any_certificate, condition, text
+from xmpp_wire import CLIENT, SASL, SM, STREAMS, TLS, Lost, Session, Stream, any_certificate, condition, scram_sha_256_plus, text
 
 SUITE = Suite("xmpp")
 case = SUITE.case(CONFORMANCE, needs_http=True)
@@ -65,6 +66,30 @@ def each_mechanism_signs_in_and_a_wrong_password_does_not(target):
         wrong = type(device)(device.device_id, device.secret[:-1])
         with Client(target, wrong, mechanism) as client:
             check(not client.ready.is_set() and client.refused, f"{mechanism} let a wrong password in")
+
+
+@case
+def a_sign_in_is_tied_to_its_tls_connection(target):
+    device = target.register(platform="desktop")
+    for spoilt, wanted in ((b"", "success"), (b"x", "not-authorized")):
+        with Stream(target.xmpp) as client:
+            client.open_socket()
+            client.open_stream()
+            features = client.start_tls()
+            offered = {binding.get("type") for binding in features.iter("{urn:xmpp:sasl-cb:0}channel-binding")}
+            check({"tls-server-end-point", "tls-exporter"} <= offered, f"offered: {offered}")
+            certificate = hashlib.sha256(client.socket.getpeercert(binary_form=True) + spoilt).digest()
+            equal(scram_sha_256_plus(client, device.device_id, device.secret, certificate), wanted, "verdict")
+
+
+@case
+def a_listener_that_begins_with_tls_needs_no_starttls(target):
+    device = target.register(platform="desktop")
+    with Stream(target.notes["xmpp_tls"]) as client:
+        features = client.direct_tls()
+        equal(features.find(f"{{{TLS}}}starttls"), None, "STARTTLS inside of TLS")
+        certificate = hashlib.sha256(client.socket.getpeercert(binary_form=True)).digest()
+        equal(scram_sha_256_plus(client, device.device_id, device.secret, certificate), "success", "sign-in")
 
 
 @case

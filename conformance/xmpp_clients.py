@@ -43,7 +43,8 @@ class Client:
         if receipts and "xep_0184" in plugins:
             client.plugin["xep_0184"].auto_ack = True
         for event, handler in (("session_start", self.started), ("session_resumed", self.resumed),
-                               ("message", self.keep), ("message_error", self.keep)):
+                               ("message", self.keep), ("message_error", self.keep),
+                               ("pubsub_publish", self.keep)):
             client.add_event_handler(event, handler)
         client.add_event_handler("failed_auth", self.refused.append)
         client.connect(*target.xmpp)

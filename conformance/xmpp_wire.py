@@ -1,6 +1,8 @@
 """XMPP as bytes on a socket, for what no client library would ever send."""
 
 import base64
+import hashlib
+import hmac
 import secrets
 import socket
 import ssl
@@ -48,6 +50,12 @@ class Stream:
         self.send(f'<starttls xmlns="{TLS}"/>')
         answer = self.read_stanza()
         assert answer.tag == f"{{{TLS}}}proceed", ET.tostring(answer)
+        self.socket = any_certificate().wrap_socket(self.socket)
+        return self.open_stream()
+
+    def direct_tls(self):
+        """Gives the features of a listener that begins with TLS."""
+        self.open_socket()
         self.socket = any_certificate().wrap_socket(self.socket)
         return self.open_stream()
 
@@ -163,6 +171,40 @@ class Session(Stream):
         self.ask("get", '<ping xmlns="urn:xmpp:ping"/>')
         left = [s for s in self.kept if s.tag not in (f"{CLIENT}presence",)]
         assert not left, [ET.tostring(s) for s in left]
+
+
+def scram_sha_256_plus(stream, user, secret, binding):
+    """Signs in by SCRAM-SHA-256-PLUS with `tls-server-end-point` (RFC 5802, RFC 5929); the server's last word, or its refusal."""
+    def say(element, words):
+        stream.send(f'<{element} xmlns="{SASL}"{words[0]}>{base64.b64encode(words[1].encode()).decode()}</{element}>')
+        answer = stream.read_stanza()
+        return answer.tag.partition("}")[2], answer
+
+    header, nonce = "p=tls-server-end-point,,", secrets.token_hex(8)
+    first = f"n={user},r={nonce}"
+    name, answer = say("auth", (' mechanism="SCRAM-SHA-256-PLUS"', header + first))
+    if name != "challenge":
+        return answer[0].tag.partition("}")[2]
+    challenge = base64.b64decode(answer.text).decode()
+    fields = dict(part.split("=", 1) for part in challenge.split(","))
+    assert fields["r"].startswith(nonce), challenge
+    salted = hashlib.pbkdf2_hmac("sha256", secret.encode(), base64.b64decode(fields["s"]), int(fields["i"]))
+    bound = base64.b64encode(header.encode() + binding).decode()
+    last = f"c={bound},r={fields['r']}"
+    message = f"{first},{challenge},{last}".encode()
+
+    def mac(key, words):
+        return hmac.digest(key, words, "sha256")
+
+    client_key = mac(salted, b"Client Key")
+    signature = mac(hashlib.sha256(client_key).digest(), message)
+    proof = base64.b64encode(bytes(a ^ b for a, b in zip(client_key, signature))).decode()
+    name, answer = say("response", ("", f"{last},p={proof}"))
+    if name != "success":
+        return answer[0].tag.partition("}")[2]
+    proves = base64.b64encode(mac(mac(salted, b"Server Key"), message)).decode()
+    assert base64.b64decode(answer.text).decode() == f"v={proves}", "the server proves itself"
+    return name
 
 
 def condition(stanza):

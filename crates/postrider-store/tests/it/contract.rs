@@ -478,7 +478,7 @@ fn both_stores_give_the_same_answers_to_a_long_random_history() {
 
 pub fn random_command(random: &mut Random, n: u64) -> Command {
     let device = random.below(8) as u32;
-    match random.below(12) {
+    match random.below(13) {
         0..=4 => {
             let other = (device + 1) % 8;
             let keyed = random.below(3) == 0;
@@ -505,6 +505,11 @@ pub fn random_command(random: &mut Random, n: u64) -> Command {
                 content: Some(content(n)),
             }),
         },
+        11 => Command::ChangeSecret {
+            at: self::device(device),
+            secret_hash: [n as u8; 32],
+            proof_keys: vec![n as u8; random.below(3) as usize].into(),
+        },
         _ => {
             let now = NOW + random.below(40_000);
             Command::Expire { now, limit: 1 + n as u32 % 5, history_before: 0, history_max: 50 }
@@ -515,6 +520,7 @@ pub fn random_command(random: &mut Random, n: u64) -> Command {
 /// Whatever can be asked, both answer the same (but for where contents lie).
 pub fn assert_same(one: &dyn Store, other: &dyn Store) {
     for no in 0..8 {
+        assert_eq!(one.sign_in(device(no)), other.sign_in(device(no)), "device {no}");
         let strip = |store: &dyn Store| {
             let mut pending = inbox(store, no);
             let contents: Vec<_> = pending.iter().map(|p| store.content(p.blob).unwrap()).collect();
