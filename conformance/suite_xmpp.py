@@ -231,7 +231,7 @@ def what_is_not_acknowledged_comes_again_on_the_next_stream(target):
     with session(target, device) as client:
         equal(client.next().get("id"), message, "again")
         client.quiet()
-    target.await_state(message, device, "delivered")
+        target.await_state(message, device, "delivered")
 
 
 @case
