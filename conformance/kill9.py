@@ -4,6 +4,7 @@
     kill9.py --server PATH                     pushes over HTTP to registered MQTT devices
     kill9.py --server PATH --mode mqtt         anonymous MQTT publishers, QoS 1, to kept sessions
     kill9.py --server PATH --mode web          pushes to devices on WebSockets, event streams and polls
+    kill9.py --server PATH --mode xmpp         pushes to XMPP devices over STARTTLS, with stream management and without
 
 Prints one line, `balance accepted=… delivered=… expired=… lost=0 phantom=0 …`, and exits with 1 when one of those
 after `expired` is not 0. `abuse.py` does worse.
@@ -36,14 +37,16 @@ def crash_loop(load, cycles, chance):
 
 def size_of(options):
     of_mode = {"http": ("devices", "push_publishers"), "mqtt": ("subscribers", "mqtt_publishers")}
-    roads = ("websocket", "sse", "poll") if options.mode == "web" else ("mqtt",)
-    receivers, publishers = of_mode["http" if options.mode == "web" else options.mode]
+    of_mode["web"] = of_mode["xmpp"] = of_mode["http"]
+    by_mode = {"web": ("websocket", "sse", "poll"), "xmpp": ("xmpp", "xmpp_managed")}
+    roads = by_mode.get(options.mode, ("mqtt",))
+    receivers, publishers = of_mode[options.mode]
     none = dict(devices=0, subscribers=0, push_publishers=0, mqtt_publishers=0, sleepers=0)
     return Size(**{**none, receivers: options.devices, publishers: options.publishers}, pause=options.pause, roads=roads)
 
 
 def play(options, folder):
-    settings = OPEN_TO_ALL if options.mode == "mqtt" else {}
+    settings = {"mqtt": OPEN_TO_ALL, "xmpp": {"tls.self_signed": "true", "limits.connects_per_minute_max": 0}}.get(options.mode, {})
     server = Server(options.server, os.path.join(folder, "data"), None, log_of(folder), settings=settings)
     try:
         with Load(server, size_of(options), options.seed, options.patience) as load:
@@ -56,7 +59,7 @@ def play(options, folder):
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--server", required=True)
-    parser.add_argument("--mode", choices=["http", "mqtt", "web"], default="http")
+    parser.add_argument("--mode", choices=["http", "mqtt", "web", "xmpp"], default="http")
     parser.add_argument("--devices", type=int, default=40)
     parser.add_argument("--publishers", type=int, default=8)
     parser.add_argument("--cycles", type=int, default=20)

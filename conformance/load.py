@@ -22,6 +22,7 @@ from websockets.sync.client import connect
 from harness import NotHere
 from ledger import TOLERANCE_SECS, Ledger, Sight, balanced
 from mqtt_wire import PUBACK, PUBLISH, V311, Client, Silence, WireError, ack_packet, publish_packet
+from xmpp_wire import CLIENT, SM, Session
 
 # Any client may do everything, limits that count one address's clients are off, and nothing is evicted.
 OPEN_TO_ALL = {
@@ -202,7 +203,42 @@ class PollReceiver(WebReceiver):
             connection.close()
 
 
-ROADS = {"mqtt": Receiver, "websocket": SocketReceiver, "sse": StreamReceiver, "poll": PollReceiver}
+class XmppReceiver(WebReceiver):
+    """Over STARTTLS; its arrival is known by the answer to a ping."""
+    manages_stream = False
+
+    def receive_until(self, enough):
+        place = self.run_state.server.places["xmpp"]
+        with Session(place, self.user, self.password, silence=1, available=False) as session:
+            if self.manages_stream:
+                session.send(f'<enable xmlns="{SM}"/>')
+                session.next(f"{{{SM}}}enabled")
+            session.send("<presence/>")
+            self.subscribed.set()
+            handled = 0
+            while not enough():
+                try:
+                    stanza = session.read_stanza()
+                except TimeoutError:
+                    session.send(" ")
+                    continue
+                handled += stanza.tag.startswith(CLIENT)
+                envelope = stanza.find("{urn:xmpp:json:0}json")
+                if envelope is not None:
+                    self.note([{"message": json.loads(envelope.text), "delivery": None}])
+                elif stanza.tag == f"{{{SM}}}r":
+                    session.send(f'<a xmlns="{SM}" h="{handled}"/>')
+                else:
+                    session.handle(stanza)
+
+
+class ManagedXmppReceiver(XmppReceiver):
+    """The same, by stream management."""
+    manages_stream = True
+
+
+ROADS = {"mqtt": Receiver, "websocket": SocketReceiver, "sse": StreamReceiver, "poll": PollReceiver,
+         "xmpp": XmppReceiver, "xmpp_managed": ManagedXmppReceiver}
 
 
 def read_envelope(payload):
@@ -478,7 +514,7 @@ class Size:
     # Seconds between two messages of a publisher.
     pause: float = 0.005
     # How registered devices receive, in turn.
-    roads: tuple = tuple(ROADS)
+    roads: tuple = ("mqtt", "websocket", "sse", "poll")
 
 
 class Load:

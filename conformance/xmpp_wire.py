@@ -15,7 +15,7 @@ TLS, SASL, BIND = (f"urn:ietf:params:xml:ns:xmpp-{name}" for name in ("tls", "sa
 SM = "urn:xmpp:sm:3"
 
 
-class Lost(Exception):
+class Lost(ConnectionError):
     """The connection ended."""
 
 
@@ -42,14 +42,16 @@ class Stream:
         self.depth, self.stream_id = 0, ""
         self.send(f'<stream:stream to="{self.domain}" xmlns="jabber:client" xmlns:stream="{STREAMS}" version="1.0">')
         features = self.read_stanza()
-        assert features.tag == f"{{{STREAMS}}}features", ET.tostring(features)
+        if features.tag != f"{{{STREAMS}}}features":
+            raise Lost(ET.tostring(features).decode())
         return features
 
     def start_tls(self):
         """Gives the features behind it. Without a server name: old clients know no SNI."""
         self.send(f'<starttls xmlns="{TLS}"/>')
         answer = self.read_stanza()
-        assert answer.tag == f"{{{TLS}}}proceed", ET.tostring(answer)
+        if answer.tag != f"{{{TLS}}}proceed":
+            raise Lost(ET.tostring(answer).decode())
         self.socket = any_certificate().wrap_socket(self.socket)
         return self.open_stream()
 

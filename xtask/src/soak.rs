@@ -58,7 +58,7 @@ pub fn soak(minutes: &str, seeds: &str) -> Done {
     let kinds: Vec<&str> = ["simulation"]
         .into_iter()
         .chain(ABUSE)
-        .chain(["kill9 http", "kill9 mqtt", "kill9 web", "flaws", "fuzz"])
+        .chain(["kill9 http", "kill9 mqtt", "kill9 web", "kill9 xmpp", "flaws", "fuzz"])
         .collect();
     'rounds: for round in 0.. {
         for kind in &kinds {

@@ -164,7 +164,7 @@ fn conformance() -> Done {
 
 /// Pushes over HTTP to registered devices, then publishes of devices to lasting sessions.
 fn kill9() -> Done {
-    for (mode, cycles) in [("http", "20"), ("mqtt", "10"), ("web", "10")] {
+    for (mode, cycles) in [("http", "20"), ("mqtt", "10"), ("web", "10"), ("xmpp", "5")] {
         let server = "target/debug/postrider";
         python(&["conformance/kill9.py", "--server", server, "--mode", mode, "--cycles", cycles])?;
     }

@@ -154,6 +154,8 @@ pub struct ApiLimits {
     pub echo: bool,
     /// permessage-deflate for clients that offer it (L23).
     pub compression: bool,
+    /// `/xmpp-websocket`.
+    pub xmpp: bool,
     /// The forms of androidpn's console; from this machine itself without a key.
     pub androidpn: bool,
     pub androidpn_keyless: bool,
@@ -184,6 +186,7 @@ impl Default for ApiLimits {
             demo: false,
             echo: false,
             compression: false,
+            xmpp: false,
             androidpn: false,
             androidpn_keyless: false,
         }

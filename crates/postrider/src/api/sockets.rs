@@ -36,12 +36,15 @@ pub async fn json(
     switch(&api, peer, request, &handshake, (Speaks::Json(deflate), extensions))
 }
 
-/// `GET /xmpp-websocket`.
+/// `GET /xmpp-websocket`: there where XMPP listens at all.
 pub async fn xmpp(
     State(api): State<Api>,
     peer: Option<Extension<Peer>>,
     request: Request,
 ) -> Result<Response, ApiError> {
+    if !api.limits.xmpp {
+        return Err(Code::NoSuchRoute.into());
+    }
     let handshake = handshake(&request, &["xmpp"])?;
     if handshake.subprotocol.is_none() {
         // RFC 7395 §3.1.

@@ -121,9 +121,13 @@ impl Config {
         }
     }
 
+    fn speaks_xmpp(&self) -> bool {
+        self.listen.xmpp.or(self.listen.xmpp_tls).is_some()
+    }
+
     /// What is kept of the secrets of new devices, beside their hash.
     pub fn proofs(&self) -> Proofs {
-        Proofs { are_kept: self.xmpp.scram && self.listen.xmpp.or(self.listen.xmpp_tls).is_some() }
+        Proofs { are_kept: self.xmpp.scram && self.speaks_xmpp() }
     }
 
     /// MQTT packets come in WebSocket messages: those may be as large as these.
@@ -251,6 +255,7 @@ impl Config {
             demo: h.demo,
             echo: h.echo,
             compression: h.compression,
+            xmpp: self.speaks_xmpp(),
             androidpn: self.androidpn.api,
             androidpn_keyless: self.androidpn.keyless_loopback,
             ..ApiLimits::default()

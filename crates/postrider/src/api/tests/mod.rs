@@ -91,7 +91,7 @@ impl World {
 
     /// With everything there that is off by default.
     pub fn with(api_limits: ApiLimits, limits: Limits) -> World {
-        let api_limits = ApiLimits { demo: true, echo: true, androidpn: true, ..api_limits };
+        let api_limits = ApiLimits { demo: true, echo: true, xmpp: true, androidpn: true, ..api_limits };
         World::with_exactly(api_limits, limits)
     }
 
