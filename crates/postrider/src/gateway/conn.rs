@@ -44,6 +44,7 @@ pub struct Conn {
     pub starts_tls: bool,
     /// The protocol is to be told when TLS is up.
     pub awaits_tls: bool,
+    pub reads: Reads,
 }
 
 /// What a connection has only while something is going on.
@@ -114,6 +115,26 @@ impl Budget {
         self.at = now;
         self.tokens = (self.tokens + secs * f64::from(per_sec)).min(f64::from(burst));
         self.tokens >= 1.0
+    }
+}
+
+/// Reads of a connection in this second; two bytes, since every connection has it.
+#[derive(Default)]
+pub struct Reads {
+    count: u8,
+    /// Modulo 256.
+    second: u8,
+}
+
+impl Reads {
+    /// One more; false from the 255th in a second on.
+    pub fn count(&mut self, now: Millis) -> bool {
+        let second = (now / 1_000) as u8;
+        if second != self.second {
+            *self = Reads { count: 0, second };
+        }
+        self.count = self.count.saturating_add(1);
+        self.count < u8::MAX
     }
 }
 
@@ -200,6 +221,15 @@ impl Conn {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_flood_of_reads_is_stopped_until_the_next_second() {
+        let mut reads = Reads::default();
+        assert!((0..254).all(|_| reads.count(5_000)));
+        assert!(!reads.count(5_999) && !reads.count(5_999));
+        assert!((0..254).all(|n| reads.count(6_000 + n)));
+        assert!(!reads.count(6_500) && reads.count(7_000));
+    }
 
     #[test]
     fn a_budget_allows_its_burst_then_its_rate() {

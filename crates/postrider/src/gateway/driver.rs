@@ -9,7 +9,7 @@
 //!        ─► look at the connections whose deadline came
 //! ```
 
-use super::conn::{Conn, Phase};
+use super::conn::{Conn, Phase, Reads};
 use super::echo::Echo;
 use super::listener::{Incoming, Listens, Speaks};
 use super::mailbox::{Mail, Mailbox};
@@ -397,6 +397,7 @@ impl Driver {
                         self.shared.metrics.bytes_in.inc_by(n as u64);
                         self.tell_of_tls(slot);
                         self.speak(slot, &scratch[..n]);
+                        self.shape(slot);
                     }
                     // The peer's end may lie right behind its last bytes, and would raise no edge of its own.
                     if !more && !self.conn(slot).is_some_and(|c| c.is_ending) {
@@ -414,6 +415,19 @@ impl Driver {
         self.scratch = scratch;
         if let Some(kind) = end {
             self.close_now(slot, kind);
+        }
+    }
+
+    /// A peer whose protocol has words that cost it nothing, blanks between stanzas for one, is not read from for the rest of a
+    /// second in which it has said very many (H77). What it says meanwhile comes at once, in one read.
+    fn shape(&mut self, slot: u32) {
+        let (now, rate) = (self.now, self.shared.config.publishes_per_sec);
+        let Some(conn) = self.conn(slot).filter(|c| rate > 0 && c.signed_in && c.protocol.is_xmpp()) else {
+            return;
+        };
+        if !conn.reads.count(now) {
+            conn.paused = true;
+            self.rearm(slot);
         }
     }
 
@@ -765,5 +779,6 @@ fn new_conn(transport: Transport, protocol: Protocol, generation: u32, peer: Soc
         orderly: false,
         starts_tls: false,
         awaits_tls: false,
+        reads: Reads::default(),
     }
 }
