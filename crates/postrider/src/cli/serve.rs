@@ -16,7 +16,7 @@ Examples:
   postrider serve --data /var/lib/postrider --config /etc/postrider.toml
   postrider serve --set listen.http=0.0.0.0:8080 --set listen.mqtt=0.0.0.0:1883
 
-Once ready, one line goes to standard output: listening http=… ops=… mqtt=…
+Once ready, one line goes to standard output: listening http=… ops=… mqtt=… xmpp=…
 Settings: `postrider config example`, docs/config.md. Every one is also a variable, such as POSTRIDER_LOG_LEVEL.")]
 pub struct Args {
     /// The data folder.
