@@ -14,6 +14,7 @@ import re
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import tempfile
 import time
@@ -25,11 +26,17 @@ OPEN = (f"<?xml version='1.0'?><stream:stream to='{DOMAIN}' xmlns='jabber:client
         "xmlns:stream='http://etherx.jabber.org/streams' version='1.0'>").encode()
 
 
-def session(place, user, password):
+def session(place, user, password, tls=None):
     connection = socket.create_connection(place)
     connection.settimeout(30)
     connection.sendall(OPEN)
     read_until(connection, b"</stream:features>")
+    if tls:
+        connection.sendall(b"<starttls xmlns='urn:ietf:params:xml:ns:xmpp-tls'/>")
+        read_until(connection, b"<proceed")
+        connection = tls.wrap_socket(connection, server_hostname=DOMAIN)
+        connection.sendall(OPEN)
+        read_until(connection, b"</stream:features>")
     proof = base64.b64encode(f"\0{user}\0{password}".encode()).decode()
     connection.sendall(f"<auth xmlns='urn:ietf:params:xml:ns:xmpp-sasl' mechanism='PLAIN'>{proof}</auth>".encode())
     answer = read_until(connection, b">")
@@ -93,8 +100,9 @@ def settled(pid):
 
 
 class Postrider:
-    def __init__(self, program, count):
-        os.environ["POSTRIDER_XMPP_ALLOW_PLAINTEXT"] = "true"
+    def __init__(self, program, count, tls):
+        os.environ["POSTRIDER_XMPP_ALLOW_PLAINTEXT"] = str(not tls).lower()
+        os.environ["POSTRIDER_TLS_SELF_SIGNED"] = str(bool(tls)).lower()
         self.server = Server(program)
         self.place, self.pid = self.server.xmpp, self.server.process.pid
         self.accounts = register(self.server, count)
@@ -177,14 +185,16 @@ def main():
     parser.add_argument("--server", required=True)
     parser.add_argument("-n", type=int, default=1000)
     parser.add_argument("--only", default="postrider,prosody,ejabberd")
+    parser.add_argument("--tls", action="store_true", help="STARTTLS with TLS 1.3; of postrider only")
     options = parser.parse_args()
-    makers = {"postrider": lambda n: Postrider(options.server, n), "prosody": Prosody, "ejabberd": Ejabberd}
+    tls = ssl._create_unverified_context() if options.tls else None
+    makers = {"postrider": lambda n: Postrider(options.server, n, tls), "prosody": Prosody, "ejabberd": Ejabberd}
     for name in options.only.split(","):
         server = makers[name](options.n)
         try:
-            warm = [session(server.place, *account) for account in server.accounts[:50]]
+            warm = [session(server.place, *account, tls) for account in server.accounts[:50]]
             before = settled(server.pid)
-            held = [session(server.place, *account) for account in server.accounts[50:]]
+            held = [session(server.place, *account, tls) for account in server.accounts[50:]]
             after = settled(server.pid)
             print(f"{name:10} {(after - before) / len(held):8.0f} bytes each", flush=True)
             for connection in warm + held:
