@@ -477,6 +477,10 @@ def a_poll_reads_beside_a_connection_and_two_may_wait(target):
         with Http(target, device) as http:
             def third():
                 answer, told = http.call("GET", "/v1/inbox?wait=1")
+                if answer.status == 200:
+                    # It had a place before one of the two: it leaves it to them, who ask more often than this.
+                    time.sleep(0.5)
+                    return False
                 return answer.status == 429 and answer.getheader("Retry-After") and told["error"]["code"] == "polls_too_often"
             eventually(third, "a third does not wait")
         message = target.push(to(device))["message_id"]

@@ -9,8 +9,9 @@ pub type Done = Result<(), String>;
 type Step = (&'static str, fn() -> Done);
 
 /// Debian packages, with a program that tells whether they are there.
-const PACKAGES: [(&str, &str); 7] = [
+const PACKAGES: [(&str, &str); 8] = [
     ("python3", "python3"),
+    ("curl", "curl"),
     ("mosquitto_pub", "mosquitto-clients"),
     ("node", "nodejs"),
     ("npm", "npm"),
