@@ -4,7 +4,7 @@ use super::driver::Driver;
 use super::mailbox::Mail;
 use super::{Reply, Shared, mqtt};
 use crate::proof;
-use hmac::{Hmac, Mac};
+use hmac::{Hmac, KeyInit, Mac};
 use postrider_core::delivery::between::SendError;
 use postrider_core::devices::{DeviceError, NewDevice};
 use postrider_core::id::{AppNo, DeviceRef};
