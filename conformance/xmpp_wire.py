@@ -9,6 +9,11 @@ import ssl
 import time
 import xml.etree.ElementTree as ET
 
+try:
+    from OpenSSL import SSL
+except ImportError:
+    SSL = None
+
 STREAMS = "http://etherx.jabber.org/streams"
 CLIENT = "{jabber:client}"
 TLS, SASL, BIND = (f"urn:ietf:params:xml:ns:xmpp-{name}" for name in ("tls", "sasl", "bind"))
@@ -54,6 +59,22 @@ class Stream:
             raise Lost(ET.tostring(answer).decode())
         self.socket = any_certificate().wrap_socket(self.socket)
         return self.open_stream()
+
+    def start_tls_that_exports(self, version):
+        """STARTTLS by OpenSSL itself, since Python's own module exports no keys (RFC 9266). Gives the
+        kinds of channel binding that are offered behind it, and the exported key."""
+        self.send(f'<starttls xmlns="{TLS}"/>')
+        self.read_stanza()
+        context = SSL.Context(SSL.TLS_CLIENT_METHOD)
+        context.set_min_proto_version(version)
+        context.set_max_proto_version(version)
+        # It wants a socket that blocks.
+        self.socket.settimeout(None)
+        self.socket = SSL.Connection(context, self.socket)
+        self.socket.set_connect_state()
+        self.socket.do_handshake()
+        offered = channel_bindings(self.open_stream())
+        return offered, self.socket.export_keying_material(b"EXPORTER-Channel-Binding", 32)
 
     def direct_tls(self):
         """Gives the features of a listener that begins with TLS."""
@@ -131,16 +152,19 @@ class Stream:
 
 
 class Session(Stream):
-    """Signed in by PLAIN inside of TLS, bound, and by default available. Pings are answered; all else is kept."""
+    """Signed in by PLAIN, by default inside of TLS, bound, and available. Pings are answered; all else is kept."""
 
-    def __init__(self, place, user, secret, resource="wire", available=True, **fields):
+    def __init__(self, place, user, secret, resource="wire", available=True, tls=True, binds=True, **fields):
         super().__init__(place, **fields)
         self.user = user
         self.kept = []
         self.open_socket()
         self.open_stream()
-        self.start_tls()
+        if tls:
+            self.start_tls()
         self.sign_in(secret)
+        if not binds:
+            return
         bind = self.ask("set", f'<bind xmlns="{BIND}"><resource>{resource}</resource></bind>')
         self.jid = bind.find(f".//{{{BIND}}}jid").text
         if available:
@@ -175,14 +199,19 @@ class Session(Stream):
         assert not left, [ET.tostring(s) for s in left]
 
 
-def scram_sha_256_plus(stream, user, secret, binding):
-    """Signs in by SCRAM-SHA-256-PLUS with `tls-server-end-point` (RFC 5802, RFC 5929); the server's last word, or its refusal."""
+def channel_bindings(features):
+    """What XEP-0440 tells."""
+    return {binding.get("type") for binding in features.iter("{urn:xmpp:sasl-cb:0}channel-binding")}
+
+
+def scram_sha_256_plus(stream, user, secret, binding, kind="tls-server-end-point"):
+    """Signs in by SCRAM-SHA-256-PLUS (RFC 5802, RFC 5929, RFC 9266); the server's last word, or its refusal."""
     def say(element, words):
         stream.send(f'<{element} xmlns="{SASL}"{words[0]}>{base64.b64encode(words[1].encode()).decode()}</{element}>')
         answer = stream.read_stanza()
         return answer.tag.partition("}")[2], answer
 
-    header, nonce = "p=tls-server-end-point,,", secrets.token_hex(8)
+    header, nonce = f"p={kind},,", secrets.token_hex(8)
     first = f"n={user},r={nonce}"
     name, answer = say("auth", (' mechanism="SCRAM-SHA-256-PLUS"', header + first))
     if name != "challenge":

@@ -23,7 +23,12 @@ impl ServerConnection {
                 self.refuse_sm("unexpected-request", &mut out.bytes);
                 Ok(())
             }
-            (ns::CLIENT, "iq") => {
+            (ns::COMPRESS, "compress") => {
+                self.refuse_compression(&mut out.bytes);
+                Ok(())
+            }
+            // RFC 6120 §8.2.3: an answer is never answered.
+            (ns::CLIENT, "iq") if !matches!(element.attribute("type"), Some("result" | "error")) => {
                 let id = element.attribute("id").unwrap_or_default().to_owned();
                 match Iq::of(element) {
                     Ok(Iq { child: Some(child), is_set: true, .. }) if child.is(ns::BIND, "bind") => {

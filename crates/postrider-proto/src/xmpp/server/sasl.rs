@@ -104,11 +104,7 @@ impl ServerConnection {
                     self.fail_sign_in(failure, out);
                 }
             }
-            (ns::COMPRESS, "compress") => {
-                let failure =
-                    "<failure xmlns=\"http://jabber.org/protocol/compress\"><setup-failed/></failure>";
-                self.write_element(failure, &mut out.bytes);
-            }
+            (ns::COMPRESS, "compress") => self.refuse_compression(&mut out.bytes),
             (ns::CLIENT, "iq") => return self.handle_account_iq(element, out),
             (ns::SM, "enable" | "resume") => self.refuse_sm("unexpected-request", &mut out.bytes),
             _ => return Err(StreamError::NOT_AUTHORIZED),

@@ -122,6 +122,12 @@ impl ServerConnection {
             || self.negotiation.as_ref().is_some_and(|negotiation| negotiation.is_tls)
     }
 
+    /// XEP-0138: for good, since what is compressed together with secrets gives them away.
+    pub(super) fn refuse_compression(&self, bytes: &mut Vec<u8>) {
+        let failure = "<failure xmlns=\"http://jabber.org/protocol/compress\"><setup-failed/></failure>";
+        self.write_element(failure, bytes);
+    }
+
     pub(super) fn handle_start_tls(&mut self, out: &mut Output) {
         if !self.may_start_tls() {
             // RFC 6120 §5.4.2.2: the failure ends the stream.
