@@ -118,7 +118,7 @@ impl Budget {
     }
 }
 
-/// Reads of a connection in this second; two bytes, since every connection has it.
+/// What a connection said in this second, in reads and KiB; two bytes, since every connection has it.
 #[derive(Default)]
 pub struct Reads {
     count: u8,
@@ -127,13 +127,13 @@ pub struct Reads {
 }
 
 impl Reads {
-    /// One more; false from the 255th in a second on.
-    pub fn count(&mut self, now: Millis) -> bool {
+    /// One more read; false from the 255th in a second on, counting each KiB for another one.
+    pub fn count(&mut self, bytes: usize, now: Millis) -> bool {
         let second = (now / 1_000) as u8;
         if second != self.second {
             *self = Reads { count: 0, second };
         }
-        self.count = self.count.saturating_add(1);
+        self.count = self.count.saturating_add((1 + bytes / 1_024).try_into().unwrap_or(u8::MAX));
         self.count < u8::MAX
     }
 }
@@ -225,10 +225,12 @@ mod tests {
     #[test]
     fn a_flood_of_reads_is_stopped_until_the_next_second() {
         let mut reads = Reads::default();
-        assert!((0..254).all(|_| reads.count(5_000)));
-        assert!(!reads.count(5_999) && !reads.count(5_999));
-        assert!((0..254).all(|n| reads.count(6_000 + n)));
-        assert!(!reads.count(6_500) && reads.count(7_000));
+        assert!((0..254).all(|_| reads.count(1, 5_000)));
+        assert!(!reads.count(1, 5_999) && !reads.count(1, 5_999));
+        assert!((0..254).all(|n| reads.count(1_023, 6_000 + n)));
+        assert!(!reads.count(1, 6_500) && reads.count(1, 7_000));
+        assert!((0..3).all(|_| reads.count(65_536, 8_000)) && !reads.count(65_536, 8_000));
+        assert!(!reads.count(usize::MAX, 9_000));
     }
 
     #[test]

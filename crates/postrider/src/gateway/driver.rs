@@ -397,7 +397,7 @@ impl Driver {
                         self.shared.metrics.bytes_in.inc_by(n as u64);
                         self.tell_of_tls(slot);
                         self.speak(slot, &scratch[..n]);
-                        self.shape(slot);
+                        self.shape(slot, n);
                     }
                     // The peer's end may lie right behind its last bytes, and would raise no edge of its own.
                     if !more && !self.conn(slot).is_some_and(|c| c.is_ending) {
@@ -420,12 +420,12 @@ impl Driver {
 
     /// A peer whose protocol has words that cost it nothing, blanks between stanzas for one, is not read from for the rest of a
     /// second in which it has said very many (H77). What it says meanwhile comes at once, in one read.
-    fn shape(&mut self, slot: u32) {
+    fn shape(&mut self, slot: u32, bytes: usize) {
         let (now, rate) = (self.now, self.shared.config.publishes_per_sec);
         let Some(conn) = self.conn(slot).filter(|c| rate > 0 && c.signed_in && c.protocol.is_xmpp()) else {
             return;
         };
-        if !conn.reads.count(now) {
+        if !conn.reads.count(bytes, now) {
             conn.paused = true;
             self.rearm(slot);
         }
