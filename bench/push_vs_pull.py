@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What it costs one device to be reached: pull every 10, 60 and 300 seconds, long-poll, server-sent events, WebSocket, MQTT.
+"""What it costs one device to be reached: pull every 10, 60 and 300 seconds, long-poll, server-sent events, WebSocket, MQTT, XMPP.
 
     python3 bench/push_vs_pull.py --server target/release/postrider --minutes 15 [--svg docs/push-vs-pull.svg]
 
@@ -24,6 +24,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 from web_idle import APP_KEY, Server, frame, read_until, register, request  # noqa: E402
+from xmpp_idle import session  # noqa: E402
 
 SEGMENT_BYTES = 52
 QUIET_SECS = 5
@@ -208,6 +209,29 @@ class Mqtt(Device):
         self.done_with(connection)
 
 
+class Xmpp(Device):
+    """With stream management, in clear like all the others. The server asks after a silence as long as their heartbeats."""
+
+    SETTINGS = {"POSTRIDER_XMPP_ALLOW_PLAINTEXT": "true", "POSTRIDER_XMPP_PROBE_AFTER_SECS": str(HEARTBEAT_SECS)}
+
+    def live(self):
+        connection = self.socket = session(self.server.xmpp, self.id, self.secret)
+        connection.sendall(b"<enable xmlns='urn:xmpp:sm:3' resume='true'/>")
+        read_until(connection, b"<enabled")
+        connection.settimeout(None)
+        self.active()
+        handled = 0
+        while part := connection.recv(65536):
+            self.active()
+            # Parts are small enough to come whole: one push a minute.
+            for name in part.split(b'<message type="normal" id="')[1:]:
+                self.came.setdefault(name[:26].decode(), time.monotonic())
+                handled += 1
+            if b"<r " in part:
+                connection.sendall(f"<a xmlns='urn:xmpp:sm:3' h='{handled}'/>".encode())
+        self.done_with(connection)
+
+
 def post(path, device, body):
     text = json.dumps(body)
     head = request(path, device.id, device.secret).replace(b"GET ", b"POST ", 1)[:-2]
@@ -232,7 +256,7 @@ def measure(server, minutes):
         "pull every 10 s": lambda c: Pull(server, c, 10), "pull every 60 s": lambda c: Pull(server, c, 60),
         "pull every 300 s": lambda c: Pull(server, c, 300), "long-poll": lambda c: LongPoll(server, c),
         "server-sent events": lambda c: Stream(server, c), "WebSocket": lambda c: WebSocket(server, c),
-        "MQTT": lambda c: Mqtt(server, c),
+        "MQTT": lambda c: Mqtt(server, c), "XMPP": lambda c: Xmpp(server, c),
     }
     devices = {name: make(c) for (name, make), c in zip(makers.items(), register(server, len(makers)))}
     threads = [threading.Thread(target=d.run, daemon=True) for d in devices.values()]
@@ -282,6 +306,7 @@ def main():
     parser.add_argument("--minutes", type=int, default=15)
     parser.add_argument("--svg", help="draw the picture here")
     options = parser.parse_args()
+    os.environ.update(Xmpp.SETTINGS)
     server = Server(options.server)
     try:
         rows, pushes = measure(server, options.minutes)

@@ -321,7 +321,7 @@ for name, data in {
     "vCard": iq('<vCard xmlns="vcard-temp"/>'), "version": iq('<query xmlns="jabber:iq:version"/>'),
     "question to another's account": iq(PING, to=' to="@OTHER@@localhost"'),
     "question to one who is away": iq(PING, to=' to="@OTHER@@localhost/phone"'),
-    "archive": iq('<query xmlns="urn:xmpp:mam:2"/>', "set"), "carbons": iq('<enable xmlns="urn:xmpp:carbons:2"/>', "set"),
+    "archive": iq('<query xmlns="urn:xmpp:mam:2"/>', "set"), "carbons of the server": iq('<enable xmlns="urn:xmpp:carbons:2"/>', "set", to=' to="localhost"'),
 }.items():
     row(73, name, SESSION, data, error("service-unavailable"))
 row(73, "second resource", SESSION, iq(f'<bind xmlns="{BIND}"/>', "set"), error("not-allowed"))

@@ -25,6 +25,7 @@ pub const JSON: &str = "urn:xmpp:json:0";
 pub const DELAY: &str = "urn:xmpp:delay";
 pub const DATA_FORMS: &str = "jabber:x:data";
 pub const COMPRESS: &str = "http://jabber.org/protocol/compress";
+pub const CARBONS: &str = "urn:xmpp:carbons:2";
 pub const ANDROIDPN: &str = "androidpn:iq:notification";
 /// Our own: payloads that are neither XML nor JSON.
 pub const PAYLOAD: &str = "urn:postrider:payload:0";

@@ -194,6 +194,8 @@ impl ServerConnection {
     ) -> Result<(), StanzaError> {
         let xml = match (child.ns(), child.name(), iq.is_set) {
             (ns::PING, "ping", false) | (ns::SESSION, "session", true) => String::new(),
+            // XEP-0280: there is one connection a device, so no other of its resources has anything to copy.
+            (ns::CARBONS, "enable" | "disable", true) if !is_for_server => String::new(),
             // Nobody is on it: devices are reached without.
             (ns::ROSTER, "query", false) => "<query xmlns=\"jabber:iq:roster\"/>".to_owned(),
             (ns::ROSTER, "query", true) | (ns::BIND, "bind", _) => return Err(StanzaError::NOT_ALLOWED),
@@ -226,6 +228,7 @@ impl ServerConnection {
             ns::RECEIPTS,
             ns::MARKERS,
             ns::JSON,
+            ns::CARBONS,
             "urn:xmpp:delay",
             "http://jabber.org/protocol/pubsub#publish",
             "http://jabber.org/protocol/pubsub#subscribe",
