@@ -10,6 +10,7 @@
 //! - some events want an answer: it comes back by `handle_reply`, in the order of the events;
 //! - `next_timeout` says when to call `handle_timeout`, at the latest.
 
+mod date;
 mod fanned;
 pub mod json;
 pub mod mqtt;
@@ -17,6 +18,7 @@ mod text;
 pub mod ws;
 pub mod xmpp;
 
+pub use date::date_time;
 pub use fanned::Fanned;
 pub use text::Text;
 

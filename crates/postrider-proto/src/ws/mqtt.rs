@@ -5,7 +5,7 @@
 
 use super::WsConfig;
 use super::close::CloseCode;
-use super::frame::{self, Opcode};
+use super::frame;
 use super::reader::{self, Control, Data, Piece, Reader};
 use crate::{Close, Deliver, Delivered, Fanned, Goodbye, Millis, Output, Reply, ServerProtocol};
 use std::sync::Arc;
@@ -71,14 +71,8 @@ impl<P: ServerProtocol> MqttOverWs<P> {
     }
 
     fn handle_control(&mut self, control: &Control, out: &mut Output) -> Result<(), CloseCode> {
-        match control.opcode {
-            Opcode::Ping => frame::write_frame(Opcode::Pong, control.payload(), &mut out.bytes),
-            Opcode::Close => {
-                let code = reader::read_close(control.payload())?;
-                reader::write_close_answer(code, &mut out.bytes);
-                self.end("peer_closed", false, out);
-            }
-            _ => {}
+        if reader::answer_control(control, &mut out.bytes)? {
+            self.end("peer_closed", false, out);
         }
         Ok(())
     }

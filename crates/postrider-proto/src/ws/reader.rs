@@ -197,7 +197,7 @@ impl Reader {
 }
 
 /// Judges the payload of a peer's close frame (§5.5.1, §7.4): its code where it has one.
-pub(super) fn read_close(payload: &[u8]) -> Result<Option<u16>, CloseCode> {
+fn read_close(payload: &[u8]) -> Result<Option<u16>, CloseCode> {
     match *payload {
         [] => Ok(None),
         [_] => Err(CloseCode::PROTOCOL_ERROR),
@@ -220,9 +220,20 @@ pub(super) fn write_close(code: CloseCode, bytes: &mut Vec<u8>) {
 }
 
 /// Appends the answer to a peer's close frame: its own code back, or none.
-pub(super) fn write_close_answer(code: Option<u16>, bytes: &mut Vec<u8>) {
+fn write_close_answer(code: Option<u16>, bytes: &mut Vec<u8>) {
     match code {
         Some(code) => frame::write_frame(Opcode::Close, &code.to_be_bytes(), bytes),
         None => frame::write_frame(Opcode::Close, &[], bytes),
     }
+}
+
+/// Answers a ping and a close (§5.5). True after a close: the peer has read all that it wants to, and the server closes at
+/// once (§7.1.1).
+pub(super) fn answer_control(control: &Control, bytes: &mut Vec<u8>) -> Result<bool, CloseCode> {
+    match control.opcode {
+        Opcode::Ping => frame::write_frame(Opcode::Pong, control.payload(), bytes),
+        Opcode::Close => write_close_answer(read_close(control.payload())?, bytes),
+        _ => {}
+    }
+    Ok(control.opcode == Opcode::Close)
 }

@@ -141,15 +141,8 @@ impl ServerConnection {
     }
 
     fn handle_control(&mut self, control: &Control, out: &mut WsOutput) -> Result<(), CloseCode> {
-        match control.opcode {
-            Opcode::Ping => frame::write_frame(Opcode::Pong, control.payload(), &mut out.bytes),
-            Opcode::Close => {
-                let code = reader::read_close(control.payload())?;
-                reader::write_close_answer(code, &mut out.bytes);
-                // The peer has read all that it wants to: the server closes at once (§7.1.1).
-                self.end("peer_closed", false, out);
-            }
-            _ => {}
+        if reader::answer_control(control, &mut out.bytes)? {
+            self.end("peer_closed", false, out);
         }
         Ok(())
     }

@@ -3,7 +3,7 @@
 use super::auth::{ByApp, ByAppOrDevice, ByRegistrar, Caller, Manages, Reads};
 use super::error::{ApiError, Code};
 use super::json::{Body, Input, Path, Query};
-use super::{Api, Time, ask, cursor, idempotency_key, page_size, proof_keys, read_cursor};
+use super::{Api, Time, ask, cursor, idempotency_key, page_of, page_size, proof_keys, read_cursor};
 use crate::platform::new_secret;
 use axum::Json;
 use axum::extract::State;
@@ -343,10 +343,8 @@ pub async fn list(
     let after = read_cursor("device-", query.cursor.as_deref())?.map(|no| DeviceNo(no as u32));
     let filter =
         DeviceFilter { platform: query.platform, tag: query.tag, alias: query.alias, anonymous: None };
-    let mut views = api.engine.store.devices(app, &filter, after, limit + 1);
-    let more = views.len() > limit;
-    views.truncate(limit);
-    let last = views.last().filter(|_| more).map(|v| cursor("device-", v.at.device.0.into()));
+    let views = api.engine.store.devices(app, &filter, after, limit + 1);
+    let (views, next_cursor) = page_of(views, limit, |v| cursor("device-", v.at.device.0.into()));
     let devices = views.into_iter().map(|v| Device::of(&api, v)).collect();
-    Ok(Json(DevicePage { devices, next_cursor: last }))
+    Ok(Json(DevicePage { devices, next_cursor }))
 }

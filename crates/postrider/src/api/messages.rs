@@ -5,7 +5,7 @@ use super::error::{ApiError, Code, Problem};
 use super::events::reason;
 use super::json::{self, Body, Input, Path, Query, RawBody};
 use super::topics::from_base64;
-use super::{Api, ApiLimits, Time, ask, cursor, idempotency_key, page_size, read_cursor};
+use super::{Api, ApiLimits, Time, ask, cursor, idempotency_key, page_of, page_size, read_cursor};
 use crate::planted;
 use axum::Json;
 use axum::extract::State;
@@ -466,10 +466,8 @@ pub async fn list(
     let limit = page_size(&api, query.limit)?;
     let before = read_cursor("message-", query.cursor.as_deref())?.map(MessageId);
     let store = api.engine.store.clone();
-    let mut views = super::aside(move || store.messages(app, before, limit + 1)).await?;
-    let more = views.len() > limit;
-    views.truncate(limit);
-    let next_cursor = views.last().filter(|_| more).map(|v| cursor("message-", v.id.0));
+    let views = super::aside(move || store.messages(app, before, limit + 1)).await?;
+    let (views, next_cursor) = page_of(views, limit, |v| cursor("message-", v.id.0));
     Ok(Json(MessagePage { messages: views.into_iter().map(Message::from).collect(), next_cursor }))
 }
 
@@ -538,10 +536,8 @@ pub async fn deliveries(
     store.message(app, id).ok_or(Code::NoSuchMessage)?;
     let limit = page_size(&api, query.limit)?;
     let after = read_cursor("delivery-", query.cursor.as_deref())?.map(|no| DeviceNo(no as u32));
-    let mut views = store.deliveries(app, id, query.state, after, limit + 1);
-    let more = views.len() > limit;
-    views.truncate(limit);
-    let next_cursor = views.last().filter(|_| more).map(|v| cursor("delivery-", v.device.0.into()));
+    let views = store.deliveries(app, id, query.state, after, limit + 1);
+    let (views, next_cursor) = page_of(views, limit, |v| cursor("delivery-", v.device.0.into()));
     let devices: Vec<DeviceNo> = views.iter().map(|v| v.device).collect();
     let ids = store.device_ids(app, &devices);
     let deliveries = views.into_iter().zip(ids).map(|(view, id)| Delivery::of(view, id)).collect();

@@ -380,6 +380,14 @@ fn page_size(api: &Api, limit: Option<usize>) -> Result<usize, ApiError> {
     }
 }
 
+/// A page of what was asked for with room for one more, which tells whether there is a next one; and the cursor of that.
+fn page_of<T>(mut views: Vec<T>, limit: usize, place: impl Fn(&T) -> String) -> (Vec<T>, Option<String>) {
+    let more = views.len() > limit;
+    views.truncate(limit);
+    let next = views.last().filter(|_| more).map(place);
+    (views, next)
+}
+
 /// Where the next page begins, opaque to callers. `kind` keeps the cursor of one list from another.
 fn cursor(kind: &str, at: u128) -> String {
     BASE64_URL_SAFE_NO_PAD.encode(format!("{kind}{at:x}"))
@@ -399,20 +407,7 @@ pub struct Time(pub UnixMillis);
 
 impl std::fmt::Display for Time {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let (secs, ms) = (self.0 / 1000, self.0 % 1000);
-        let (days, of_day) = (secs / 86_400, secs % 86_400);
-        // Days since 0000-03-01, so that the leap day is the last of its year; 400 years have 146,097 days.
-        let shifted = days + 719_468;
-        let (era, of_era) = (shifted / 146_097, shifted % 146_097);
-        let year_of_era = (of_era - of_era / 1_460 + of_era / 36_524 - of_era / 146_096) / 365;
-        let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-        // March is 0; months from there have 153 days in each five.
-        let month_from_march = (5 * of_year + 2) / 153;
-        let day = of_year - (153 * month_from_march + 2) / 5 + 1;
-        let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
-        let year = year_of_era + era * 400 + u64::from(month <= 2);
-        let (h, m, s) = (of_day / 3600, of_day / 60 % 60, of_day % 60);
-        write!(f, "{year:04}-{month:02}-{day:02}T{h:02}:{m:02}:{s:02}.{ms:03}Z")
+        f.write_str(&postrider_proto::date_time(self.0))
     }
 }
 

@@ -5,9 +5,9 @@ use super::screen::{Screen, Style, clean};
 use serde_json::{Value, json};
 use std::time::Duration;
 
-/// Which server, and who asks.
+/// Which server.
 #[derive(Clone, Debug, clap::Args)]
-pub struct Remote {
+pub struct Place {
     /// The server's HTTP address.
     #[arg(
         long,
@@ -18,24 +18,23 @@ pub struct Remote {
         help_heading = "Server"
     )]
     pub server: String,
+}
+
+/// And who asks: an app.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Remote {
+    #[command(flatten)]
+    pub place: Place,
     /// The app's key, as printed at the server's first start.
     #[arg(long, global = true, env = "POSTRIDER_APP_KEY", hide_env_values = true, help_heading = "Server")]
     pub key: Option<String>,
 }
 
-/// The same for what concerns the whole server.
+/// And who asks, for what concerns the whole server.
 #[derive(Clone, Debug, clap::Args)]
 pub struct AdminRemote {
-    /// The server's HTTP address.
-    #[arg(
-        long,
-        global = true,
-        env = "POSTRIDER_SERVER",
-        value_name = "URL",
-        default_value = "http://127.0.0.1:8080",
-        help_heading = "Server"
-    )]
-    pub server: String,
+    #[command(flatten)]
+    pub place: Place,
     /// The administrator's key, as printed at the server's first start.
     #[arg(long, global = true, env = "POSTRIDER_ADMIN_KEY", hide_env_values = true, help_heading = "Server")]
     pub admin_key: Option<String>,
@@ -45,7 +44,7 @@ impl Remote {
     pub fn api(&self) -> Result<Api, Failure> {
         let missing = "an app's key is needed: --key KEY or POSTRIDER_APP_KEY; the server printed one at its first start";
         let key = self.key.as_deref().ok_or_else(|| Failure::Usage(missing.into()))?;
-        Api::new(&self.server, key)
+        Api::new(&self.place.server, key)
     }
 }
 
@@ -53,7 +52,7 @@ impl AdminRemote {
     pub fn api(&self) -> Result<Api, Failure> {
         let missing = "the administrator's key is needed: --admin-key KEY or POSTRIDER_ADMIN_KEY";
         let key = self.admin_key.as_deref().ok_or_else(|| Failure::Usage(missing.into()))?;
-        Api::new(&self.server, key)
+        Api::new(&self.place.server, key)
     }
 }
 

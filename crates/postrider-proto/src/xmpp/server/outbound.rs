@@ -14,12 +14,12 @@
 
 use super::ServerConnection;
 use super::stanza::write_iq;
-use crate::xmpp::body::{Body, Kind, date_time};
+use crate::xmpp::body::{Body, Kind};
 use crate::xmpp::config::ServerConfig;
 use crate::xmpp::error::StreamError;
 use crate::xmpp::ns;
 use crate::xmpp::xml::{Element, attribute, escaped, raw, text_element};
-use crate::{Deliver, Delivered, Event, Fanned, Millis, Output, Qos};
+use crate::{Deliver, Delivered, Event, Fanned, Millis, Output, Qos, date_time};
 use std::collections::VecDeque;
 
 /// So many stanzas other than deliveries are sent with stream management before the peer is asked for its count.
