@@ -34,7 +34,7 @@ def equal(got, wanted, what):
         raise Unmet(f"{what}: got {got!r}, wanted {wanted!r}")
 
 
-def eventually(question, words, timeout=10.0, every=0.02):
+def eventually(question, words, timeout=40.0, every=0.02):
     """Asks until the answer is true. For state that has no event to wait for, such as a report over HTTP."""
     deadline = time.monotonic() + timeout
     while True:
@@ -116,7 +116,7 @@ class Target:
 
     def call(self, method, path, body=None, key=None, headers=None, expect=None):
         """(status, decoded JSON or None)."""
-        connection = http.client.HTTPConnection(*self.http, timeout=15)
+        connection = http.client.HTTPConnection(*self.http, timeout=60)
         fields = {"Authorization": f"Bearer {key or self.app_key}", **(headers or {})}
         data = None
         if body is not None:

@@ -25,7 +25,7 @@ KIND_NAMES = {
 }
 
 # Generous: it bounds a hang, it is never what a passing case waits for.
-PATIENCE_SECS = 10.0
+PATIENCE_SECS = 40.0
 
 BYTE, TWO, FOUR, VARINT, TEXT, BINARY, PAIR = range(7)
 

@@ -22,7 +22,7 @@ except ImportError:
 
 SUITE = Suite("clients")
 NODE_FOLDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "node")
-PATIENCE_SECS = 15
+PATIENCE_SECS = 40
 
 
 # --- mosquitto's command line clients -----------------------------------------------------------------

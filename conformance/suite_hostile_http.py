@@ -17,7 +17,8 @@ SUITE = Suite("hostile_http", rows={"HTTP": len(ROWS)})
 def connect(target):
     source = target.fresh_source()
     sock = socket.create_connection(target.http, 10, (source, 0) if source else None)
-    sock.settimeout(20)
+    # The server has limits of its own; a million chunks take a busy machine a while.
+    sock.settimeout(120)
     return sock
 
 

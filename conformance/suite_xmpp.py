@@ -124,7 +124,7 @@ def slixmpp_resumes_after_a_cut_and_nothing_is_lost_or_doubled(target):
         target.await_state(first, device, "delivered")
         client.cut()
         missed = push(target, device, "meanwhile")
-        client.call(client.client.connect, *target.xmpp)
+        client.call(client.dial)
         check(client.ready.wait(20), "not back")
         equal(client.resumptions, 1, "resumptions")
         client.wait_for(lambda m: m["subject"] == "meanwhile", "what came meanwhile")

@@ -12,7 +12,7 @@ from websockets.sync.client import connect
 
 from harness import Unmet, check
 
-PATIENCE = 10
+PATIENCE = 40
 
 
 class Socket:

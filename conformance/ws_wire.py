@@ -20,7 +20,7 @@ class HandshakeRefused(Exception):
 
 
 class WebSocket:
-    def __init__(self, address, path="/mqtt", protocols=("mqtt",), timeout=10):
+    def __init__(self, address, path="/mqtt", protocols=("mqtt",), timeout=40):
         self.sock = socket.create_connection(address, timeout=timeout)
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.buffer = b""

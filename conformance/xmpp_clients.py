@@ -1,6 +1,7 @@
 """slixmpp as a device, driven from cases that are ordinary functions."""
 
 import asyncio
+import inspect
 import threading
 
 from harness import NotHere
@@ -47,7 +48,13 @@ class Client:
                                ("pubsub_publish", self.keep)):
             client.add_event_handler(event, handler)
         client.add_event_handler("failed_auth", self.refused.append)
-        client.connect(*target.xmpp)
+        self.place = target.xmpp
+        self.dial()
+
+    def dial(self):
+        """COMPAT: slixmpp before 1.9, which Debian has, takes host and port as a pair, and nothing is to be awaited."""
+        takes_pair = "address" in inspect.signature(self.client.connect).parameters
+        return self.client.connect(self.place) if takes_pair else self.client.connect(*self.place)
 
     def started(self, _):
         self.client.send_presence()

@@ -33,7 +33,7 @@ def any_certificate():
 class Stream:
     """An XML stream, not signed in. `silence`: seconds without a byte after which `on_silence` is called."""
 
-    def __init__(self, place, domain="localhost", silence=15):
+    def __init__(self, place, domain="localhost", silence=40):
         self.place, self.domain, self.silence = place, domain, silence
         self.prefix, self.number = secrets.token_hex(3), 0
         self.socket = None

@@ -1,8 +1,10 @@
 // A device by npm's `@xmpp/client`: says `ready`, then the body of each message, whose arrival stream management tells.
+import { webcrypto } from "node:crypto";
 import { client, xml } from "@xmpp/client";
 import WebSocket from "ws";
 
-// The library takes the one of browsers, which this Node may not have.
+// The library takes those of browsers, which this Node may not have: 18 has neither.
+globalThis.crypto ??= webcrypto;
 globalThis.WebSocket ??= WebSocket;
 
 const [service, user, password] = process.argv.slice(2);
