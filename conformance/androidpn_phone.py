@@ -13,7 +13,7 @@ import threading
 import time
 import xml.etree.ElementTree as ET
 
-from xmpp_wire import TLS, Lost, Stream
+from xmpp_wire import TLS, Living, Lost
 
 NOTIFICATION = "{androidpn:iq:notification}notification"
 RESOURCE = "AndroidpnClient"
@@ -21,18 +21,13 @@ RESOURCE = "AndroidpnClient"
 KEEPALIVE, COMES_BACK = 30, 10
 
 
-class Phone(Stream):
+class Phone(Living):
     def __init__(self, place, username=None, password=None, comes_back=COMES_BACK, domain="127.0.0.1"):
-        super().__init__(place, domain, silence=KEEPALIVE)
-        self.comes_back = comes_back
+        super().__init__(place, comes_back, domain=domain, silence=KEEPALIVE)
         self.username, self.password = username, password
         self.notifications = []
         self.news = threading.Condition()
-        self.errors = []
-        self.signed_in = threading.Event()
-        self.stopped = threading.Event()
         self.registrations = 0
-        self.thread = None
 
     def connect(self):
         """Opens the stream, switches to TLS and opens it anew; nothing else is said in clear."""
@@ -98,25 +93,6 @@ class Phone(Stream):
                       '<feature-not-implemented xmlns="urn:ietf:params:xml:ns:xmpp-stanzas"/></error></iq>')
 
     # Its life.
-
-    def start(self):
-        """Lives in a thread of its own until `stop`, and comes back after each loss."""
-        self.thread = threading.Thread(target=self.live, daemon=True)
-        self.thread.start()
-        return self
-
-    def live(self):
-        while not self.stopped.is_set():
-            try:
-                self.enter()
-                while True:
-                    self.handle(self.read_stanza())
-            except (Lost, OSError, ET.ParseError) as error:
-                self.errors.append(str(error))
-            finally:
-                self.signed_in.clear()
-                self.close()
-            self.stopped.wait(self.comes_back)
 
     def stop(self):
         """Says goodbye, as when the app is closed."""

@@ -103,7 +103,7 @@ class Server:
             self.kill()
             raise StartFailed(f"no ready line in {self.ready_timeout} s") from None
         if ready is None:
-            raise StartFailed(f"server ended with {self.process.wait()}; its words are in {self.log_path}")
+            raise StartFailed(f"server ended with {self.process.wait()}: {self.last_words(600)}")
         self.places = parse_ready_line(ready)
         return self
 

@@ -6,6 +6,7 @@ import hmac
 import secrets
 import socket
 import ssl
+import threading
 import time
 import xml.etree.ElementTree as ET
 
@@ -148,6 +149,44 @@ class Stream:
         return self
 
     def __exit__(self, *_):
+        self.close()
+
+
+class Living(Stream):
+    """A client that lives in a thread of its own: it enters, handles what comes, and comes back after each loss."""
+
+    def __init__(self, place, comes_back, **fields):
+        super().__init__(place, **fields)
+        self.comes_back = comes_back
+        self.signed_in, self.stopped = threading.Event(), threading.Event()
+        self.errors = []
+        self.thread = None
+
+    def enter(self):
+        """Signs in, and sets `signed_in`."""
+        raise NotImplementedError
+
+    def live(self):
+        while not self.stopped.is_set():
+            try:
+                self.enter()
+                while True:
+                    self.handle(self.read_stanza())
+            except (Lost, OSError, ET.ParseError) as error:
+                self.errors.append(str(error))
+            finally:
+                self.signed_in.clear()
+                self.close()
+            self.stopped.wait(self.comes_back)
+
+    def start(self):
+        """Lives until `stop`."""
+        self.thread = threading.Thread(target=self.live, daemon=True)
+        self.thread.start()
+        return self
+
+    def stop(self):
+        self.stopped.set()
         self.close()
 
 
