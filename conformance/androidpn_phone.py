@@ -8,7 +8,6 @@ import hashlib
 import re
 import secrets
 import socket
-import ssl
 import threading
 import time
 import xml.etree.ElementTree as ET

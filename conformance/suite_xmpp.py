@@ -9,11 +9,10 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 from androidpn_phone import Phone, error_code
-from harness import CONFORMANCE, DEFAULT, NotHere, Suite, Unmet, check, equal, eventually, topic
+from harness import CONFORMANCE, DEFAULT, NotHere, Suite, Unmet, check, equal, topic
 from mqtt_wire import V5
-from suite_hostile import canary
 from xmpp_clients import Client
-from xmpp_wire import (CLIENT, SASL, SM, SSL, STREAMS, TLS, Lost, Session, Stream, any_certificate, channel_bindings, condition,
+from xmpp_wire import (SASL, SM, SSL, STREAMS, TLS, Lost, Session, Stream, any_certificate, channel_bindings, condition,
                        scram_sha_256_plus, text)
 
 SUITE = Suite("xmpp")
