@@ -53,6 +53,21 @@ class Device:
         self.wakes += now - self.last > QUIET_SECS
         self.last = now
 
+    def parts(self, connection, heartbeat=None):
+        """What comes, each part an activity; `heartbeat` is said after a silence."""
+        connection.settimeout(HEARTBEAT_SECS if heartbeat else None)
+        while not self.stop.is_set():
+            try:
+                part = connection.recv(65536)
+            except TimeoutError:
+                self.active()
+                connection.sendall(heartbeat)
+                continue
+            if not part:
+                return
+            self.active()
+            yield part
+
     def has(self, text):
         for part in text.split(b'"id":"')[1:]:
             self.came.setdefault(part[:26].decode(), time.monotonic())
@@ -145,11 +160,7 @@ class Stream(Pull):
     def live(self):
         connection = self.socket = socket.create_connection(self.server.http)
         connection.sendall(request("/v1/stream", self.id, self.secret))
-        while not self.stop.is_set():
-            part = connection.recv(65536)
-            if not part:
-                break
-            self.active()
+        for part in self.parts(connection):
             self.has(part)
             acks = [p.split(b'"')[0].decode() for p in part.split(b'"delivery":"')[1:]]
             if acks:
@@ -168,17 +179,7 @@ class WebSocket(Device):
         read_until(connection, b"\r\n\r\n")
         hello = {"type": "hello", "device": self.id, "secret": self.secret, "heartbeat_secs": HEARTBEAT_SECS}
         connection.sendall(frame(json.dumps(hello)))
-        connection.settimeout(HEARTBEAT_SECS)
-        while not self.stop.is_set():
-            try:
-                part = connection.recv(65536)
-            except TimeoutError:
-                self.active()
-                connection.sendall(frame('{"type":"ping"}'))
-                continue
-            if not part:
-                break
-            self.active()
+        for part in self.parts(connection, frame('{"type":"ping"}')):
             self.has(part)
             for name in part.split(b'"delivery":"')[1:]:
                 connection.sendall(frame(json.dumps({"type": "ack", "deliveries": [name.split(b'"')[0].decode()]})))
@@ -189,17 +190,7 @@ class Mqtt(Device):
     def live(self):
         from web_idle import mqtt
         connection = self.socket = mqtt(self.server, self.id, self.secret)
-        connection.settimeout(HEARTBEAT_SECS)
-        while not self.stop.is_set():
-            try:
-                part = connection.recv(65536)
-            except TimeoutError:
-                self.active()
-                connection.sendall(b"\xc0\x00")
-                continue
-            if not part:
-                break
-            self.active()
+        for part in self.parts(connection, b"\xc0\x00"):
             self.has(part)
             if part[0] >> 4 == 3:
                 # One push a minute: a packet is whole, and its id lies behind the topic.
@@ -218,11 +209,9 @@ class Xmpp(Device):
         connection = self.socket = session(self.server.xmpp, self.id, self.secret)
         connection.sendall(b"<enable xmlns='urn:xmpp:sm:3' resume='true'/>")
         read_until(connection, b"<enabled")
-        connection.settimeout(None)
         self.active()
         handled = 0
-        while part := connection.recv(65536):
-            self.active()
+        for part in self.parts(connection):
             # Parts are small enough to come whole: one push a minute.
             for name in part.split(b'<message type="normal" id="')[1:]:
                 self.came.setdefault(name[:26].decode(), time.monotonic())
