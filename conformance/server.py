@@ -32,14 +32,21 @@ def parse_ready_line(line):
     return found
 
 
+_given = set()
+
+
 def quiet_port():
-    """A free port below those the system gives to outgoing connections.
+    """A free port that was not given before, below those the system gives to outgoing connections.
 
     A client that tries the port of a killed server could otherwise be given that very port as its own and
     keep the server from coming back.
     """
     while True:
         port = random.SystemRandom().randrange(10_000, 32_000)
+        if port in _given:
+            continue
+        # Servers of other cases start at the same time.
+        _given.add(port)
         with socket.socket() as probe:
             try:
                 probe.bind(("127.0.0.1", port))
