@@ -329,7 +329,8 @@ impl ServerConnection {
         self.is_closed = true;
         self.ahead = Vec::new();
         self.reader.restart();
-        self.negotiation = None;
+        // A stream that its peer did not come to resume can still be, on the next connection.
+        self.negotiation.take_if(|negotiation| negotiation.signed_in.is_none());
         out.close.get_or_insert(Close { kind, gentle });
     }
 

@@ -410,8 +410,12 @@ impl ServerConnection {
         Ok(())
     }
 
-    /// The state to keep when the session outlives the connection; `None` when the peer cannot resume.
+    /// The state to keep when the session outlives the connection; `None` when the peer cannot resume. A connection that ended
+    /// between sign-in and resumption gives back what it was given.
     pub fn take_saved_stream(&mut self, now: Millis) -> Option<Box<SavedStream>> {
+        if let Some(signed_in) = self.negotiation.as_mut().and_then(|n| n.signed_in.as_mut()) {
+            return signed_in.saved.take();
+        }
         let handled = self.handled();
         let session = self.session.as_mut().filter(|session| session.outbound.can_resume())?;
         Some(Box::new(SavedStream {
