@@ -92,10 +92,10 @@ impl ServerConnection {
             return Ok(());
         }
         let user = signed_in.user.clone();
-        let SavedStream { resource, is_available, is_inactive, .. } = &*saved;
+        let SavedStream { resource, is_available, .. } = &*saved;
         let mut session = Session::new(&user, &jid::escape_local(&user), &self.domain, resource);
         session.is_available = *is_available;
-        session.is_inactive = *is_inactive;
+        // Active, whatever it was (XEP-0352): the peer may have woken up meanwhile, and would get nothing but what is urgent.
         self.begin_session(session, now);
         self.resume(*saved, acked, out)?;
         out.events.push(Event::WindowOpened);

@@ -84,7 +84,6 @@ pub struct SavedStream {
     saved_at: Millis,
     pub(super) resource: Box<str>,
     pub(super) is_available: bool,
-    pub(super) is_inactive: bool,
 }
 
 impl SavedStream {
@@ -424,7 +423,6 @@ impl ServerConnection {
             saved_at: now,
             resource: session.resource().into(),
             is_available: session.is_available,
-            is_inactive: session.is_inactive,
         }))
     }
 
