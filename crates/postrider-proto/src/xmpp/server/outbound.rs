@@ -417,9 +417,12 @@ impl ServerConnection {
         }
         let handled = self.handled();
         let session = self.session.as_mut().filter(|session| session.outbound.can_resume())?;
+        let outbound = std::mem::take(&mut session.outbound);
+        // What was sent before stream management was enabled is not counted, though it may still wait for its answer.
+        let uncounted = outbound.management.as_ref().map_or(0, |management| management.received_before);
         Some(Box::new(SavedStream {
-            outbound: std::mem::take(&mut session.outbound),
-            handled,
+            outbound,
+            handled: if is_after(uncounted, handled) { uncounted } else { handled },
             saved_at: now,
             resource: session.resource().into(),
             is_available: session.is_available,
