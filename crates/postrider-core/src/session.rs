@@ -176,8 +176,9 @@ impl Engine {
         session.expiry_secs = expiry_secs;
         session.will = will.map(Box::new);
         let saved = session.saved.take();
-        // A connection of another protocol can make nothing of it, and leaves nothing; one that is still there has left nothing yet.
-        let state_lost = (session.state_lost || (present && old_connection.is_some())) && saved.is_none();
+        // A connection of another protocol can make nothing of it, and leaves nothing, or something of its own; one that is still
+        // there has left nothing yet.
+        let state_lost = session.state_lost || (present && old_connection.is_some() && saved.is_none());
         session.state_lost = takes_pushes && (state_lost || saved.is_some());
         // A session with nothing in it, of a connection that ended without a goodbye, is told as a new one: perhaps its client
         // never heard of it, and would take it for an older one that it remembers, with the subscriptions of that one.

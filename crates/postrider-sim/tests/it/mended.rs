@@ -143,3 +143,18 @@ fn who_takes_over_from_a_connection_that_has_not_left_is_told_that_state_is_miss
     let third = engine.connect(attach(3)).unwrap();
     assert!(third.saved.is_some() && !third.state_lost);
 }
+
+#[test]
+fn what_was_lost_to_another_protocol_stays_lost_whatever_that_one_leaves() {
+    let (engine, session) = engine(&MemoryStore::new());
+    let left = |slot: u32| ConnectionRef { shard: 0, slot, generation: 0 };
+    let saved = || Detach { saved: Some(Box::new(7)), ..Detach::default() };
+    engine.disconnect(session, left(1), saved());
+    let other = engine.connect(Attach { takes_pushes: true, ..attach(2) }).unwrap();
+    assert!(other.saved.is_some());
+    engine.disconnect(session, left(2), saved());
+    let first = engine.connect(attach(3)).unwrap();
+    assert!(first.saved.is_some() && first.state_lost, "what it finds is the other's");
+    engine.disconnect(session, left(3), saved());
+    assert!(!engine.connect(attach(4)).unwrap().state_lost, "and this is its own");
+}
