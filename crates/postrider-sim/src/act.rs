@@ -11,6 +11,7 @@ use postrider_core::port::*;
 use postrider_core::session::{Attach, Client, SignInError, Will};
 use postrider_proto as proto;
 use postrider_proto::mqtt::Inflight;
+use postrider_proto::xmpp::SavedStream;
 use postrider_proto::{Connect, ConnectRefusal, Event, Output, Qos, Reply};
 use std::sync::Arc;
 
@@ -20,7 +21,9 @@ impl Server {
             Event::Connect(connect) => self.connect(link, connect, t),
             Event::Publish { token, publish } => self.publish(link, token, publish, t),
             // The simulated apps show nothing to anybody.
-            Event::Receipt { .. } | Event::WindowOpened | Event::Xmpp(_) => {}
+            Event::Receipt { .. } => {}
+            Event::WindowOpened => self.begin_inbox(link, t),
+            Event::Xmpp(request) => self.act_on_xmpp(link, *request, t),
             Event::Ping => self.answer(link, Reply::Ping { time_ms: t.now }, t),
             Event::Subscribe { token, filters, .. } => self.subscribe(link, token, &filters),
             Event::Unsubscribe { token, filters } => {
@@ -84,6 +87,15 @@ impl Server {
         }
     }
 
+    /// The window opened by itself: what was held back, or came while it was shut, lies behind no position that counts.
+    fn begin_inbox(&mut self, link: u64, t: &mut Turn<'_>) {
+        if let Some(conn) = self.conns.get_mut(&link) {
+            conn.position = Position::default();
+        }
+        self.want_drain(link);
+        self.continue_waiting(link, t);
+    }
+
     /// The older connection has left, and what it had in flight is with the session.
     pub fn proceed(&mut self, link: u64, t: &mut Turn<'_>) {
         if let Some(parked) = self.conns.get_mut(&link).and_then(|c| c.parked.take()) {
@@ -117,7 +129,7 @@ impl Server {
             expiry_secs: connect.session_expiry_secs,
             will,
             takes_pushes: connect.takes_pushes,
-            hears_peers: false,
+            hears_peers: self.conns.get(&link).is_some_and(|c| c.protocol.is_xmpp()),
         };
         let first_token = if connect.clean_start { 0 } else { self.engine.chance.bits128() as u32 };
         let attached = self.engine.connect(attach).map_err(refusal_of)?;
@@ -131,7 +143,11 @@ impl Server {
             let line = format!("server: {name} signs in on {link}, session present: {present}");
             t.ledger.note(t.now, about, line);
         }
-        let inflight = attached.saved.and_then(|saved| saved.downcast::<Inflight>().ok());
+        let (inflight, stream) = match attached.saved.map(|saved| saved.downcast::<Inflight>()) {
+            Some(Ok(inflight)) => (Some(inflight), None),
+            Some(Err(other)) => (None, other.downcast::<SavedStream>().ok()),
+            None => (None, None),
+        };
         let first_id = (first_token as u16).max(1);
         let lost = attached.state_lost;
         let somewhere =
@@ -141,7 +157,7 @@ impl Server {
         let inflight = inflight.or_else(|| may_hold.then(somewhere));
         let welcome = at.filter(|_| connect.takes_pushes).map(|at| Box::new(self.welcome(at, &name, t.now)));
         let session_present = attached.present;
-        Ok(proto::Accepted { session_present, inflight, welcome, ..proto::Accepted::default() })
+        Ok(proto::Accepted { session_present, inflight, stream, welcome, ..proto::Accepted::default() })
     }
 
     fn welcome(&self, at: DeviceRef, name: &str, now: u64) -> proto::Welcome {

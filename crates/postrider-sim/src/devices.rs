@@ -4,6 +4,7 @@ use crate::ledger::About;
 use crate::outgoing::read_envelope;
 use crate::plan::{DevicePlan, Road};
 use crate::sockets::{Said, Socket, Who};
+use crate::streams::{Earlier, Question, Stream};
 use crate::topics::{SHARED_JOBS, WILLS};
 use crate::world::{Happening, World};
 use postrider_core::access::INBOX_TOPIC;
@@ -24,12 +25,14 @@ const REMEMBERED: usize = 20;
 pub enum Receipt {
     Packet(mqtt::Receipt),
     Delivery(Seq),
+    Stream(Question),
 }
 
 /// The device's end of its connection.
 enum Client {
     Mqtt(Box<ClientConnection>),
     Json(Socket),
+    Xmpp(Box<Stream>),
 }
 
 impl Client {
@@ -37,6 +40,7 @@ impl Client {
         match self {
             Client::Mqtt(mqtt) => mqtt.is_connected(),
             Client::Json(socket) => socket.is_open,
+            Client::Xmpp(stream) => stream.is_ready(),
         }
     }
 }
@@ -62,6 +66,14 @@ pub struct Device {
     /// The poll under way, and where the last one ended.
     pub poll: Option<u64>,
     pub cursor: Position,
+    /// Of XMPP: what can be resumed, and how often it was in session.
+    earlier: Option<Earlier>,
+    pub sessions: u64,
+    /// Until when its path is dead, and it sleeps; when its connection was cut last; and what waits until it wakes.
+    pub dead_until: u64,
+    pub asleep_until: u64,
+    pub cut_at: u64,
+    pub slept_over: Vec<Happening>,
 }
 
 impl Device {
@@ -81,6 +93,12 @@ impl Device {
             acked: Vec::new(),
             poll: None,
             cursor: Position::default(),
+            earlier: None,
+            sessions: 0,
+            dead_until: 0,
+            asleep_until: 0,
+            cut_at: 0,
+            slept_over: Vec::new(),
         }
     }
 
@@ -103,6 +121,7 @@ impl Device {
         match &self.client {
             Some(Client::Mqtt(mqtt)) => self.subscribed && mqtt.is_connected(),
             Some(Client::Json(socket)) => socket.is_open,
+            Some(Client::Xmpp(stream)) => stream.is_ready(),
             None => false,
         }
     }
@@ -136,6 +155,25 @@ impl Device {
                 self.client = Some(Client::Json(socket));
                 bytes
             }
+            Road::Xmpp => {
+                let user = format!("a{}/{}", self.plan.app, self.name);
+                let earlier = self.earlier.take();
+                let (stream, bytes) = Stream::dial(self.plan.stream, (user, SECRET), earlier, now);
+                self.client = Some(Client::Xmpp(Box::new(stream)));
+                bytes
+            }
+        }
+    }
+
+    /// A device has one session, whatever it speaks: what it remembers of an earlier one is void.
+    pub fn forget_mqtt(&mut self) {
+        (self.session, self.subscribed) = (None, false);
+    }
+
+    pub fn stream(&mut self) -> Option<&mut Stream> {
+        match &mut self.client {
+            Some(Client::Xmpp(stream)) => Some(stream),
+            _ => None,
         }
     }
 
@@ -168,6 +206,9 @@ impl World {
     }
 
     pub fn device_connects(&mut self, device: usize) {
+        if self.sleeps_over(device, || Happening::DeviceConnects { device }) {
+            return;
+        }
         self.devices[device].connecting = false;
         if self.server.is_none() || !self.devices[device].registered {
             return self.plan_connect(device, 2_000);
@@ -179,12 +220,16 @@ impl World {
             several => self.random.pick(several).copied().unwrap_or(Road::Mqtt),
         };
         let with_ticket = road == Road::Json && self.random.permille(500);
-        let link = self.open_link(device, road);
+        let link = self.open_link(device);
         let d = &mut self.devices[device];
         let will = self.plan.more_topics.then(|| Box::new(will_of(link)));
         let bytes = d.dial(road, will, with_ticket, self.now);
         d.link = Some(link);
         self.note(World::about(device), format!("device {device}: connects, {link}, {road:?}"));
+        if self.path_is_dead(device, link) {
+            return;
+        }
+        self.accept_link(link, road);
         self.send_up(link, bytes);
         let every = self.plan.trouble_every_ms;
         if !self.calm && every < 1_000_000 {
@@ -196,15 +241,19 @@ impl World {
     /// The device's side of the connection is gone; what outlives it is kept.
     fn device_lets_go(&mut self, device: usize) -> Option<u64> {
         let d = &mut self.devices[device];
-        if let Some(Client::Mqtt(client)) = d.client.take() {
-            d.session = Some(client.into_session());
+        match d.client.take() {
+            Some(Client::Mqtt(client)) => d.session = Some(client.into_session()),
+            Some(Client::Xmpp(stream)) => d.earlier = stream.into_earlier(),
+            _ => {}
         }
         d.link.take()
     }
 
     pub fn device_sees(&mut self, link: u64) {
         let Some(device) = self.links.get(&link).map(|l| l.device) else { return };
-        if self.devices[device].link != Some(link) {
+        if self.devices[device].link != Some(link)
+            || self.sleeps_over(device, || Happening::DeviceSees { link })
+        {
             return;
         }
         self.device_lets_go(device);
@@ -220,7 +269,10 @@ impl World {
 
     /// Something goes wrong with a connection, or the device wants something else.
     pub fn device_acts(&mut self, device: usize, link: u64) {
-        if self.calm || self.devices[device].link != Some(link) {
+        if self.calm
+            || self.devices[device].link != Some(link)
+            || self.sleeps_over(device, || Happening::DeviceActs { device, link })
+        {
             return;
         }
         match self.random.below(10) {
@@ -235,6 +287,7 @@ impl World {
                 match self.devices[device].client.as_mut().filter(|c| c.is_connected()) {
                     Some(Client::Mqtt(mqtt)) => mqtt.disconnect(Disconnect::default(), self.now, &mut bytes),
                     Some(Client::Json(socket)) => socket.close(&mut bytes),
+                    Some(Client::Xmpp(stream)) => stream.close(&mut bytes),
                     None => {}
                 }
                 self.note(World::about(device), format!("device {device}: says goodbye on {link}"));
@@ -271,6 +324,12 @@ impl World {
         let kind = *self.random.pick(&[0x40u8, 0x50, 0x70]).unwrap_or(&0x40);
         let now = self.now;
         let mut bytes = Vec::new();
+        if let Some(stream) = self.devices[device].stream() {
+            if stream.is_ready() {
+                stream.forge(number, &mut bytes);
+            }
+            return bytes;
+        }
         match self.devices[device].socket() {
             Some(socket) if socket.is_open => socket.ack(&[1_000_000 + number], now, &mut bytes),
             Some(_) => {}
@@ -291,6 +350,9 @@ impl World {
         let topic = *self.random.pick(&["public/news", "public/secret"]).unwrap_or(&"public/news");
         let retain = self.plan.more_topics && self.random.permille(300);
         let payload = format!("from {device} at {}", self.now);
+        if self.devices[device].stream().is_some() {
+            return self.device_acts_on_stream(device, link, topic, &payload);
+        }
         match self.devices[device].client.as_mut().filter(|c| c.is_connected()) {
             Some(Client::Mqtt(mqtt)) => {
                 let (topic, payload) = (topic.into(), payload.into());
@@ -301,13 +363,17 @@ impl World {
                 let frame = json!({"type": "publish", "ref": 7, "topic": topic, "text": payload, "qos": qos as u8, "retain": retain});
                 socket.say(&frame, self.now, &mut bytes);
             }
-            None => {}
+            Some(Client::Xmpp(_)) | None => {}
         }
         self.send_up(link, bytes);
     }
 
     pub fn device_looks_at_clock(&mut self, device: usize) {
         let (now, mut output) = (self.now, ClientOutput::default());
+        if now < self.devices[device].asleep_until {
+            return;
+        }
+        let calm = self.calm;
         let Some(link) = self.devices[device].link else { return };
         let Some(client) = &mut self.devices[device].client else { return };
         if !client.is_connected() && self.links.get(&link).is_some_and(|l| l.life != self.life) {
@@ -329,10 +395,22 @@ impl World {
                     self.send_up(link, bytes);
                 }
             }
+            Client::Xmpp(stream) => {
+                let mut bytes = Vec::new();
+                if !stream.look_at_clock(now, &mut bytes) {
+                    return self.device_hangs_up(device, link, "no answer");
+                }
+                if calm && stream.is_inactive {
+                    stream.set_inactive(false, &mut bytes);
+                }
+                if !bytes.is_empty() {
+                    self.send_up(link, bytes);
+                }
+            }
         }
     }
 
-    fn device_hangs_up(&mut self, device: usize, link: u64, why: &str) {
+    pub fn device_hangs_up(&mut self, device: usize, link: u64, why: &str) {
         self.note(World::about(device), format!("device {device}: closes {link}: {why}"));
         self.device_lets_go(device);
         let delay = self.latency();
@@ -341,7 +419,9 @@ impl World {
     }
 
     pub fn device_reads(&mut self, device: usize, link: u64, bytes: &[u8]) {
-        if self.devices[device].link != Some(link) {
+        if self.devices[device].link != Some(link)
+            || self.sleeps_over(device, || Happening::Read { device, link, bytes: bytes.to_vec() })
+        {
             return;
         }
         let now = self.now;
@@ -356,6 +436,7 @@ impl World {
                     self.device_hears(device, link, said);
                 }
             }
+            Some(Client::Xmpp(_)) => self.device_reads_stream(device, link, bytes),
             None => {}
         }
     }
@@ -367,8 +448,7 @@ impl World {
                 let d = &mut self.devices[device];
                 d.ticket = ticket;
                 if !resumed {
-                    // A device has one session, whatever it speaks: what it remembers of an earlier one is void.
-                    (d.session, d.subscribed) = (None, false);
+                    d.forget_mqtt();
                 }
                 self.device_greeted(device, link, resumed);
             }
@@ -498,13 +578,19 @@ impl World {
         }
     }
 
-    fn plan_ack(&mut self, device: usize, link: u64, receipt: Receipt, id: Option<MessageId>) {
+    pub fn plan_ack(&mut self, device: usize, link: u64, receipt: Receipt, id: Option<MessageId>) {
         let max = if self.calm { 50 } else { self.devices[device].plan.ack_max_ms };
         let wait = self.random.between(0, max);
         self.after(wait, Happening::DeviceAcks { link, device, receipt, id });
     }
 
     pub fn device_acks(&mut self, link: u64, device: usize, receipt: Receipt, id: Option<MessageId>) {
+        if self.sleeps_over(device, || Happening::DeviceAcks { link, device, receipt, id }) {
+            return;
+        }
+        if let Receipt::Stream(question) = receipt {
+            return self.device_answers(device, link, question);
+        }
         // A delivery may also be acknowledged on a later connection of the same kind; a packet is one connection's.
         let link = match (self.devices[device].link, receipt) {
             (Some(now), _) if now == link => link,

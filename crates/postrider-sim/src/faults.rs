@@ -113,8 +113,12 @@ impl World {
         self.ledger.forget_taken();
         self.files = if power { self.files.cut_power() } else { self.files.kill() };
         self.server = None;
-        let links: Vec<u64> =
-            self.links.iter().filter(|(_, l)| l.life + 1 == self.life).map(|(no, _)| *no).collect();
+        let links: Vec<u64> = self
+            .links
+            .iter()
+            .filter(|(_, l)| l.life + 1 == self.life && !l.is_dead)
+            .map(|(no, _)| *no)
+            .collect();
         for link in links {
             // A dead machine says nothing; a dead process's connections are reset.
             let sees = if power { self.random.between(0, 12_000) } else { self.random.between(0, 300) };
@@ -144,6 +148,7 @@ impl World {
                     self.ledger.break_rule("recovers whole", About::default(), what);
                 }
                 self.begin_life(server);
+                self.back_at = self.now;
                 self.check_kept();
                 self.read_receipts();
             }
@@ -201,9 +206,14 @@ impl World {
         }
     }
 
-    /// Once a second: the books balance, and who is connected is known to be.
+    /// Every fourth beat: the books balance, and who is connected is known to be.
     pub fn watch(&mut self) {
-        self.after(1_000, Happening::Watch);
+        self.after(self.plan.beat_ms * 4, Happening::Watch);
+        self.watch_cycles();
+        // To count anew takes the longer the more there is: over days, now and then is enough.
+        if self.plan.cycles.is_some() && !self.calm && !self.random.permille(20) {
+            return;
+        }
         let Some(server) = &self.server else { return };
         let gap = server.store.audit().apps.into_iter().find(|(_, audit)| audit.gap() != 0);
         if let Some((app, audit)) = gap {
@@ -227,6 +237,9 @@ impl World {
     /// The faults end; from now everything has to become well.
     pub fn calm_down(&mut self) {
         self.calm = true;
+        if self.plan.paths.is_some() {
+            self.paths_return();
+        }
         self.note(About::default(), "world: calm".to_owned());
         self.files.heal();
         self.files.set_quota(None);
@@ -270,7 +283,11 @@ impl World {
         let d = &self.devices[device];
         let (Some(at), Some(server)) = (d.at.filter(|_| d.registered), &self.server) else { return };
         let signed_in = d.plan.roads.is_empty() || d.is_signed_in();
-        let open = server.store.pending(at, Position::default(), 1_000, self.now);
+        let mut open = server.store.pending(at, Position::default(), 1_000, self.now);
+        if !server.hears_peers(at) {
+            // What other devices wrote waits for a connection that understands it.
+            open.retain(|one| !server.is_of_peer(one));
+        }
         let about = About { push: None, device: Some(device) };
         if !signed_in {
             return self.ledger.break_rule("liveness", about, format!("device {device} did not come back"));

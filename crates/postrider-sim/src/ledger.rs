@@ -92,6 +92,8 @@ pub struct Ledger {
     furthest: BTreeMap<(DeviceRef, bool), Seq>,
     on_link: BTreeSet<(u64, Seq)>,
     received: BTreeMap<(u64, usize), MessageId>,
+    /// What clients of XMPP have shown.
+    shown: BTreeSet<(MessageId, usize)>,
     pub broken: Option<Violation>,
     lines: Vec<(UnixMillis, About, String)>,
     pub hash: u64,
@@ -248,6 +250,23 @@ impl Ledger {
         {
             self.break_rule(rule, about, what);
         }
+    }
+
+    /// True the first time.
+    pub fn shown(&mut self, id: MessageId, device: usize) -> bool {
+        self.shown.insert((id, device))
+    }
+
+    /// Whether a device that it was for has shown it.
+    pub fn is_shown(&self, id: MessageId) -> bool {
+        self.shown.range((id, 0)..=(id, usize::MAX)).next().is_some()
+    }
+
+    pub fn accepted_pushes(&self) -> impl Iterator<Item = (AppNo, MessageId)> {
+        self.pushes.values().filter_map(|push| match push.outcome {
+            Outcome::Accepted(id) => Some((push.app, id)),
+            _ => None,
+        })
     }
 
     /// The device acknowledged a push, wholly.

@@ -7,6 +7,9 @@
 //! | `world` | the queue of happenings, and the network |
 //! | `server`, `act`, `outgoing` | one life of the server: engine, store, and a driver like the real one |
 //! | `devices`, `sockets` | devices with a connection: MQTT, and JSON over WebSocket |
+//! | `streams`, `stanzas` | devices that speak XMPP, and what only that asks of the server |
+//! | `paths` | paths that go dead without a word, and devices that sleep |
+//! | `cycles` | phones that reconnect a thousand times |
 //! | `polls` | devices that poll, and the server's side of it |
 //! | `requests` | app servers |
 //! | `faults` | what befalls the server; the looks at it meanwhile and at the end |
@@ -16,19 +19,24 @@
 
 mod act;
 mod chance;
+mod cycles;
 mod devices;
 mod disk;
 mod faults;
 mod ledger;
 mod outgoing;
+mod paths;
 mod plan;
 mod polls;
 mod requests;
 mod server;
 mod sockets;
+mod stanzas;
+mod streams;
 mod topics;
 mod world;
 
+pub use cycles::{Cycles, PROMISED_MS, reconnect_cycles};
 pub use ledger::Violation;
 pub use plan::Plan;
 
@@ -56,21 +64,9 @@ pub fn run(seed: u64) -> Report {
 
 /// The same with a plan that was changed by hand.
 pub fn run_plan(plan: Plan) -> Report {
-    let seed = plan.seed;
     let mut world = world::World::new(plan);
     world.run();
-    Report {
-        seed,
-        hash: world.ledger.hash,
-        virtual_ms: world.now - world::BEGIN,
-        happenings: world.events,
-        lives: world.life + 1,
-        pushes: world.ledger.pushes.len() as u64,
-        transmissions: world.ledger.transmissions,
-        repeats: world.ledger.repeats,
-        ends: world.ledger.ends(),
-        violation: world.ledger.broken.take(),
-    }
+    world.report()
 }
 
 impl std::fmt::Display for Report {

@@ -4,7 +4,7 @@ use crate::act::Wanted;
 use crate::ledger::{About, Sending};
 use crate::server::{Protocol, Server, TRANSIENT, Turn, reference};
 use bytes::Bytes;
-use postrider_core::access::{Access, INBOX_TOPIC};
+use postrider_core::access::{Access, INBOX_TOPIC, PEER_TOPIC};
 use postrider_core::delivery::drain::Outgoing;
 use postrider_core::delivery::receipt::Ack;
 use postrider_core::id::*;
@@ -17,6 +17,8 @@ use std::sync::Arc;
 
 /// What a connection's buffer holds before draining stops.
 const OUT_MAX: usize = 2_048;
+/// As the gateway tells the receivers of late messages.
+const LATE_MS: u64 = 5_000;
 /// What the network holds of one connection.
 pub const PIPE_MAX: usize = 1_024;
 
@@ -30,8 +32,14 @@ impl Server {
             return;
         }
         let mut position = conn.position;
+        let held_back = conn.protocol.as_mut().holds_back().then_some(position.normal);
+        if held_back.is_some() {
+            // Behind the end of the lane nothing is found.
+            position.normal = u64::MAX;
+        }
         let deliveries = self.engine.drain(session, &mut position, window);
         let Some(conn) = self.conns.get_mut(&link) else { return };
+        position.normal = held_back.unwrap_or(position.normal);
         conn.position = position;
         conn.more = deliveries.len() == window;
         let mut sent = Vec::new();
@@ -66,7 +74,7 @@ impl Server {
             subscription_ids: &[],
             expiry_left_secs: None,
             cursor: None,
-            late_since: None,
+            late_since: (t.now.saturating_sub(d.accepted_at) > LATE_MS).then_some(d.accepted_at),
         };
         let before = conn.out.len();
         let delivered =
@@ -77,8 +85,8 @@ impl Server {
                 let written = conn.out.get(before..).unwrap_or_default();
                 let behind_release =
                     if written.first() == Some(&0x62) { written.get(4) } else { written.first() };
-                let is_json = matches!(conn.protocol, Protocol::Json(_));
-                if is_json || behind_release.is_some_and(|first| first >> 4 == 3) {
+                let is_mqtt = matches!(conn.protocol, Protocol::Mqtt(_));
+                if !is_mqtt || behind_release.is_some_and(|first| first >> 4 == 3) {
                     note_sending(conn.at, (link, durable), &d, &self.engine.access, t);
                 }
                 if how.qos != Qos::AtMostOnce {
@@ -213,6 +221,10 @@ fn note_topic(
 ) {
     let Some(topic) = content.topic.as_deref() else { return };
     let Some(known) = t.ledger.devices.get(&at) else { return };
+    if topic == PEER_TOPIC {
+        let about = About { push: None, device: Some(known.index) };
+        return t.ledger.note(t.now, about, format!("server: {what} of another device goes out on {link}"));
+    }
     let goes = Goes { topic, at, index: known.index, may_receive: access.may_receive(&known.name, topic) };
     t.ledger.note(t.now, goes.about(), format!("server: {what} on {topic} goes out on {link}"));
     t.ledger.topic_sent(&goes, &content.payload);

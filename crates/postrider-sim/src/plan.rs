@@ -36,6 +36,25 @@ pub struct Plan {
     pub window: u16,
     /// Retained messages, wills and shared subscriptions.
     pub more_topics: bool,
+    /// Of XMPP: the silence after which a client is asked, and how long it has to answer.
+    pub probe_after_ms: u64,
+    pub answer_timeout_ms: u64,
+    /// Between two looks at clocks.
+    pub beat_ms: u64,
+    /// Paths that go dead without a word, and devices that sleep.
+    pub paths: Option<Paths>,
+    /// The faults end when each device was in session so often.
+    pub cycles: Option<u64>,
+}
+
+/// What befalls the way to a device, and the device itself.
+#[derive(Clone, Debug)]
+pub struct Paths {
+    /// Between two times, on average.
+    pub trouble_every_ms: u64,
+    /// How long a path is dead, and a device sleeps, at most.
+    pub dead_ms_max: u64,
+    pub sleep_ms_max: u64,
 }
 
 /// What a connection speaks.
@@ -44,6 +63,51 @@ pub enum Road {
     Mqtt,
     /// JSON over WebSocket.
     Json,
+    Xmpp,
+}
+
+/// What a device's client of XMPP is like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StreamPlan {
+    /// It knows what androidpn phones know, and nothing of what follows but its keep-alive.
+    pub is_androidpn: bool,
+    /// XEP-0198; and enables it only after its presence.
+    pub manages: bool,
+    pub counts_late: bool,
+    /// XEP-0184.
+    pub receipts: bool,
+    /// It says the next thing without waiting to be asked for it.
+    pub pipelines: bool,
+    /// XEP-0352: now and then it takes only what is urgent.
+    pub rests: bool,
+    pub keepalive_ms: u64,
+}
+
+impl StreamPlan {
+    pub const ANDROIDPN: StreamPlan = StreamPlan {
+        is_androidpn: true,
+        manages: false,
+        counts_late: false,
+        receipts: false,
+        pipelines: false,
+        rests: false,
+        keepalive_ms: 10_000,
+    };
+
+    fn of(r: &mut Random) -> StreamPlan {
+        if r.permille(400) {
+            return StreamPlan::ANDROIDPN;
+        }
+        StreamPlan {
+            is_androidpn: false,
+            manages: r.permille(750),
+            counts_late: r.permille(200),
+            receipts: r.permille(500),
+            pipelines: r.permille(300),
+            rests: r.permille(300),
+            keepalive_ms: 10_000,
+        }
+    }
 }
 
 /// One device's character.
@@ -66,10 +130,18 @@ pub struct DevicePlan {
     /// Bytes it takes in a second, where that is few.
     pub bytes_per_sec: Option<u64>,
     pub tagged: bool,
+    pub stream: StreamPlan,
 }
 
 impl Plan {
     pub fn of(seed: u64) -> Plan {
+        let mut plan = Plan::without_xmpp(seed);
+        plan.speak_xmpp(&mut Random::new(seed ^ 0x786d_7070_7300));
+        plan
+    }
+
+    /// The world that a seed made before devices spoke XMPP.
+    pub fn without_xmpp(seed: u64) -> Plan {
         let mut r = Random::new(seed ^ 0x706f_7374_7269_6465);
         let mut roads = Random::new(seed ^ 0x726f_6164_7300);
         let mixed = roads.permille(700);
@@ -98,7 +170,33 @@ impl Plan {
             segment_bytes: r.between(3, 24) * 1024,
             more_topics: roads.permille(500),
             window: if r.permille(500) { r.between(1, 4) as u16 } else { 32 },
+            probe_after_ms: 10_000,
+            answer_timeout_ms: 10_000,
+            beat_ms: 250,
+            paths: None,
+            cycles: None,
         }
+    }
+
+    /// By chance of its own, so that worlds without XMPP are what they were before there was any.
+    fn speak_xmpp(&mut self, r: &mut Random) {
+        if r.permille(500) {
+            return;
+        }
+        for device in &mut self.devices {
+            match r.below(6) {
+                0 | 1 => {}
+                2 | 3 => device.roads = vec![Road::Xmpp],
+                _ => device.roads.push(Road::Xmpp),
+            }
+            device.stream = StreamPlan::of(r);
+        }
+        let paths = Paths {
+            trouble_every_ms: r.between(3_000, 15_000),
+            dead_ms_max: r.between(1_000, 30_000),
+            sleep_ms_max: r.between(1_000, 30_000),
+        };
+        self.paths = r.permille(500).then_some(paths);
     }
 
     /// Whether the server is ever hurt.
@@ -147,5 +245,6 @@ fn device(r: &mut Random, by: Option<&mut Random>) -> DevicePlan {
         repeats_acks: r.permille(200),
         bytes_per_sec: r.permille(150).then(|| r.between(200, 2_000)),
         tagged: r.permille(500),
+        stream: StreamPlan::ANDROIDPN,
     }
 }

@@ -58,6 +58,10 @@ impl World {
         }
         let wait = self.random.between(1, self.plan.request_every_ms * 2);
         self.after(wait, Happening::SenderActs);
+        if self.plan.cycles.is_some() {
+            let push = self.draw_cycle_push();
+            return self.ask(push);
+        }
         let app = AppNo(self.random.below(2) as u32);
         match self.random.below(20) {
             0 => self.ask_cancel(),

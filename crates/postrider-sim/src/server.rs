@@ -18,9 +18,9 @@ use postrider_core::port::*;
 use postrider_core::session::{Client, Detach};
 use postrider_core::topics::SessionNo;
 use postrider_proto::json::{JsonConfig, SocketConnection};
-use postrider_proto::mqtt::{Inflight, Level, ServerConfig, ServerConnection};
+use postrider_proto::mqtt::{Level, ServerConfig, ServerConnection};
 use postrider_proto::ws::{self, WsConfig};
-use postrider_proto::{Connect, Goodbye, Output, Reply, ServerProtocol, SubscribeOutcome};
+use postrider_proto::{Connect, Goodbye, Output, Reply, ServerProtocol, SubscribeOutcome, xmpp};
 use postrider_store::{EmbeddedStore, OpenError, Stepper};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -95,6 +95,7 @@ impl Connections for Mailbox {
 pub enum Protocol {
     Mqtt(Box<ServerConnection>),
     Json(Box<SocketConnection>),
+    Xmpp(Box<xmpp::ServerConnection>),
 }
 
 impl Protocol {
@@ -102,20 +103,26 @@ impl Protocol {
         match self {
             Protocol::Mqtt(mqtt) => &mut **mqtt,
             Protocol::Json(socket) => &mut **socket,
+            Protocol::Xmpp(xmpp) => &mut **xmpp,
         }
     }
 
     fn leaves_empty_sessions(&self) -> bool {
         match self {
             Protocol::Mqtt(mqtt) => mqtt.level() == Some(Level::V31),
-            Protocol::Json(_) => true,
+            Protocol::Json(_) | Protocol::Xmpp(_) => true,
         }
     }
 
-    fn take_inflight(&mut self) -> Option<Box<Inflight>> {
+    pub fn is_xmpp(&self) -> bool {
+        matches!(self, Protocol::Xmpp(_))
+    }
+
+    fn take_saved(&mut self, now: u64) -> Option<Saved> {
         match self {
-            Protocol::Mqtt(mqtt) => mqtt.take_inflight(),
+            Protocol::Mqtt(mqtt) => mqtt.take_inflight().map(|inflight| inflight as Saved),
             Protocol::Json(_) => None,
+            Protocol::Xmpp(xmpp) => xmpp.take_saved_stream(now).map(|stream| stream as Saved),
         }
     }
 }
@@ -160,6 +167,7 @@ pub struct Server {
     mqtt: Arc<ServerConfig>,
     json: Arc<JsonConfig>,
     websocket: Arc<WsConfig>,
+    xmpp: Arc<xmpp::ServerConfig>,
     /// Requests that wait for something to read, and answers to those that do no more.
     pub polls: BTreeMap<u64, Waiting>,
     pub answered: Vec<(u64, Answered)>,
@@ -237,6 +245,7 @@ impl Server {
             mqtt: mqtt.into(),
             json: json.into(),
             websocket: Arc::default(),
+            xmpp: crate::stanzas::config(plan).into(),
             polls: BTreeMap::new(),
             answered: Vec::new(),
             written: Vec::new(),
@@ -257,6 +266,12 @@ impl Server {
                 let ws = ws::ServerConnection::new(self.websocket.clone(), now);
                 let socket = SocketConnection::new(self.json.clone(), ws, now);
                 Protocol::Json(Box::new(socket))
+            }
+            Road::Xmpp => {
+                let mut seed = [0; 32];
+                let chance = &self.engine.chance;
+                seed.chunks_mut(16).for_each(|half| half.copy_from_slice(&chance.bits128().to_le_bytes()));
+                Protocol::Xmpp(Box::new(xmpp::ServerConnection::new(self.xmpp.clone(), seed, now)))
             }
         };
         let conn = Conn {
@@ -476,13 +491,15 @@ impl Server {
         self.record_acks(t);
         let Some(conn) = self.conns.get_mut(&link) else { return };
         let Some(session) = conn.session.take() else { return };
-        let saved = conn.protocol.take_inflight().map(|i| i as Saved);
-        let only_with_subscriptions = conn.protocol.leaves_empty_sessions();
+        let saved = conn.protocol.take_saved(t.now);
+        let resume_secs = (self.xmpp.resume_ms / 1_000) as u32;
+        let saved_secs = (conn.protocol.is_xmpp() && saved.is_some()).then_some(resume_secs);
+        let only_with_subscriptions = saved_secs.is_none() && conn.protocol.leaves_empty_sessions();
         let detach = Detach {
             orderly: conn.orderly,
             expiry_secs: conn.goodbye_expiry,
             saved,
-            saved_secs: None,
+            saved_secs,
             only_with_subscriptions,
         };
         let successor = conn.successor.take();

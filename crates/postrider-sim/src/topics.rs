@@ -23,9 +23,21 @@ pub struct Topics {
     pub goodbyes: BTreeSet<u64>,
     /// The latest word on an app's board that is known to be stored.
     pub board: BTreeMap<AppNo, u64>,
+    /// What devices wrote to each other, and to whom.
+    pub peers: BTreeMap<String, (AppNo, Option<usize>)>,
 }
 
 impl Ledger {
+    /// A device got what another wrote.
+    pub fn peer_heard(&mut self, text: &str, device: usize) {
+        let meant = self.topics.peers.get(text).and_then(|(_, to)| *to);
+        if meant != Some(device) {
+            let about = About { push: None, device: Some(device) };
+            let what = format!("device {device} has \"{text}\", which was for {meant:?}");
+            self.break_rule("no phantom", about, what);
+        }
+    }
+
     /// A message on a topic is written to a device's connection.
     pub fn topic_sent(&mut self, goes: &Goes<'_>, payload: &[u8]) {
         let (topic, about, app) = (goes.topic, goes.about(), goes.at.app);

@@ -5,6 +5,7 @@
 //!   app servers ⇄ requests (lost, answered twice, never answered) ⇄ server
 //! ```
 
+use crate::Report;
 use crate::chance::{Random, SimClock};
 use crate::devices::{Device, Receipt};
 use crate::ledger::{About, Ledger};
@@ -20,8 +21,6 @@ use std::sync::Arc;
 
 /// When every world begins.
 pub const BEGIN: u64 = 1_700_000_000_000;
-/// Between two looks at clocks.
-const BEAT_MS: u64 = 250;
 /// From the end of the faults to the canaries, and from those to the reckoning.
 pub const CALM_MS: u64 = 25_000;
 pub const CANARY_MS: u64 = 15_000;
@@ -29,26 +28,89 @@ pub const CANARY_MS: u64 = 15_000;
 /// What can happen.
 #[derive(Debug)]
 pub enum Happening {
-    Turn { life: u64 },
-    Step { life: u64 },
+    Turn {
+        life: u64,
+    },
+    Step {
+        life: u64,
+    },
     Beat,
-    ToServer { link: u64, bytes: Vec<u8> },
-    ToDevice { link: u64, bytes: Vec<u8> },
-    ServerSees { link: u64 },
-    DeviceSees { link: u64 },
-    DeviceActs { device: usize, link: u64 },
-    DeviceConnects { device: usize },
-    DeviceAcks { link: u64, device: usize, receipt: Receipt, id: Option<MessageId> },
-    DevicePolls { device: usize },
-    PollArrives { no: u64, poll: Poll, life: u64 },
-    PollAnswered { device: usize, no: u64, answer: Answered },
-    PollFails { device: usize, no: u64 },
-    DevicePostsAcks { device: usize, deliveries: Vec<(Seq, Option<MessageId>)> },
-    AcksArrive { device: usize, seqs: Vec<Seq> },
+    ToServer {
+        link: u64,
+        bytes: Vec<u8>,
+    },
+    ToDevice {
+        link: u64,
+        bytes: Vec<u8>,
+    },
+    ServerSees {
+        link: u64,
+    },
+    DeviceSees {
+        link: u64,
+    },
+    DeviceActs {
+        device: usize,
+        link: u64,
+    },
+    DeviceConnects {
+        device: usize,
+    },
+    DeviceAcks {
+        link: u64,
+        device: usize,
+        receipt: Receipt,
+        id: Option<MessageId>,
+    },
+    DevicePolls {
+        device: usize,
+    },
+    PollArrives {
+        no: u64,
+        poll: Poll,
+        life: u64,
+    },
+    PollAnswered {
+        device: usize,
+        no: u64,
+        answer: Answered,
+    },
+    PollFails {
+        device: usize,
+        no: u64,
+    },
+    DevicePostsAcks {
+        device: usize,
+        deliveries: Vec<(Seq, Option<MessageId>)>,
+    },
+    AcksArrive {
+        device: usize,
+        seqs: Vec<Seq>,
+    },
+    PathActs {
+        device: usize,
+    },
+    DeviceWakes {
+        device: usize,
+    },
+    /// Of a device that slept.
+    Read {
+        device: usize,
+        link: u64,
+        bytes: Vec<u8>,
+    },
     SenderActs,
-    RequestArrives { request: u64 },
-    RequestTimeout { request: u64, attempt: u32 },
-    AnswerArrives { request: u64, answer: Answer },
+    RequestArrives {
+        request: u64,
+    },
+    RequestTimeout {
+        request: u64,
+        attempt: u32,
+    },
+    AnswerArrives {
+        request: u64,
+        answer: Answer,
+    },
     Fault,
     Restart,
     SpaceReturns,
@@ -67,6 +129,8 @@ pub struct Link {
     down_at: u64,
     /// Bytes that still get through, up and down, where it is cut.
     left: Option<(usize, usize)>,
+    /// Its path went dead: nothing gets through any more, and nobody is told.
+    pub is_dead: bool,
 }
 
 /// See the module.
@@ -95,6 +159,10 @@ pub struct World {
     pub cursors: BTreeMap<u32, u64>,
     /// Acknowledgements taken when it was last looked.
     pub acks_seen: u64,
+    /// When the server came back last; how late a push was at worst, and sessions that went on with an earlier stream.
+    pub back_at: u64,
+    pub worst_ms: u64,
+    pub resumed: u64,
     pub calm: bool,
     pub over: bool,
 }
@@ -130,9 +198,27 @@ impl World {
             ledger: Ledger::default(),
             cursors: BTreeMap::new(),
             acks_seen: 0,
+            back_at: BEGIN,
+            worst_ms: 0,
+            resumed: 0,
             calm: false,
             over: false,
             plan,
+        }
+    }
+
+    pub fn report(&mut self) -> Report {
+        Report {
+            seed: self.plan.seed,
+            hash: self.ledger.hash,
+            virtual_ms: self.now - BEGIN,
+            happenings: self.events,
+            lives: self.life + 1,
+            pushes: self.ledger.pushes.len() as u64,
+            transmissions: self.ledger.transmissions,
+            repeats: self.ledger.repeats,
+            ends: self.ledger.ends(),
+            violation: self.ledger.broken.take(),
         }
     }
 
@@ -152,7 +238,7 @@ impl World {
     /// Runs until the reckoning, or the first broken promise.
     pub fn run(&mut self) {
         self.found();
-        self.after(BEAT_MS, Happening::Beat);
+        self.after(self.plan.beat_ms, Happening::Beat);
         self.after(1_000, Happening::Watch);
         for device in 0..self.devices.len() {
             if !self.devices[device].plan.roads.is_empty() {
@@ -164,6 +250,7 @@ impl World {
                 self.after(at, Happening::DevicePolls { device });
             }
         }
+        self.paths_begin();
         self.after(100, Happening::SenderActs);
         if self.plan.hurts_server() || self.plan.checkpoints {
             self.after(self.plan.fault_every_ms, Happening::Fault);
@@ -188,7 +275,9 @@ impl World {
             Happening::ToServer { link, bytes } => self.arrive_up(link, bytes),
             Happening::ToDevice { link, bytes } => self.arrive_down(link, &bytes),
             Happening::ServerSees { link } => {
-                if let Some(server) = &mut self.server {
+                // On a dead path no end arrives either.
+                let is_dead = self.is_dead(link);
+                if let Some(server) = self.server.as_mut().filter(|_| !is_dead) {
                     server.broke(link);
                 }
                 self.turn_planned_now();
@@ -205,6 +294,9 @@ impl World {
             Happening::PollFails { device, no } => self.poll_fails(device, no),
             Happening::DevicePostsAcks { device, deliveries } => self.device_posts_acks(device, deliveries),
             Happening::AcksArrive { device, seqs } => self.acks_arrive(device, &seqs),
+            Happening::PathActs { device } => self.path_acts(device),
+            Happening::DeviceWakes { device } => self.device_wakes(device),
+            Happening::Read { device, link, bytes } => self.device_reads(device, link, &bytes),
             Happening::SenderActs => self.sender_acts(),
             Happening::RequestArrives { request } => self.request_arrives(request),
             Happening::RequestTimeout { request, attempt } => self.request_timeout(request, attempt),
@@ -256,7 +348,7 @@ impl World {
         for (link, bytes) in written {
             self.send_down(link, bytes);
         }
-        for link in closed {
+        for link in closed.into_iter().filter(|link| !self.is_dead(*link)).collect::<Vec<_>>() {
             let at = self.links.get(&link).map_or(self.now, |l| l.down_at.max(self.now));
             self.at(at + 1, Happening::DeviceSees { link });
         }
@@ -297,7 +389,7 @@ impl World {
     }
 
     fn beat(&mut self) {
-        self.after(BEAT_MS, Happening::Beat);
+        self.after(self.plan.beat_ms, Happening::Beat);
         if let Some(server) = &self.server {
             server.engine.tick();
         }
@@ -309,20 +401,28 @@ impl World {
 
     // The network.
 
-    pub fn open_link(&mut self, device: usize, road: Road) -> u64 {
+    pub fn open_link(&mut self, device: usize) -> u64 {
         let id = self.next_link;
         self.next_link += 1;
-        let link = Link { device, life: self.life, up_at: self.now, down_at: self.now, left: None };
+        let (life, now) = (self.life, self.now);
+        let link = Link { device, life, up_at: now, down_at: now, left: None, is_dead: false };
         self.links.insert(id, link);
-        if let Some(server) = &mut self.server {
-            server.accept(id, road, self.clock.now());
-        }
         id
+    }
+
+    pub fn accept_link(&mut self, link: u64, road: Road) {
+        if let Some(server) = &mut self.server {
+            server.accept(link, road, self.clock.now());
+        }
     }
 
     pub fn send_up(&mut self, link: u64, bytes: Vec<u8>) {
         let delay = self.latency();
         let Some(l) = self.links.get_mut(&link) else { return };
+        if l.is_dead {
+            let device = l.device;
+            return self.write_to_dead(device, link);
+        }
         l.up_at = l.up_at.max(self.now + delay);
         let at = l.up_at;
         self.at(at, Happening::ToServer { link, bytes });
@@ -344,7 +444,7 @@ impl World {
     }
 
     fn arrive_up(&mut self, link: u64, mut bytes: Vec<u8>) {
-        let Some(l) = self.links.get_mut(&link) else { return };
+        let Some(l) = self.links.get_mut(&link).filter(|l| !l.is_dead) else { return };
         if let Some((left, _)) = &mut l.left {
             bytes.truncate(*left);
             *left -= bytes.len();
@@ -362,7 +462,7 @@ impl World {
             server.flowed(link, bytes.len());
         }
         self.turn_planned_now();
-        let Some(l) = self.links.get_mut(&link) else { return };
+        let Some(l) = self.links.get_mut(&link).filter(|l| !l.is_dead) else { return };
         let mut n = bytes.len();
         if let Some((_, left)) = &mut l.left {
             n = n.min(*left);
@@ -378,6 +478,7 @@ impl World {
         let Some(l) = self.links.get_mut(&link).filter(|l| l.left.is_none()) else { return };
         l.left = Some((up, down));
         let device = l.device;
+        self.devices[device].cut_at = self.now;
         let half_open = self.random.permille(300);
         let server_sees = if half_open { 30_000 } else { self.random.between(0, 500) };
         self.after(server_sees, Happening::ServerSees { link });

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
+mod cycles;
 mod mended;
 mod seeded;
 mod seeds;
