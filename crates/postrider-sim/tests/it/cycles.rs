@@ -1,5 +1,6 @@
 //! The flaw "receives nothing after a long time", in simulated time.
 
+use postrider_core::seeded::{Bug, plant};
 use postrider_sim::{Cycles, PROMISED_MS, reconnect_cycles};
 
 #[test]
@@ -19,4 +20,12 @@ fn a_thousand_reconnect_cycles() {
         "what the report says, and the phones"
     );
     assert_eq!((connections, connected), (PHONES, PHONES), "nothing is left over");
+}
+
+#[test]
+fn a_push_that_waits_on_a_good_path_is_noticed() {
+    plant(Some(Bug::WakeLost));
+    let cycles = reconnect_cycles(1, 3, 100);
+    plant(None);
+    assert_eq!(cycles.report.violation.map(|violation| violation.rule), Some("in time"));
 }

@@ -1,6 +1,7 @@
 //! Deliberate bugs: each is planted in turn, and the simulation has to find it. A suite that misses one is not done.
 
 use postrider_core::seeded::{Bug, plant};
+use postrider_proto::seeded as proto;
 use postrider_sim::run;
 
 /// Within so many seeds each bug must be found.
@@ -33,27 +34,56 @@ fn what(bug: Bug) -> (&'static str, &'static str) {
     }
 }
 
+fn what_of_proto(bug: proto::Bug) -> &'static str {
+    match bug {
+        proto::Bug::CountOneTooHigh => "XMPP: `<a h=…/>` acknowledges one stanza too many",
+        proto::Bug::PingCoversLater => "XMPP: the answer to a ping acknowledges what was sent after it",
+        proto::Bug::ResumptionSettlesAll => "XMPP: a resumption takes all that was sent for delivered",
+    }
+}
+
+/// One that can be planted: its name, its number in the catalogue, what it is, and how it is planted and taken away.
+struct Seeded {
+    name: String,
+    number: &'static str,
+    sentence: &'static str,
+    plant: Box<dyn Fn(bool)>,
+}
+
+fn all() -> Vec<Seeded> {
+    let core = Bug::ALL.into_iter().map(|bug| {
+        let (number, sentence) = what(bug);
+        let plant = Box::new(move |planted: bool| plant(planted.then_some(bug)));
+        Seeded { name: format!("{bug:?}"), number, sentence, plant }
+    });
+    let proto = proto::Bug::ALL.into_iter().map(|bug| {
+        let plant = Box::new(move |planted: bool| proto::plant(planted.then_some(bug)));
+        Seeded { name: format!("{bug:?}"), number: "", sentence: what_of_proto(bug), plant }
+    });
+    core.chain(proto).collect()
+}
+
 #[test]
 fn seeded_bugs_are_all_caught() {
     let only = std::env::var("SIM_BUG").ok();
     let mut table = String::from(
         "# Seeded bugs\n\nWritten by `UPDATE=1 cargo test -p postrider-sim seeded`. Each bug is planted (feature `seeded-bugs` of \
-         `postrider-core`), and worlds are\nrun from seed 1 on until the checker finds it.\n\n\
+         `postrider-core` and `postrider-proto`), and\nworlds are run from seed 1 on until the checker finds it.\n\n\
          | bug | | what is wrong | seeds needed | rule that caught it |\n| --- | --- | --- | --- | --- |\n",
     );
     let mut missed = Vec::new();
-    for bug in Bug::ALL.into_iter().filter(|b| only.as_ref().is_none_or(|o| *o == format!("{b:?}"))) {
-        plant(Some(bug));
+    for bug in all().into_iter().filter(|bug| only.as_ref().is_none_or(|only| *only == bug.name)) {
+        (bug.plant)(true);
         let caught = (1..=SEEDS_MAX).find_map(|seed| Some((seed, run(seed).violation?.rule)));
-        plant(None);
-        let (number, sentence) = what(bug);
+        (bug.plant)(false);
+        let Seeded { name, number, sentence, .. } = bug;
         match caught {
             Some((seeds, rule)) => {
                 let clean = run(seeds);
                 assert!(clean.violation.is_none(), "without any bug: {clean}");
-                table += &format!("| `{bug:?}` | {number} | {sentence} | {seeds} | {rule} |\n");
+                table += &format!("| `{name}` | {number} | {sentence} | {seeds} | {rule} |\n");
             }
-            None => missed.push(bug),
+            None => missed.push(name),
         }
     }
     if std::env::var_os("UPDATE").is_some() {

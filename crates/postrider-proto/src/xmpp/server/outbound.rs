@@ -14,6 +14,7 @@
 
 use super::ServerConnection;
 use super::stanza::write_iq;
+use crate::seeded::{self, Bug};
 use crate::xmpp::body::{Body, Kind};
 use crate::xmpp::config::ServerConfig;
 use crate::xmpp::error::StreamError;
@@ -313,8 +314,10 @@ impl ServerConnection {
         let Some(probe) = session.outbound.probe else { return };
         let is_its = element.attribute("id").and_then(|id| id.strip_prefix("probe-"));
         if is_its.and_then(|number| number.parse().ok()) == Some(probe.covers) {
+            let later = seeded::is(Bug::PingCoversLater);
             session.outbound.probe = None;
-            session.outbound.settle(probe.covers, &mut out.events);
+            let covers = if later { session.outbound.sent } else { probe.covers };
+            session.outbound.settle(covers, &mut out.events);
         }
     }
 
@@ -404,7 +407,8 @@ impl ServerConnection {
         // One that goes back says nothing new.
         if !is_after(management.acked, h) {
             management.acked = h;
-            outbound.settle(up_to, &mut out.events);
+            let one = u32::from(seeded::is(Bug::CountOneTooHigh));
+            outbound.settle(up_to.wrapping_add(one), &mut out.events);
         }
         Ok(())
     }
@@ -444,6 +448,9 @@ impl ServerConnection {
         let previd = session.outbound.management.as_ref().and_then(|m| m.id.clone()).unwrap_or_default();
         self.handle_count(acked, out)?;
         let Some(session) = &mut self.session else { return Ok(()) };
+        if seeded::is(Bug::ResumptionSettlesAll) {
+            session.outbound.settle(session.outbound.sent, &mut out.events);
+        }
         let Some(management) = &mut session.outbound.management else { return Ok(()) };
         session.outbound.sent = management.sent_before.wrapping_add(acked);
         session.outbound.asked = session.outbound.sent;
