@@ -282,7 +282,8 @@ def svg(rows, path):
     for i, (name, wire, wakes, delay, _) in enumerate(rows):
         y = 46 + 34 * i
         width = max(2, 330 * wire / top)
-        told = f"{wire / 1000:,.0f} KB · {wakes:,.0f} wake-ups · {delay:,.2f} s" if delay < 1 else f"{wire / 1000:,.0f} KB · {wakes:,.0f} wake-ups · {delay:,.0f} s"
+        late = f"{delay * 1000:,.0f} ms" if delay < 1 else f"{delay:,.0f} s"
+        told = f"{wire / 1000:,.0f} KB · {wakes:,.0f} wake-ups · {late}"
         lines += [f'<text x="16" y="{y + 17}">{name}</text>', f'<rect x="160" y="{y}" width="{width:.0f}" height="24" rx="3" fill="#2f6fde"/>',
                   f'<text x="{168 + width:.0f}" y="{y + 17}" fill="#333">{told}</text>']
     with open(path, "w") as file:
