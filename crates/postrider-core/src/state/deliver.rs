@@ -53,7 +53,7 @@ impl State {
         }
         let group = message.group();
         if message.open > 0 {
-            self.expiries.entry(super::due_second(new.expires_at)).or_default().push(seq);
+            self.expiries.add(super::due_second(new.expires_at), seq);
         }
         self.messages.insert(seq, message);
         if let Some(group) = group {
@@ -384,6 +384,7 @@ impl State {
                 }
             }
         }
+        let second = super::due_second(message.expires_at);
         match message.report_mut() {
             Some(report) => {
                 report.rows.shrink_to_fit();
@@ -391,6 +392,8 @@ impl State {
             }
             None => _ = self.messages.remove(&seq),
         }
+        self.expiries
+            .count_ended(second, |seq| self.messages.get(&seq).is_some_and(|message| message.open > 0));
     }
 
     fn ledger<'a>(&'a mut self, app: AppNo, effects: &'a mut Effects) -> Ledger<'a> {

@@ -14,6 +14,7 @@
 mod app;
 mod deliver;
 mod devices;
+mod expiries;
 mod leaving;
 mod message;
 mod read;
@@ -26,6 +27,7 @@ use crate::model::*;
 use crate::port::Counters;
 use crate::seeded::{self, Bug};
 use app::App;
+use expiries::Expiries;
 use leaving::Leaving;
 use message::Message;
 use rustc_hash::FxHashMap;
@@ -55,7 +57,7 @@ pub struct State {
     #[serde(skip)]
     by_id: BTreeMap<MessageId, Seq>,
     #[serde(skip)]
-    expiries: BTreeMap<u64, Vec<Seq>>,
+    expiries: Expiries,
     #[serde(skip)]
     session_ends: BTreeSet<(UnixMillis, DeviceRef)>,
     #[serde(skip)]
@@ -157,13 +159,13 @@ impl State {
                 self.by_id.insert(id, *seq);
             }
             if message.open > 0 {
-                self.expiries.entry(due_second(message.expires_at)).or_default().push(*seq);
+                self.expiries.add(due_second(message.expires_at), *seq);
                 if let Some(group) = message.group() {
                     self.apps[message.app.0 as usize].groups.entry(group).or_default().push(*seq);
                 }
             }
         }
-        self.expiries.values_mut().for_each(|seqs| seqs.sort_unstable());
+        self.expiries.sort();
         self.apps.iter_mut().flat_map(|app| app.groups.values_mut()).for_each(|seqs| seqs.sort_unstable());
     }
 
@@ -194,11 +196,7 @@ impl State {
         self.saw(now);
         let mut messages = 0;
         while messages < limit {
-            let Some(mut due) = self.expiries.first_entry().filter(|e| *e.key() <= now / 1000) else { break };
-            let Some(seq) = due.get_mut().pop() else {
-                due.remove();
-                continue;
-            };
+            let Some(seq) = self.expiries.take_due(now / 1000) else { break };
             if self.messages.get(&seq).is_some_and(|m| m.open > 0) {
                 self.end_all_open(seq, Step::Expired, Reason::Ttl, now, effects);
                 messages += 1;

@@ -319,7 +319,7 @@ impl State {
     }
 
     pub fn next_expiry(&self) -> Option<UnixMillis> {
-        let message = self.expiries.first_key_value().map(|(secs, _)| secs.saturating_mul(1000));
+        let message = self.expiries.next_second().map(|second| second.saturating_mul(1000));
         let session = self.session_ends.first().map(|(end, _)| *end);
         message.into_iter().chain(session).min()
     }

@@ -261,6 +261,21 @@ fn a_message_ends_at_its_expiry_and_not_a_second_before() {
 }
 
 #[test]
+fn what_has_ended_does_not_wait_for_its_expiry() {
+    let mut w = World::new(1);
+    let stays = w.send(|_| {});
+    for _ in 0..1_000 {
+        let ends = w.send(|_| {});
+        assert_eq!(w.step(0, Which::Id(ends.id), Step::Delivered), 1);
+        assert!(w.state.expiries.len() <= 2);
+    }
+    let end = w.now + HOUR;
+    w.run(Command::Expire { now: end, limit: 100, history_before: 0, history_max: 100 });
+    assert_eq!(w.step_of(stays.id, 0), (Step::Expired, Reason::Ttl));
+    assert_eq!((w.gap(), w.state.next_expiry()), (0, None));
+}
+
+#[test]
 fn a_repeated_request_gets_the_first_answer_and_another_one_is_refused() {
     let mut w = World::new(1);
     let request = |request| Some(Idempotency { key: 7, request, keep_until: u64::MAX });
