@@ -23,7 +23,8 @@ pub struct Batch {
 impl Batch {
     /// Encodes on the caller's thread: the one writer only numbers and copies.
     pub fn new(mut commands: Vec<Command>, done: Done) -> Result<Batch, (Done, StoreError)> {
-        let mut bodies = Vec::new();
+        // A push of the usual size; what is larger grows.
+        let mut bodies = Vec::with_capacity(1024);
         let mut encoded = Vec::with_capacity(commands.len());
         let grows = commands.iter().any(grows);
         for command in &mut commands {

@@ -337,13 +337,13 @@ impl ServerConnection {
     }
 
     /// Hands a stanza on, with the sender's address on it.
-    fn forward(&mut self, element: Element, to: Text, is_lasting: bool, bounces: bool, out: &mut Output) {
+    fn forward(&mut self, mut element: Element, to: Text, is_lasting: bool, bounces: bool, out: &mut Output) {
         let Some(session) = &self.session else { return };
         let name = if element.name() == "iq" { "iq" } else { "message" };
-        let mut stamped = element.clone();
-        stamped.set("from", &session.full);
-        let mut bytes = Vec::new();
-        stamped.write(ns::CLIENT, &mut bytes);
+        element.set("from", &session.full);
+        // Most are shorter. It is kept for long, so what is given on has no room to spare.
+        let mut bytes = Vec::with_capacity(512);
+        element.write(ns::CLIENT, &mut bytes);
         let asked = Asked {
             id: element.attribute("id").unwrap_or_default().into(),
             to: element.attribute("to").map(Into::into),
@@ -351,7 +351,7 @@ impl ServerConnection {
         };
         match self.ask(asked) {
             Ok(token) => {
-                let stanza = Stanza { to, is_lasting, bytes: Bytes::from(bytes) };
+                let stanza = Stanza { to, is_lasting, bytes: Bytes::copy_from_slice(&bytes) };
                 out.events.push(Event::Xmpp(Box::new(Request::Stanza { token, stanza })));
             }
             Err(error) if bounces => self.refuse(&element, error, out),
