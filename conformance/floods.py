@@ -25,6 +25,7 @@ import h2_wire
 from frames import OPEN_WEBSOCKET, text_frame
 from harness import check, equal, eventually
 from mqtt_wire import V311, V5, Client, connect_packet
+from seen import Seen, read_all
 from server import Server
 from web_clients import Http, basic
 from xmpp_wire import Session
@@ -47,35 +48,6 @@ def case(function):
 
 
 # --- the server, seen from outside --------------------------------------------------------------------
-
-class Seen:
-    """The operations listener and what the system knows of the process."""
-
-    def __init__(self, server):
-        self.server, self.target = server, server.target()
-
-    def metrics(self):
-        connection = socket.create_connection(self.server.places["ops"], 10)
-        connection.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-        return read_all(connection).decode()
-
-    def metric(self, name):
-        """The sum over all labels."""
-        lines = re.findall(rf"^{name}(?:{{[^}}]*}})? ([0-9.e+-]+)$", self.metrics(), re.MULTILINE)
-        return sum(map(float, lines))
-
-    def ready(self):
-        connection = socket.create_connection(self.server.places["ops"], 10)
-        connection.sendall(b"GET /readyz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-        return b" 200 " in read_all(connection)[:20]
-
-    def resident_mib(self):
-        with open(f"/proc/{self.server.process.pid}/status") as status:
-            return int(re.search(r"VmRSS:\s+(\d+)", status.read()).group(1)) / 1024
-
-    def files_open(self):
-        return len(os.listdir(f"/proc/{self.server.process.pid}/fd"))
-
 
 class Watch(threading.Thread):
     """An honest device that is connected all the time, and an app that pushes to it, one after the other."""
@@ -189,19 +161,6 @@ class Crowd:
     def close(self):
         for sock in list(self.open):
             self.leave(sock)
-
-
-def read_all(sock):
-    got = b""
-    with sock:
-        while True:
-            try:
-                part = sock.recv(65536)
-            except ConnectionResetError:
-                return got
-            if not part:
-                return got
-            got += part
 
 
 def all_closed(crowd, words):

@@ -18,7 +18,7 @@ import tempfile
 import urllib.parse
 
 import h2_wire
-from floods import Seen, read_all
+from seen import Seen, read_all
 from harness import check, equal
 from mqtt_wire import V311, V5, Client
 from server import Server

@@ -13,7 +13,7 @@ import os
 import sys
 import tempfile
 
-from floods import Seen
+from seen import Seen
 from harness import check, equal, eventually
 from mqtt_wire import PUBACK, V5, V311, Closed, publish_packet
 from server import Server

@@ -25,6 +25,9 @@ const COLUMNS: [&str; 10] = [
 ];
 const ABUSE: [&str; 7] = ["recovery", "checkpoint", "pause", "stop", "power", "disk", "clock"];
 
+/// The long form: everything that is kept for a while has reached its bound when the measurement begins.
+const STEADY: [&str; 8] = ["--sessions", "10000", "--rate", "2000", "--seconds", "300", "--warm", "75"];
+
 /// What all rounds of one kind add up to.
 #[derive(Default)]
 struct Tally {
@@ -58,7 +61,7 @@ pub fn soak(minutes: &str, seeds: &str) -> Done {
     let kinds: Vec<&str> = ["simulation"]
         .into_iter()
         .chain(ABUSE)
-        .chain(["kill9 http", "kill9 mqtt", "kill9 web", "kill9 xmpp", "flaws", "fuzz"])
+        .chain(["kill9 http", "kill9 mqtt", "kill9 web", "kill9 xmpp", "flaws", "steady", "fuzz"])
         .collect();
     'rounds: for round in 0.. {
         for kind in &kinds {
@@ -94,6 +97,7 @@ fn turn(kind: &str, round: u64, seeds: u64, tally: &mut Tally) -> Done {
             vec!["conformance/kill9.py", "--server", SERVER, "--mode", mode, "--cycles", "100"]
         }
         None if kind == "flaws" => vec!["conformance/three_flaws.py", "--server", SERVER, "--cycles", "50"],
+        None if kind == "steady" => [&["conformance/steady.py", "--server", SERVER], &STEADY[..]].concat(),
         None => vec!["conformance/abuse.py", "--server", SERVER, "--only", kind, "--times", "5"],
     };
     watch(steps::python_command(&args), tally)

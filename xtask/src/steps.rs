@@ -37,7 +37,7 @@ pub fn test(only: Option<&str>) -> Done {
         ("conformance", conformance),
         ("hostile", hostile::live),
         ("kill9", kill9),
-        ("flaws", || python(&["conformance/three_flaws.py", "--server", "target/debug/postrider"])),
+        ("flaws", flaws),
         ("abuse", || python(&["conformance/abuse.py", "--server", "target/debug/postrider"])),
         ("fuzz", hostile::fuzz),
     ];
@@ -161,6 +161,13 @@ fn judges() -> Done {
 
 fn conformance() -> Done {
     python(&["conformance/run.py", "--server", "target/debug/postrider"])
+}
+
+/// What androidpn was known for, with few phones and much that goes wrong, then with many sessions that come and go.
+fn flaws() -> Done {
+    ["conformance/three_flaws.py", "conformance/steady.py"]
+        .into_iter()
+        .try_for_each(|judge| python(&[judge, "--server", "target/debug/postrider"]))
 }
 
 /// Pushes over HTTP to registered devices, then publishes of devices to lasting sessions.
