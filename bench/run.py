@@ -13,13 +13,13 @@ import os
 import platform
 import shlex
 import signal
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 
+from process import free_port, wait_port
 from rows import ROWS, quick
 from servers import KNOWN, Options, RAW_NAME
 
@@ -64,24 +64,6 @@ def chosen_rows(options):
 
 # --- one measurement ----------------------------------------------------------------------------------
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def wait_port(port, patience=60):
-    """There is no event for "it listens" that all servers share; asking is the only way."""
-    deadline = time.monotonic() + patience
-    while time.monotonic() < deadline:
-        try:
-            socket.create_connection(("127.0.0.1", port), 1).close()
-            return
-        except OSError:
-            time.sleep(0.02)
-    raise RuntimeError(f"nothing listens on port {port} after {patience} s")
-
-
 class Running:
     """A server process under measurement. The pid file is how a restart in mid-run is found again."""
 
@@ -104,7 +86,7 @@ class Running:
         """Ends the server without warning and starts it again on the same data, for the generator to run."""
         variables = " ".join(f"{name}={shlex.quote(value)}" for name, value in self.environment.items())
         pidfile, log = shlex.quote(self.pidfile), shlex.quote(self.log)
-        probe = f"import sys; sys.path.insert(0, {HERE!r}); import run; run.wait_port({self.port})"
+        probe = f"import sys; sys.path.insert(0, {HERE!r}); import process; process.wait_port({self.port})"
         text = (f"kill -9 $(cat {pidfile})\n"
                 f"while kill -0 $(cat {pidfile}) 2>/dev/null && ! grep -q ') Z ' /proc/$(cat {pidfile})/stat; do sleep 0.01; done\n"
                 f"env {variables} {shlex.join(self.command)} >>{log} 2>&1 </dev/null &\n"

@@ -16,10 +16,7 @@ import subprocess
 import sys
 import tempfile
 
-
-def pss(pid):
-    with open(f"/proc/{pid}/smaps_rollup") as rollup:
-        return int(re.search(r"^Pss:\s+(\d+)", rollup.read(), re.M).group(1)) * 1024
+from process import pss
 
 
 def connect_packet(name):

@@ -12,38 +12,25 @@ import base64
 import http.client
 import json
 import os
-import re
 import signal
 import socket
 import subprocess
 import tempfile
-import time
+
+from process import settled
 
 KINDS = ("websocket", "sse", "long-poll", "mqtt")
 APP_KEY = "prk_bench-key-of-the-app"
 
 
-def pss(pid):
-    with open(f"/proc/{pid}/smaps_rollup") as rollup:
-        return int(re.search(r"Pss:\s+(\d+) kB", rollup.read()).group(1)) * 1024
-
-
-def settled(pid):
-    """The size once it has stopped moving."""
-    last = pss(pid)
-    for _ in range(50):
-        time.sleep(0.2)
-        now = pss(pid)
-        if abs(now - last) < 16 * 1024:
-            return now
-        last = now
-    return last
-
-
 class Server:
-    def __init__(self, program):
+    """postrider on free ports, without the limits that count one address's connections. Settings are given as
+    `SECTION_NAME=value`."""
+
+    def __init__(self, program, **settings):
         self.folder = tempfile.TemporaryDirectory()
         listen = {f"POSTRIDER_{name}_LISTEN": "127.0.0.1:0" for name in ("HTTP", "OPS", "MQTT", "XMPP")}
+        listen |= {f"POSTRIDER_{name}": str(value).lower() for name, value in settings.items()}
         limits = ("[gateway]\nper_address_max = 0\nunauthenticated_per_address_max = 0\nunauthenticated_max = 0\n"
                   "[http]\nconnections_max = 100000\nconnections_per_address_max = 100000\n")
         config = os.path.join(self.folder.name, "bench.toml")
@@ -149,9 +136,9 @@ def main():
             devices = register(server, options.n)
             # The first ones make what all share: buffers of workers, tables.
             warm = [opens[kind](server, *device) for device in devices[:100]]
-            before = settled(server.process.pid)
+            before = settled(server.process.pid, 16 * 1024)
             held = [opens[kind](server, *device) for device in devices[100:]]
-            after = settled(server.process.pid)
+            after = settled(server.process.pid, 16 * 1024)
             print(f"{kind:10} {(after - before) / len(held):7.0f} bytes each", flush=True)
             for connection in warm + held:
                 connection.close()
