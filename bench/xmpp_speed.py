@@ -3,16 +3,16 @@
 
     python3 bench/xmpp_speed.py --server target/release/postrider [--only postrider,ejabberd,prosody] [--rounds 3]
 
-The servers run side by side and take turns, row by row, in each round; accounts are made before. Printed are the median of the rounds, the
-range, and the server's processor time (user and system, all its processes) for 1,000 operations until it has come to rest. The
-generator shares the cores with the servers: **processor time is the figure to compare**, rates say little. Rows:
+The servers run side by side and take turns, row by row, in each round; accounts are made before. Printed are the median of the
+rounds, the range, and the server's processor time (user and system, all its processes) for 1,000 operations until it has come
+to rest. The generator shares the cores with the servers: **processor time is the figure to compare**, rates say little. Rows:
 
 - `login`: a connection, SCRAM-SHA-256 with 4,096 iterations for all, bind, presence, and the answer to a ping behind it; 50 at a time.
-- `one to one`: chat messages of 100 bytes in pairs, four under way in each; with XEP-0198 and without. postrider answers for each of them: it is on disk
-  before it is sent on and stays there until it is acknowledged, which a client without XEP-0198 does by answering a ping. The others
-  keep them in memory, and without XEP-0198 they ask for nothing.
-- `broadcast`: one message to each of 5,000 sessions, one broadcast after the other: `POST /v1/messages` to `all` here (durable, with a report
-  of each delivery), `announce/online` there.
+- `one to one`: chat messages of 100 bytes in pairs, four under way in each; with XEP-0198 and without. postrider answers for each
+  of them: it is on disk before it is sent on and stays there until it is acknowledged, which a client without XEP-0198 does by
+  answering a ping. The others keep them in memory, and without XEP-0198 they ask for nothing.
+- `broadcast`: one message to each of 5,000 sessions, one broadcast after the other: `POST /v1/messages` to `all` here (durable, with
+  a report of each delivery), `announce/online` there.
 """
 
 import argparse
@@ -48,7 +48,8 @@ class Registration(Member):
 
     def enter(self):
         yield from self.open()
-        yield from self.ask(f'<query xmlns="jabber:iq:register"><username>{self.user}</username><password>{self.secret}</password></query>', "set")
+        account = f"<username>{self.user}</username><password>{self.secret}</password>"
+        yield from self.ask(f'<query xmlns="jabber:iq:register">{account}</query>', "set")
 
     def on_entered(self):
         self.close()
@@ -101,9 +102,10 @@ class Bench:
     def __init__(self, name, options):
         self.name, self.options, self.loop = name, options, Loop()
         self.server = start(name, options.server, "scram")
-        users = self.users(options.everybody)
+        def make(user, done):
+            return Registration(self.loop, self.server.place, user, done)
         try:
-            many(self.loop, users, lambda user, done: Registration(self.loop, self.server.place, user, done), "all are registered")
+            many(self.loop, self.users(options.everybody), make, "all are registered")
         except BaseException:
             self.server.stop()
             raise
@@ -113,7 +115,9 @@ class Bench:
         return [f"u{n}" for n in range(count)]
 
     def sessions(self, count, manages=False):
-        return many(self.loop, self.users(count), lambda user, done: Session(self.loop, self.server.place, user, done, manages), "all are signed in")
+        def make(user, done):
+            return Session(self.loop, self.server.place, user, done, manages)
+        return many(self.loop, self.users(count), make, "all are signed in")
 
     def part(self, sessions):
         for session in sessions:
@@ -204,9 +208,9 @@ class Bench:
 ROWS = {
     "login": lambda bench: bench.login(),
     "one to one": lambda bench: bench.one_to_one(False),
-    "one to one, XEP-0198": lambda bench: bench.one_to_one(True),
+    "one to one with XEP-0198": lambda bench: bench.one_to_one(True),
     "broadcast": lambda bench: bench.broadcast(False),
-    "broadcast, XEP-0198": lambda bench: bench.broadcast(True),
+    "broadcast with XEP-0198": lambda bench: bench.broadcast(True),
 }
 
 
@@ -230,14 +234,14 @@ def main():
     parser.add_argument("--server", required=True)
     parser.add_argument("--only", default="postrider,ejabberd,prosody")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--rows", default=",,".join(ROWS), help="with two commas between")
+    parser.add_argument("--rows", default=",".join(ROWS))
     parser.add_argument("--logins", type=int, default=1000)
     parser.add_argument("--pairs", type=int, default=250)
     parser.add_argument("--everybody", type=int, default=5000)
     parser.add_argument("--secs", type=float, default=5, help="of a row of messages")
     options = parser.parse_args()
     raise_file_limit()
-    names, rows = options.only.split(","), options.rows.split(",,")
+    names, rows = options.only.split(","), options.rows.split(",")
     print(f"load average {os.getloadavg()[0]:.1f} at the start", flush=True)
     benches, found = [], {(row, name): [] for row in ROWS for name in names}
     try:
@@ -250,7 +254,8 @@ def main():
                 for bench in benches:
                     found[row, bench.name].append(ROWS[row](bench))
                     rate, cpu = found[row, bench.name][-1]
-                    print(f"round {number + 1} {row} {bench.name}: {rate:.0f}/s, {cpu:.4f} s, load average {os.getloadavg()[0]:.1f}", flush=True)
+                    load = os.getloadavg()[0]
+                    print(f"round {number + 1} {row} {bench.name}: {rate:.0f}/s, {cpu:.4f} s, load average {load:.1f}", flush=True)
     finally:
         for bench in benches:
             bench.server.stop()

@@ -283,7 +283,8 @@ class Member(Link):
     # What it says.
 
     def open(self):
-        self.send(f'<stream:stream to="{self.domain}" xmlns="jabber:client" xmlns:stream="http://etherx.jabber.org/streams" version="1.0">')
+        self.send(f'<stream:stream to="{self.domain}" version="1.0" xmlns="jabber:client" '
+                  'xmlns:stream="http://etherx.jabber.org/streams">')
         return self.answer(b"stream:features", b"features")
 
     def enter(self):

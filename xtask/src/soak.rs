@@ -26,7 +26,8 @@ const COLUMNS: [&str; 10] = [
 const ABUSE: [&str; 7] = ["recovery", "checkpoint", "pause", "stop", "power", "disk", "clock"];
 
 /// The long form: everything that is kept for a while has reached its bound when the measurement begins.
-const STEADY: [&str; 8] = ["--sessions", "10000", "--rate", "2000", "--seconds", "300", "--warm", "75"];
+const STEADY: [&str; 10] =
+    ["--sessions", "10000", "--rate", "2000", "--seconds", "300", "--warm", "75", "--churn", "1"];
 
 /// What all rounds of one kind add up to.
 #[derive(Default)]
