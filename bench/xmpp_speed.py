@@ -28,7 +28,7 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from process import cpu_secs  # noqa: E402
 from web_idle import APP_KEY  # noqa: E402
 from xmpp_servers import DOMAIN, ITERATIONS, start  # noqa: E402
-from xmpp_swarm import HttpPool, Loop, Member, Refused, raise_file_limit  # noqa: E402
+from xmpp_swarm import HttpPool, Loop, Member, raise_file_limit  # noqa: E402
 
 MECHANISM = "SCRAM-SHA-256"
 SECRET = "a secret of some length"

@@ -9,6 +9,7 @@ import socket
 
 from harness import DEFAULT, Suite, check, equal
 from http_rows import ROWS
+from seen import read_all
 from suite_hostile import device_canary
 
 SUITE = Suite("hostile_http", rows={"HTTP": len(ROWS)})
@@ -28,15 +29,7 @@ def talk(sock, data):
         sock.sendall(data)
     except OSError:
         pass
-    got = b""
-    while True:
-        try:
-            part = sock.recv(65536)
-        except ConnectionResetError:
-            return got
-        if not part:
-            return got
-        got += part
+    return read_all(sock)
 
 
 def answers(data):
