@@ -46,8 +46,9 @@ PROBE_SECS, ANSWER_SECS, LONG_AWAY_SECS = 5, 5, 15
 SETTLES_WITHIN = 90
 BORROWED_THREADS = 4
 ABSENT = "absent"
-# What is judged is what the server holds. With thresholds of its own choice glibc keeps what a checkpoint, for which there is a
-# second state for a moment, has given back, a little more after some of them: steps that come to an end, and no leak.
+# What is judged is what the server holds. For a checkpoint there is a second state for a moment; with thresholds of its own choice
+# glibc keeps what the first ones give back: steps that come to an end, and no leak. So checkpoints come often, from the warm-up on.
+CHECKPOINT_BYTES = 8 << 20
 GIVES_BACK = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
 
 
@@ -57,6 +58,7 @@ def settings(options):
         "xmpp.probe_after_secs": PROBE_SECS, "xmpp.answer_timeout_secs": ANSWER_SECS,
         "http.pushes_per_sec": 0, "limits.connects_per_minute_max": 0, "limits.idempotency_keep_secs": LIFE_SECS,
         "limits.history_max": 5 * options.rate, "limits.content_cache_bytes_max": 1 << 18,
+        "store.checkpoint_bytes": CHECKPOINT_BYTES, "store.segment_bytes": CHECKPOINT_BYTES,
         "store.min_free_bytes": 0, "store.min_free_percent": 0,
     }
 
