@@ -15,9 +15,11 @@ Chores of this repository.
   cargo xtask docs                         writes the generated docs anew
   cargo xtask soak [--minutes N] [--seeds N]
                                            fresh seeds of the simulation, N a round (1000), all abuse of the
-                                           real binary and long fuzzing, in turn (60 minutes); ends with a table of the balances
+                                           real binary and long fuzzing, in turn (60 minutes); ends with a table of the balances";
 
-Steps of `test`, in order: tools, fmt, clippy, tidy, unit, build, judges, conformance, hostile, kill9, abuse, fuzz.";
+fn help() -> String {
+    format!("{HELP}\n\nSteps of `test`, in order: {}.", steps::names())
+}
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -30,8 +32,12 @@ fn main() -> ExitCode {
             option("--minutes").as_deref().unwrap_or("60"),
             option("--seeds").as_deref().unwrap_or("1000"),
         ),
+        Some("help" | "-h" | "--help") => {
+            eprintln!("{}", help());
+            return ExitCode::SUCCESS;
+        }
         _ => {
-            eprintln!("{HELP}");
+            eprintln!("{}", help());
             return ExitCode::from(2);
         }
     };

@@ -24,26 +24,37 @@ pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().map(Path::to_path_buf).unwrap_or_default()
 }
 
+/// What has to hold, in this order.
+const STEPS: [Step; 14] = [
+    ("tools", tools),
+    ("fmt", || cargo(&["fmt", "--all", "--check"])),
+    ("clippy", || cargo(&["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"])),
+    ("tidy", || tidy::check().map(|said| eprintln!("{said}"))),
+    ("unit", || cargo(&["test", "--workspace", "--locked"])),
+    ("sdk", sdk),
+    ("build", || cargo(&["build", "--package", "postrider", "--locked"])),
+    ("judges", judges),
+    ("conformance", conformance),
+    ("hostile", hostile::live),
+    ("kill9", kill9),
+    ("flaws", flaws),
+    ("abuse", || python(&["conformance/abuse.py", "--server", "target/debug/postrider"])),
+    ("fuzz", hostile::fuzz),
+];
+
+/// Their names.
+pub fn names() -> String {
+    STEPS.map(|(name, _)| name).join(", ")
+}
+
 pub fn test(only: Option<&str>) -> Done {
-    let steps: [Step; 14] = [
-        ("tools", tools),
-        ("fmt", || cargo(&["fmt", "--all", "--check"])),
-        ("clippy", || cargo(&["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"])),
-        ("tidy", || tidy::check().map(|said| eprintln!("{said}"))),
-        ("unit", || cargo(&["test", "--workspace", "--locked"])),
-        ("sdk", sdk),
-        ("build", || cargo(&["build", "--package", "postrider", "--locked"])),
-        ("judges", judges),
-        ("conformance", conformance),
-        ("hostile", hostile::live),
-        ("kill9", kill9),
-        ("flaws", flaws),
-        ("abuse", || python(&["conformance/abuse.py", "--server", "target/debug/postrider"])),
-        ("fuzz", hostile::fuzz),
-    ];
     let wanted: Option<Vec<&str>> = only.map(|list| list.split(',').collect());
+    let unknown = wanted.iter().flatten().find(|wanted| STEPS.iter().all(|(name, _)| name != *wanted));
+    if let Some(unknown) = unknown {
+        return Err(format!("there is no step {unknown}; there are {}", names()));
+    }
     let mut times = Vec::new();
-    for (name, step) in steps {
+    for (name, step) in STEPS {
         if wanted.as_ref().is_some_and(|w| !w.contains(&name)) {
             continue;
         }
