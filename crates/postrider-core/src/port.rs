@@ -40,6 +40,8 @@ pub trait Store: Send + Sync + 'static {
     fn device_ids(&self, app: AppNo, devices: &[DeviceNo]) -> Vec<Option<String>>;
     /// What signing in needs: the hash of the secret, what proves it, and the session.
     fn sign_in(&self, at: DeviceRef) -> Option<SignIn>;
+    /// There is such a device, and it has a secret: it is no anonymous client's session.
+    fn is_registered(&self, at: DeviceRef) -> bool;
     /// Seen at: when its last connection ended or did something; in memory only.
     fn seen(&self, at: DeviceRef, now: UnixMillis);
     /// Devices with a number above `after`, in order of number, at most `max`, that fit the filter.

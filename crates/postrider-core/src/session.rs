@@ -109,7 +109,7 @@ impl Engine {
     /// A device whose credentials were checked elsewhere: by a proof, or a token that the app's server or this one signed.
     pub fn sign_in_proven(&self, app: AppNo, device: &str) -> Result<Client, SignInError> {
         let at = self.store.device_by_id(app, device);
-        let registered = |at: &DeviceRef| self.store.sign_in(*at).is_some_and(|s| s.secret_hash.is_some());
+        let registered = |at: &DeviceRef| self.store.is_registered(*at);
         let at = at.filter(registered).ok_or(SignInError::BadCredentials)?;
         Ok(Client { app, id: device.to_owned(), device: Some(at.device) })
     }
@@ -120,7 +120,7 @@ impl Engine {
             return Err(SignInError::NotAllowed);
         }
         let device = match self.store.device_by_id(app, name) {
-            Some(at) if self.store.sign_in(at).is_some_and(|s| s.secret_hash.is_some()) => {
+            Some(at) if self.store.is_registered(at) => {
                 return Err(SignInError::BadCredentials);
             }
             at => at.map(|at| at.device),
@@ -452,7 +452,7 @@ impl Engine {
         let mut commands = Vec::new();
         let mut hub = self.hub_mut();
         for (at, id, session, subscriptions) in self.store.sessions() {
-            let registered = self.store.sign_in(at).is_some_and(|s| s.secret_hash.is_some());
+            let registered = self.store.is_registered(at);
             let no = hub.add(at.app, &id, Some(at.device), registered);
             subscriptions.iter().for_each(|s| _ = hub.subscribe(no, s));
             let s = &mut hub.sessions[no as usize];

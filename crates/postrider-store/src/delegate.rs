@@ -18,6 +18,7 @@ macro_rules! delegate_reads {
             device(at: DeviceRef) -> Option<DeviceView>;
             device_ids(app: AppNo, devices: &[DeviceNo]) -> Vec<Option<String>>;
             sign_in(at: DeviceRef) -> Option<SignIn>;
+            is_registered(at: DeviceRef) -> bool;
             devices(app: AppNo, filter: &DeviceFilter, after: Option<DeviceNo>, max: usize) -> Vec<DeviceView>;
             all_devices(app: AppNo) -> DeviceSet;
             devices_with_alias(app: AppNo, alias: &str) -> DeviceSet;

@@ -29,6 +29,25 @@ pub struct Push {
     pub idempotency_key: Option<String>,
 }
 
+impl Push {
+    /// An empty one with nothing special about it.
+    pub fn to(audience: Audience) -> Push {
+        Push {
+            audience,
+            exclude: None,
+            notification: None,
+            data: None,
+            ttl_secs: None,
+            collapse_key: None,
+            priority: Priority::Normal,
+            backlog: None,
+            transient: false,
+            reject_when_full: false,
+            idempotency_key: None,
+        }
+    }
+}
+
 /// The part of a push for the app on the device.
 #[derive(Clone, Debug, PartialEq)]
 pub enum PushData {

@@ -55,8 +55,7 @@ impl Engine {
         let app = hub.get(from).ok_or(SendError::Unavailable)?.app;
         let at = self.store.device_by_id(app, to).ok_or(SendError::Unavailable)?;
         let understands = hub.by_device(at).is_none_or(|s| s.hears_peers || s.connection.is_none());
-        let registered = self.store.sign_in(at).is_some_and(|s| s.secret_hash.is_some());
-        if !understands || !registered {
+        if !understands || !self.store.is_registered(at) {
             return Err(SendError::Unavailable);
         }
         drop(hub);

@@ -163,12 +163,12 @@ impl Engine {
         self.store.submit(vec![command], done);
     }
 
-    /// The device of a session, where it has one.
     /// Whether messages on the topic may go to the session's device.
     pub fn session_may_receive(&self, session: SessionNo, topic: &str) -> bool {
         self.hub().get(session).is_some_and(|s| self.access.may_receive(&s.client, topic))
     }
 
+    /// The device of a session, where it has one.
     pub fn session_device(&self, session: SessionNo) -> Option<DeviceRef> {
         let hub = self.hub();
         let s = hub.get(session)?;

@@ -171,6 +171,11 @@ impl State {
         devices.iter().map(|no| Some(app?.device(*no)?.id.clone())).collect()
     }
 
+    pub fn is_registered(&self, at: DeviceRef) -> bool {
+        let device = self.app_ref(at.app).and_then(|app| app.device(at.device));
+        device.is_some_and(|device| device.secret_hash.is_some())
+    }
+
     pub fn sign_in(&self, at: DeviceRef) -> Option<SignIn> {
         let device = self.app_ref(at.app)?.device(at.device)?;
         let session = device.session.as_deref();

@@ -17,7 +17,7 @@ use axum::response::{IntoResponse, Response};
 use postrider_core::audience::Audience;
 use postrider_core::delivery::accept::Push;
 use postrider_core::id::*;
-use postrider_core::model::{DeviceView, KeyScope, Priority};
+use postrider_core::model::{DeviceView, KeyScope};
 use postrider_core::port::DeviceFilter;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -152,19 +152,7 @@ async fn send(api: &Api, console: &Console) -> Result<MessageId, ApiError> {
         .filter(|(_, text)| !text.is_empty())
         .map(|(name, text)| (name.to_owned(), text.into()))
         .collect();
-    let push = Push {
-        audience,
-        exclude: None,
-        notification: Some(notification),
-        data: None,
-        ttl_secs: None,
-        collapse_key: None,
-        priority: Priority::Normal,
-        backlog: None,
-        transient: false,
-        reject_when_full: false,
-        idempotency_key: None,
-    };
+    let push = Push { notification: Some(notification), ..Push::to(audience) };
     messages::charge(api, console.app, 1)?;
     let results = ask(|done| api.engine.accept(console.app, vec![push], done)).await?;
     Ok(results.into_iter().next().ok_or(Code::Internal)??.id)

@@ -15,7 +15,7 @@ use include_dir::{Dir, include_dir};
 use postrider_core::audience::Audience;
 use postrider_core::delivery::accept::{Push, PushData};
 use postrider_core::devices::NewDevice;
-use postrider_core::model::{Platform, Priority, Profile};
+use postrider_core::model::{Platform, Profile};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
@@ -129,17 +129,10 @@ pub async fn push(
     enabled(&api)?;
     let own = api.engine.store.device_ids(at.app, &[at.device]).into_iter().next().flatten();
     let push = Push {
-        audience: Audience::Device(own.ok_or(Code::BadCredentials)?),
-        exclude: None,
         notification: request.notification,
         data: request.data.map(PushData::Json),
         ttl_secs: Some(request.ttl_secs.unwrap_or(3_600).clamp(1, TTL_SECS_MAX)),
-        collapse_key: None,
-        priority: Priority::Normal,
-        backlog: None,
-        transient: false,
-        reject_when_full: false,
-        idempotency_key: None,
+        ..Push::to(Audience::Device(own.ok_or(Code::BadCredentials)?))
     };
     let taken = api.pushes.take(at.app, 1, api.engine.clock.now());
     taken.map_err(|secs| Code::RateLimited.retry_after(secs))?;
