@@ -14,7 +14,8 @@ Judged:
   as one per cent, or as one MiB: an allocator moves by that much. What is kept by design has its bound within the warm-up (reports:
   `limits.history_max`; contents: `limits.content_cache_bytes_max`) or is known: 200 bytes for each idempotency key, which is kept
   for the life of its message.
-- *Nothing left over*: sessions, connections, sockets and threads are in the end what they were in the beginning.
+- *Nothing left over*: sessions, connections and sockets are in the end what they were in the beginning; threads too, but for at most
+  four that the runtime has borrowed for a moment.
 - *The ledger*: of every accepted push, what the events say is what the device's own log says, and so do the reports still kept.
 
 Latency is printed, from the moment at which a push was due to its arrival at a device that was connected throughout; not judged.
@@ -47,7 +48,8 @@ SETTLES_WITHIN = 90
 BORROWED_THREADS = 4
 ABSENT = "absent"
 # What is judged is what the server holds. For a checkpoint there is a second state for a moment; with thresholds of its own choice
-# glibc keeps what the first ones give back: steps that come to an end, and no leak. So checkpoints come often, from the warm-up on.
+# glibc keeps some of what that gives back: steps at checkpoints, with nothing between them. Whether the steps come to an end has not
+# been shown. So the thresholds are fixed, and checkpoints come often, from the warm-up on.
 CHECKPOINT_BYTES = 8 << 20
 GIVES_BACK = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
 
