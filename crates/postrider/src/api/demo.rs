@@ -4,7 +4,7 @@
 use super::auth::{ByDevice, Peer, network};
 use super::error::{ApiError, Code};
 use super::json::{Body, Input, Path};
-use super::messages::{Delivery, message_id};
+use super::reports::{Delivery, message_id};
 use super::{Api, ask, proof_keys};
 use crate::platform::new_secret;
 use axum::extract::State;

@@ -16,6 +16,7 @@ mod inbox;
 pub mod json;
 mod messages;
 pub mod openapi;
+mod reports;
 mod sockets;
 mod topics;
 
@@ -222,14 +223,14 @@ pub fn routes() -> Vec<Route> {
         route(M::PUT, "/v1/devices/{id}/alias", devices::set_alias),
         route(M::DELETE, "/v1/devices/{id}/alias", devices::remove_alias),
         route(M::POST, "/v1/messages", messages::send),
-        route(M::GET, "/v1/messages", messages::list),
+        route(M::GET, "/v1/messages", reports::list),
         route(M::POST, "/v1/messages/batch", messages::send_batch),
         route(M::POST, "/v1/messages/estimate", messages::estimate),
-        route(M::GET, "/v1/messages/{id}", messages::show),
-        route(M::DELETE, "/v1/messages/{id}", messages::cancel),
-        route(M::GET, "/v1/messages/{id}/deliveries", messages::deliveries),
-        route(M::GET, "/v1/messages/{id}/deliveries/{device}", messages::delivery),
-        route(M::POST, "/v1/messages/{id}/receipts", messages::receipt),
+        route(M::GET, "/v1/messages/{id}", reports::show),
+        route(M::DELETE, "/v1/messages/{id}", reports::cancel),
+        route(M::GET, "/v1/messages/{id}/deliveries", reports::deliveries),
+        route(M::GET, "/v1/messages/{id}/deliveries/{device}", reports::delivery),
+        route(M::POST, "/v1/messages/{id}/receipts", reports::receipt),
         route(M::GET, "/v1/events", events::read),
         route(M::GET, "/v1/topics/{topic}", topics::show),
         route(M::POST, "/v1/topics/{topic}/publish", topics::publish),

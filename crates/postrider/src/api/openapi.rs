@@ -12,8 +12,9 @@ use super::error::Problem;
 use super::events::{Event, Events};
 use super::inbox::{AckRequest, Acknowledged, Ticket};
 use super::messages::*;
+use super::reports::*;
 use super::topics::*;
-use super::{apps, messages};
+use super::{apps, reports};
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use postrider_core::model::KeyScope;
@@ -204,7 +205,7 @@ pub fn said_needs(route: &str) -> Option<Needs> {
     ReasonCount,
     MessagePage,
     Delivery,
-    messages::Moment,
+    reports::Moment,
     DeliveryPage,
     Cancelled,
     ReceiptRequest,
