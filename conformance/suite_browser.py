@@ -415,6 +415,27 @@ def a_refused_sign_in_and_a_deleted_device_are_told_and_not_tried_for_ever(targe
         check(other.value("client.describe('zh')").startswith("已停止"), "words")
 
 
+@case
+def a_page_that_opened_its_client_registers_again_when_its_device_was_deleted(target):
+    with scene(target) as (own, front, window):
+        key = own.call("POST", "/v1/apps/default/keys", {"scope": "register"}, key=own.admin_key, expect=201)[1]["key"]
+        tab = window.open(front.origin + "/page")
+        tab.run("""window.devices = []; window.titles = []
+                   window.opened = postrider.open({key: args.key})
+                   opened.on('registered', ({device}) => devices.push(device))
+                   opened.onPush((push) => { titles.push(push.notification.title); opened.displayed(push) })
+                   opened.connect()""", key=key)
+        tab.until("opened.status.state === 'online'")
+        own.call("DELETE", f"/v1/devices/{tab.value('devices[0]')}")
+        tab.until("devices.length === 2 && opened.status.state === 'online'")
+        second = tab.value("opened.device")
+        own.push({"device": second}, notification={"title": "again"})
+        tab.until("titles.includes('again')")
+        own.call("DELETE", f"/v1/devices/{second}")
+        tab.until("devices.length === 3 && opened.status.state === 'online'")
+        equal(tab.value("devices.indexOf(opened.device)"), 2, "the device in use")
+
+
 # The live page.
 
 def live_page(own, window, query=""):

@@ -3,6 +3,7 @@
 //   node build.mjs            writes crates/postrider/assets/sdk
 //   node build.mjs --check    fails if what is committed there is not exactly what this source gives, or is too large
 //   node build.mjs --tests    bundles the unit tests into build/test
+//   node build.mjs --examples compiles the examples of README.md strictly against the types that the server serves
 
 import { execFileSync } from 'node:child_process'
 import { mkdirSync, readFileSync, readdirSync, rmSync, writeFileSync } from 'node:fs'
@@ -91,7 +92,35 @@ async function tests () {
     outdir: 'build/test', outExtension: { '.js': '.mjs' } })
 }
 
-if (process.argv.includes('--tests')) {
+/** Each example as a file that knows the global `postrider` by its committed types, as an app in TypeScript would. */
+function examples () {
+  const folder = join(here, 'build/examples')
+  rmSync(folder, { recursive: true, force: true })
+  mkdirSync(folder, { recursive: true })
+  const blocks = [...readFileSync(join(here, 'README.md'), 'utf8').matchAll(/^```(html|js|ts)\n(.*?)^```/gms)]
+  const scripts = blocks.map(([, kind, text]) => kind === 'html' ? inScripts(text) : text)
+  if (scripts.length < 2 || scripts.some((text) => text.trim() === '')) throw new Error('README.md: examples are missing')
+  const types = `/// <reference path=${JSON.stringify(join(assets, 'postrider.d.ts'))} />\n`
+  const files = scripts.map((text, at) => {
+    const file = join(folder, `example-${at + 1}.ts`)
+    // In braces, so that one example's names are not the other's.
+    writeFileSync(file, `${types}{\n${text}}\n`)
+    return file
+  })
+  const tsc = join(here, 'node_modules/typescript/bin/tsc')
+  const compilerOptions = { noEmit: true, strict: true, noUncheckedIndexedAccess: true, target: 'es2022', lib: ['es2022', 'dom'], types: [] }
+  writeFileSync(join(folder, 'tsconfig.json'), JSON.stringify({ compilerOptions, files }))
+  execFileSync(process.execPath, [tsc, '--project', folder], { cwd: here, stdio: 'inherit' })
+  console.log(`README.md: ${files.length} examples compile`)
+}
+
+function inScripts (html) {
+  return [...html.matchAll(/<script>(.*?)<\/script>/gs)].map(([, text]) => text).join('\n')
+}
+
+if (process.argv.includes('--examples')) {
+  examples()
+} else if (process.argv.includes('--tests')) {
   await tests()
 } else {
   const made = await products()

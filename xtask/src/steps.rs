@@ -119,10 +119,11 @@ fn npm_ci(folder: &str) -> Done {
     run(npm)
 }
 
-/// The browser SDK: its types, its unit tests, and whether what the server embeds is what the source gives.
+/// The browser SDK: its types, its unit tests, whether what the server embeds is what the source gives, and whether the
+/// examples of its README compile.
 fn sdk() -> Done {
     npm_ci("sdk/web")?;
-    for script in ["typecheck", "test", "check"] {
+    for script in ["typecheck", "test", "check", "examples"] {
         let mut npm = Command::new("npm");
         npm.args(["run", "--silent", "--prefix", "sdk/web", script]);
         run(npm)?;

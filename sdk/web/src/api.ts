@@ -13,8 +13,9 @@ export interface RegisterOptions {
   key?: string
   /** Another address to register at, such as one of your own that adds a key. Default: `/v1/devices`. */
   endpoint?: string
-  /** What audiences can ask for. */
+  /** What your app notes of the device, such as its version. Audiences cannot ask for it. */
   attributes?: Record<string, string | number | boolean>
+  /** For an `endpoint` of your own, which may grant them; a key of the scope `register` may not give tags. */
   tags?: string[]
 }
 
@@ -46,6 +47,9 @@ export interface Options {
   /** The language of the SDK's own words. Default: the browser's. */
   language?: string
 }
+
+/** For `open`, which registers the device itself. */
+export interface OpenOptions extends RegisterOptions, Omit<Options, 'server' | 'device' | 'secret' | 'token'> {}
 
 export type Road = 'websocket' | 'sse' | 'poll'
 
@@ -133,12 +137,15 @@ export interface Events {
   status: Status
   click: Click
   error: Error & { code: string }
+  /** Of `open`: this browser is this device, from now on. It is told again when the server knew it no longer. */
+  registered: Credentials
 }
 
 /** The steps that a page can tell of. */
 export type Step = 'displayed' | 'clicked' | 'dismissed' | 'replied'
 
 export interface Client {
+  /** The device's id; empty while `open` has not registered one yet. */
   readonly device: string
   readonly status: Status
   /** Connects, and stays connected until `disconnect`. */
@@ -157,12 +164,15 @@ export interface Client {
   unsubscribe(topics: string | string[]): Promise<void>
   /** A string goes as text, bytes as base64, anything else as JSON. Needs a WebSocket. */
   publish(topic: string, payload: unknown, options?: { retain?: boolean }): Promise<void>
-  /** Tells what became of a push. Noted durably, and told again until the server has it. */
-  receipt(id: string, step: Step): Promise<void>
-  displayed(id: string): Promise<void>
-  clicked(id: string): Promise<void>
-  dismissed(id: string): Promise<void>
-  replied(id: string): Promise<void>
+  /**
+   * Tells what became of a push, or of the message with this id. Noted durably, and told again until the server has it. Of
+   * raw bytes, which have no id, nothing is told.
+   */
+  receipt(push: Push | string, step: Step): Promise<void>
+  displayed(push: Push | string): Promise<void>
+  clicked(push: Push | string): Promise<void>
+  dismissed(push: Push | string): Promise<void>
+  replied(push: Push | string): Promise<void>
   /** For a notification that the page itself draws: tells `clicked` and goes where the click leads. */
   click(push: Push, action?: string): Promise<void>
   /** Asks the user, if need be. Call it from a click. */

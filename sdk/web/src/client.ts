@@ -31,6 +31,11 @@ export function serverOf(server: string | undefined): string {
   return new URL(server ?? '/', location.href).href.replace(/\/+$/, '')
 }
 
+/** The id of a message. Raw bytes have none, and nothing can be told of them. */
+export function idOf(push: Push | string): string | undefined {
+  return typeof push === 'string' ? push : push.id
+}
+
 export class BrowserClient implements Client {
   readonly device: string
   private readonly server: string
@@ -114,26 +119,28 @@ export class BrowserClient implements Client {
     await this.call({ type: 'publish', topic, retain: options.retain ?? false, ...as })
   }
 
-  async receipt(id: string, step: Step): Promise<void> {
+  async receipt(push: Push | string, step: Step): Promise<void> {
+    const id = idOf(push)
+    if (id === undefined) return
     await (await this.notes).addReceipt({ id, step })
     if (this.leads) await this.connection.tellReceipts()
     else this.tabs.post({ ask: 'receipts' })
   }
 
-  displayed(id: string): Promise<void> {
-    return this.receipt(id, 'displayed')
+  displayed(push: Push | string): Promise<void> {
+    return this.receipt(push, 'displayed')
   }
 
-  clicked(id: string): Promise<void> {
-    return this.receipt(id, 'clicked')
+  clicked(push: Push | string): Promise<void> {
+    return this.receipt(push, 'clicked')
   }
 
-  dismissed(id: string): Promise<void> {
-    return this.receipt(id, 'dismissed')
+  dismissed(push: Push | string): Promise<void> {
+    return this.receipt(push, 'dismissed')
   }
 
-  replied(id: string): Promise<void> {
-    return this.receipt(id, 'replied')
+  replied(push: Push | string): Promise<void> {
+    return this.receipt(push, 'replied')
   }
 
   async click(push: Push, action?: string): Promise<void> {

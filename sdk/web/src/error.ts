@@ -1,6 +1,7 @@
 /** What was refused, by a code of the server's list, or `timeout`, `connection_lost`, `needs_websocket`, `unreachable`. */
 export class PostriderError extends Error {
-  constructor(readonly code: string, message: string = code) {
+  /** `retry`: whether the same may succeed later. */
+  constructor(readonly code: string, message: string = code, readonly retry: boolean = code === 'unreachable') {
     super(message)
     this.name = 'PostriderError'
   }

@@ -11,16 +11,17 @@ function place(options: RegisterOptions): { address: string; keptAs: string } {
   return { address, keptAs: `postrider|${address}|${options.key ?? ''}` }
 }
 
-export async function register(options: RegisterOptions = {}): Promise<Credentials> {
+/** Registers this browser once. Name a device that the server `refused`, and it is not answered from what is kept. */
+export async function register(options: RegisterOptions = {}, refused?: string): Promise<Credentials> {
   const { keptAs } = place(options)
-  // Two tabs that open at once are one device.
-  return navigator.locks ? navigator.locks.request(keptAs, () => once(options)) : once(options)
+  // Two tabs that open at once, or that are refused at once, are one device.
+  return navigator.locks ? navigator.locks.request(keptAs, () => once(options, refused)) : once(options, refused)
 }
 
-async function once(options: RegisterOptions): Promise<Credentials> {
+async function once(options: RegisterOptions, refused: string | undefined): Promise<Credentials> {
   const { address, keptAs } = place(options)
   const kept = read(keptAs)
-  if (kept) return kept
+  if (kept && kept.device !== refused) return kept
   const headers: Record<string, string> = { 'Content-Type': 'application/json' }
   if (options.key) headers.Authorization = `Bearer ${options.key}`
   const body = JSON.stringify({ platform: 'web', attributes: options.attributes, tags: options.tags })
@@ -62,5 +63,5 @@ function read(name: string): Credentials | undefined {
 
 function refusal(status: number, answer: unknown): PostriderError {
   const error = isObject(answer) && isObject(answer.error) ? answer.error : {}
-  return new PostriderError(text(error.code) ?? `http_${status}`, text(error.message))
+  return new PostriderError(text(error.code) ?? `http_${status}`, text(error.message), status === 429 || status >= 500)
 }

@@ -14,6 +14,8 @@ const { postrider } = window
 let credentials
 let client
 let joined = true
+/** Why this browser could not be registered. */
+let trouble
 
 const phone = new Phone({
   opened: async (push, action) => {
@@ -64,33 +66,23 @@ async function registerWorker () {
 }
 
 /** Registers this browser, or takes what it was registered as, and connects. */
-async function begin (again = true) {
-  const worker = Promise.race([registerWorker(), new Promise((done) => setTimeout(done, WORKER_MS))])
-  try {
-    credentials = await postrider.register(REGISTRATION)
-  } catch (why) {
-    byId('dot').dataset.state = 'stopped'
-    byId('state').textContent = t('no_device', { why: why.message })
-    return
-  }
-  client = postrider.create({ ...credentials, notifications: 'always', worker: await worker })
-  client.on('status', (status) => {
-    if (status.reason === 'not_authorized' && status.state === 'stopped' && again) return anew()
-    drawStatus()
+async function begin () {
+  const worker = await Promise.race([registerWorker(), new Promise((done) => setTimeout(done, WORKER_MS))])
+  client = postrider.open({ ...REGISTRATION, notifications: 'always', worker })
+  client.on('registered', (registered) => {
+    credentials = registered
+    trouble = undefined
+    byId('device').textContent = byId('device').title = credentials.device
   })
+  client.on('status', drawStatus)
   client.onPush(received)
   client.on('click', stayHere)
-  client.on('error', (error) => console.warn(error))
+  client.on('error', (error) => {
+    if (!credentials) trouble = error.message
+    console.warn(error)
+  })
   client.connect()
-  byId('device').textContent = byId('device').title = credentials.device
   drawStatus()
-}
-
-/** The server does not know this device: its data is new. So is the device, then. */
-function anew () {
-  client.disconnect()
-  postrider.forget(REGISTRATION)
-  return begin(false)
 }
 
 async function received (push) {
@@ -118,7 +110,7 @@ function drawStatus () {
   byId('state').textContent = client.describe(locale()).split(' · ')[0]
   byId('road').textContent = state === 'online' ? { websocket: 'WebSocket', sse: 'SSE', poll: 'HTTP poll' }[road] : '–'
   byId('tab').textContent = state === 'online' ? t(leader ? 'tab_leader' : 'tab_follower') : '–'
-  byId('detail').textContent = detailOf(state, retryInMs)
+  byId('detail').textContent = trouble ? t('no_device', { why: trouble }) : detailOf(state, retryInMs)
   byId('cut').textContent = t(joined ? 'cut' : 'join')
   document.body.dataset.connection = state
 }
