@@ -59,6 +59,7 @@ fn file_of(dir: &Dir<'static>, name: &str, cache: &'static str) -> Result<Respon
         "html" => "text/html; charset=utf-8",
         "css" => "text/css; charset=utf-8",
         "js" | "mjs" => "text/javascript; charset=utf-8",
+        "ts" => "application/typescript; charset=utf-8",
         "json" | "map" => "application/json",
         "svg" => "image/svg+xml",
         "png" => "image/png",

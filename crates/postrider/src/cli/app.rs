@@ -8,7 +8,8 @@ use serde_json::{Value, json};
 
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  postrider app create shop --name 'The shop'\n  postrider app key add shop --scope send"
+    after_help = "Examples:\n  postrider app create shop --name 'The shop'\n  postrider app key add shop --scope send\n  \
+        postrider app key add shop --scope register --name 'the web page'"
 )]
 pub struct Args {
     #[command(flatten)]
@@ -66,6 +67,8 @@ enum Scope {
     Send,
     /// Read.
     Read,
+    /// Register new devices and nothing else: may stand in a web page.
+    Register,
 }
 
 pub fn run(args: Args, screen: &Screen) -> Result<(), Failure> {

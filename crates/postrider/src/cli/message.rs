@@ -7,9 +7,7 @@ use clap::Subcommand;
 use serde_json::{Value, json};
 
 #[derive(Debug, clap::Args)]
-#[command(
-    after_help = "Examples:\n  postrider message list\n  postrider message trace MESSAGE --device DEVICE"
-)]
+#[command(after_help = "Examples:\n  postrider message list\n  postrider message trace MESSAGE DEVICE")]
 pub struct Args {
     #[command(flatten)]
     remote: Remote,
@@ -31,7 +29,10 @@ enum What {
     Trace {
         message: String,
         /// Only to this device.
-        #[arg(long)]
+        #[arg(value_name = "DEVICE")]
+        to: Option<String>,
+        /// The same, by name.
+        #[arg(long, conflicts_with = "to")]
         device: Option<String>,
         /// Only deliveries in this state: queued, sent, delivered, expired …
         #[arg(long)]
@@ -57,7 +58,7 @@ pub fn run(args: Args, screen: &Screen) -> Result<(), Failure> {
             }
             Ok(())
         }
-        What::Trace { message, device: Some(device), .. } => {
+        What::Trace { message, to: Some(device), .. } | What::Trace { message, device: Some(device), .. } => {
             let delivery = api.get(&format!("{}/deliveries/{}", path(&message), segment(&device)))?;
             if screen.json {
                 screen.value(&delivery)
@@ -66,7 +67,7 @@ pub fn run(args: Args, screen: &Screen) -> Result<(), Failure> {
             }
             Ok(())
         }
-        What::Trace { message, device: None, state, limit } => {
+        What::Trace { message, to: None, device: None, state, limit } => {
             let pairs = [("state", state), ("limit", Some(limit.to_string()))];
             let page = api.get(&format!("{}/deliveries{}", path(&message), query(&pairs)))?;
             if screen.json {

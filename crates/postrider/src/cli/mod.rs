@@ -196,9 +196,11 @@ mod tests {
             "postrider push --device D --title T --body B --ttl 60 --wait --json",
             "postrider push --tag a --tag b --data {} --collapse-key k --server http://h:1 --key k",
             "postrider message trace 123 --device d",
+            "postrider message trace 123 d",
             "postrider device register --platform ios --tag a --alias b",
             "postrider device tag d a",
             "postrider app key add default --scope send",
+            "postrider app key add default --scope register",
             "postrider bench push --devices 10 --messages 100 --rate 5",
             "postrider config check --config x",
             "postrider store check ./data",
@@ -208,9 +210,13 @@ mod tests {
                 panic!("{line}: {error}");
             }
         }
-        for line in
-            ["postrider", "postrider push --title T", "postrider push --all --device d", "postrider bench"]
-        {
+        for line in [
+            "postrider",
+            "postrider push --title T",
+            "postrider push --all --device d",
+            "postrider message trace 1 d --device d",
+            "postrider bench",
+        ] {
             assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");
         }
     }
