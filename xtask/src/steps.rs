@@ -9,10 +9,11 @@ pub type Done = Result<(), String>;
 type Step = (&'static str, fn() -> Done);
 
 /// Debian packages, with a program that tells whether they are there.
-const PACKAGES: [(&str, &str); 8] = [
+const PACKAGES: [(&str, &str); 9] = [
     ("python3", "python3"),
     ("curl", "curl"),
     ("mosquitto_pub", "mosquitto-clients"),
+    ("mosquitto", "mosquitto"),
     ("node", "nodejs"),
     ("npm", "npm"),
     ("faketime", "faketime"),
@@ -91,7 +92,9 @@ pub fn cargo(args: &[&str]) -> Done {
 
 fn is_there(program: &str) -> bool {
     let found = |dir: PathBuf| dir.join(program).is_file();
-    std::env::var_os("PATH").is_some_and(|paths| std::env::split_paths(&paths).any(found))
+    // Servers lie where only root's PATH looks.
+    found("/usr/sbin".into())
+        || std::env::var_os("PATH").is_some_and(|paths| std::env::split_paths(&paths).any(found))
 }
 
 /// Installs what is missing: as root by apt, else it says what to install.

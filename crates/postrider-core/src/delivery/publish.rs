@@ -80,11 +80,16 @@ impl Engine {
         Ok(())
     }
 
-    /// May a client leave this will?
+    /// May a client leave this will? One about a server's own state is taken from everybody: a bridge leaves it without
+    /// being asked, and could not connect otherwise. Where it may not be published it is dropped when its time comes.
     pub fn may_leave_will(&self, client: &str, will: &crate::session::Will) -> Result<(), PublishError> {
         let (content, qos, retain, expiry_secs) =
             (will.content.clone(), will.qos, will.retain, will.expiry_secs);
-        self.may_publish(client, &Publish { content, qos, retain, expiry_secs })
+        let is_state_of_server = content.topic.as_deref().is_some_and(|topic| topic.starts_with("$SYS/"));
+        match self.may_publish(client, &Publish { content, qos, retain, expiry_secs }) {
+            Err(PublishError::NotAllowed | PublishError::RetainNotAllowed) if is_state_of_server => Ok(()),
+            answer => answer,
+        }
     }
 
     /// Publishes in the name of a client that is not connected: a will. Refused where its rights have gone.

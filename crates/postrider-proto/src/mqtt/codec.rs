@@ -11,7 +11,7 @@ mod decode;
 mod encode;
 mod read;
 
-pub use decode::{Protocol, decode, protocol_of};
+pub use decode::{BRIDGE_BIT, Protocol, decode, protocol_of};
 pub(crate) use encode::{Places, encode_ack, encode_codes, encode_refusal, publish_first_byte};
 pub use encode::{PublishFrame, encode};
 pub(crate) use read::Reader;

@@ -104,6 +104,8 @@ pub enum Packet {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Connect {
     pub level: Level,
+    /// Another broker, by the bit that bridges of 3.x set.
+    pub is_bridge: bool,
     pub client_id: Text,
     /// Clean Session in 3.x.
     pub clean_start: bool,

@@ -71,6 +71,8 @@ pub struct ServerConnection {
     peer_alias_maximum: u16,
     phase: Phase,
     level: Level,
+    /// The peer is another broker: it gets none of its own messages back, and retain flags as they were published.
+    is_bridge: bool,
     /// The keep-alive is ours and not the one that the peer asked for.
     is_keepalive_ours: bool,
     /// The session expiry was lowered to our maximum.
@@ -99,6 +101,7 @@ impl ServerConnection {
             peer_alias_maximum: 0,
             phase: Phase::AwaitConnect,
             level: Level::V311,
+            is_bridge: false,
             is_keepalive_ours: false,
             is_expiry_lowered: false,
             is_expiry_zero: false,

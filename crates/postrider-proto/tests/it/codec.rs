@@ -30,6 +30,7 @@ fn assert_both_ways(level: Level, text: &str, packet: &Packet) {
 fn connect(level: Level) -> Connect {
     Connect {
         level,
+        is_bridge: false,
         client_id: Text::from("c"),
         clean_start: true,
         keepalive_secs: 60,
@@ -306,6 +307,7 @@ fn connect_packet(level: Level) -> impl Strategy<Value = Packet> {
             level,
             client_id,
             clean_start,
+            is_bridge: false,
             keepalive_secs,
             user,
             password,

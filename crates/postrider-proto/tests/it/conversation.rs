@@ -636,3 +636,54 @@ fn the_client_says_goodbye() {
         assert_eq!(pair.server.close, Some(Close { kind: "disconnect", gentle: false }));
     }
 }
+
+/// A CONNECT of 3.x with the bit of a bridge in its level.
+fn bridge_connect(level: u8) -> Vec<u8> {
+    match level {
+        0x83 => hex("10 10 0006 4D5149736470 83 02 003C 0002 6231"),
+        level => hex(&format!("10 0E 0004 4D515454 {level:02X} 02 003C 0002 6231")),
+    }
+}
+
+#[test]
+fn a_bridge_is_taken_in_and_gets_nothing_of_its_own_back_and_retain_flags_as_they_were_published() {
+    for (stated, level) in [(0x83, 3), (0x84, 4)] {
+        let mut server = Server::new(ServerConfig::default());
+        server.feed(&bridge_connect(stated));
+        assert_eq!(server.bytes, hex("20 02 00 00"), "{stated:02X}");
+        let Some(Event::Connect(connect)) = server.events.first() else { panic!("no sign-in") };
+        assert_eq!((connect.level, connect.client_id.as_str()), (level, "b1"));
+        server.feed(&hex("82 06 0001 0001 23 01"));
+        server.feed(&hex("82 11 0002 000C 2473686172652F672F6A2F23 01"));
+        let of_bridge = |event: &Event| match event {
+            Event::Subscribe { filters, .. } => Some((filters[0].no_local, filters[0].retain_as_published)),
+            _ => None,
+        };
+        let options: Vec<_> = server.events.iter().filter_map(of_bridge).collect();
+        // No own messages back would be an error for a shared subscription (MQTT 5, 3.8.3.1).
+        assert_eq!(options, [(true, true), (false, true)], "{stated:02X}");
+    }
+    let mut plain = Server::connected(Level::V311, ServerConfig::default());
+    plain.feed(&hex("82 06 0001 0001 23 01"));
+    let Some(Event::Subscribe { filters, .. }) = plain.events.first() else { panic!("no subscription") };
+    assert!(!filters[0].no_local && !filters[0].retain_as_published);
+}
+
+#[test]
+fn unknown_levels_are_refused_in_the_form_that_their_client_reads() {
+    for (level, answer) in [
+        (0x00, "20 02 00 01"),
+        (0x03, "20 02 00 01"),
+        (0x80, "20 02 00 01"),
+        (0x82, "20 02 00 01"),
+        (0x85, "20 02 00 01"),
+        (0xFF, "20 02 00 01"),
+        (0x06, "20 03 00 84 00"),
+        (0x7F, "20 03 00 84 00"),
+    ] {
+        let mut server = Server::new(ServerConfig::default());
+        server.feed(&bridge_connect(level));
+        assert_eq!(server.bytes, hex(answer), "{level:02X}");
+        assert!(server.close.is_some(), "{level:02X}");
+    }
+}

@@ -140,7 +140,8 @@ fn h10_levels_that_there_are_not_are_answered() {
     first("H10", &connect(2, 2, "", "0001 63"), Refuse("20 02 00 01"));
     first("H10", &connect(3, 2, "", "0001 63"), Refuse("20 02 00 01"));
     first("H10", &connect(6, 2, "", "0001 63"), Refuse("20 03 00 84 00"));
-    first("H10", &connect(255, 2, "", "0001 63"), Refuse("20 03 00 84 00"));
+    first("H10", &connect(127, 2, "", "0001 63"), Refuse("20 03 00 84 00"));
+    first("H10, the bit of a bridge", &connect(255, 2, "", "0001 63"), Refuse("20 02 00 01"));
 }
 
 /// What is wrong in a CONNECT: 3.1.1 has no word for it, 5 has CONNACK (§4.13.1).

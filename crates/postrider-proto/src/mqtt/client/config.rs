@@ -66,6 +66,7 @@ impl ClientConfig {
         Connect {
             level: self.level,
             client_id: self.client_id.clone(),
+            is_bridge: false,
             clean_start: self.clean_start,
             keepalive_secs: self.keepalive_secs,
             user: self.user.clone(),

@@ -9,10 +9,17 @@ use bytes::Bytes;
 
 type Result<T> = std::result::Result<T, ProtocolError>;
 
+/// The bit of a protocol level by which a bridge says what it is.
+pub const BRIDGE_BIT: u8 = 0x80;
+
 /// What the head of a CONNECT claims to speak.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
-    Known(Level),
+    Known {
+        level: Level,
+        /// The peer is another broker: a client of 3.x that sets the highest bit of the level.
+        is_bridge: bool,
+    },
     /// MQTT, but of a level that there is not: to be answered (MQTT-3.1.2-2).
     UnknownLevel(u8),
 }
@@ -25,11 +32,14 @@ pub fn protocol_of(body: &[u8]) -> Result<Protocol> {
     if !is_isdp && name != b"MQTT" {
         return Err(ProtocolError::new("not_mqtt", code::UNSUPPORTED_VERSION));
     }
-    Ok(match reader.u8()? {
-        3 if is_isdp => Protocol::Known(Level::V31),
-        4 if !is_isdp => Protocol::Known(Level::V311),
-        5 if !is_isdp => Protocol::Known(Level::V5),
-        level => Protocol::UnknownLevel(level),
+    let stated = reader.u8()?;
+    // COMPAT: mosquitto's bridges ask with 0x83 and 0x84; in MQTT 5 the options of a subscription say the same.
+    let is_bridge = stated & BRIDGE_BIT != 0;
+    Ok(match stated & !BRIDGE_BIT {
+        3 if is_isdp => Protocol::Known { level: Level::V31, is_bridge },
+        4 if !is_isdp => Protocol::Known { level: Level::V311, is_bridge },
+        5 if !is_isdp && !is_bridge => Protocol::Known { level: Level::V5, is_bridge },
+        _ => Protocol::UnknownLevel(stated),
     })
 }
 
@@ -103,8 +113,8 @@ impl ConnectFlags {
 }
 
 fn connect(reader: &mut Reader<'_>, header_flags: u8, limits: &Limits) -> Result<Connect> {
-    let level = match protocol_of(reader.peek())? {
-        Protocol::Known(level) => level,
+    let (level, is_bridge) = match protocol_of(reader.peek())? {
+        Protocol::Known { level, is_bridge } => (level, is_bridge),
         Protocol::UnknownLevel(_) => return Err(ProtocolError::UNSUPPORTED_VERSION),
     };
     reader.binary_ref()?;
@@ -135,6 +145,7 @@ fn connect(reader: &mut Reader<'_>, header_flags: u8, limits: &Limits) -> Result
     }
     Ok(Connect {
         level,
+        is_bridge,
         client_id,
         clean_start: flags.clean_start(),
         keepalive_secs,

@@ -52,7 +52,7 @@ fn encode_connect(connect: &Connect, bytes: &mut Vec<u8>) {
     let level = connect.level;
     let mut body = Vec::new();
     put_binary(&mut body, if level == Level::V31 { b"MQIsdp" } else { b"MQTT" });
-    body.push(level as u8);
+    body.push(level as u8 | if connect.is_bridge { super::BRIDGE_BIT } else { 0 });
     body.push(connect_flags(connect));
     body.extend_from_slice(&connect.keepalive_secs.to_be_bytes());
     if level.is_v5() {

@@ -175,6 +175,8 @@ impl ServerConnection {
         let mut filters = packet.filters;
         for filter in &mut filters {
             self.check_availability(filter)?;
+            filter.no_local |= self.is_bridge && filter.share.is_none();
+            filter.retain_as_published |= self.is_bridge;
         }
         let token = u32::from(excess) << 16 | u32::from(packet.id);
         out.events.push(Event::Subscribe { token, filters, id: packet.subscription_id });

@@ -13,7 +13,7 @@ impl ServerConnection {
         out: &mut Output,
     ) -> Result<(), ProtocolError> {
         match codec::protocol_of(body)? {
-            Protocol::Known(level) => self.level = level,
+            Protocol::Known { level, is_bridge } => (self.level, self.is_bridge) = (level, is_bridge),
             Protocol::UnknownLevel(level) => {
                 self.refuse_level(level, out);
                 return Ok(());
@@ -47,10 +47,12 @@ impl ServerConnection {
         Ok(())
     }
 
-    /// MQTT-3.1.2-2: levels that there are not, answered in the words of the nearest one that there is.
+    /// MQTT-3.1.2-2: levels that there are not, answered in the words of the nearest one that there is. A bridge falls back to
+    /// an older level when it reads the answer of 3.1.1.
     fn refuse_level(&mut self, level: u8, out: &mut Output) {
+        let is_newer = level > Level::V5 as u8 && level & codec::BRIDGE_BIT == 0;
         let (words_of, code) =
-            if level > Level::V5 as u8 { (Level::V5, code::UNSUPPORTED_VERSION) } else { (Level::V311, 1) };
+            if is_newer { (Level::V5, code::UNSUPPORTED_VERSION) } else { (Level::V311, 1) };
         encode_refusal(words_of, code, &mut out.bytes);
         self.close(ProtocolError::UNSUPPORTED_VERSION.kind, true, out);
     }
