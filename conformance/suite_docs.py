@@ -94,6 +94,7 @@ def beside(block, number):
     return f"""
 ( {block.text.strip()}
 ) >terminal-{number} 2>&1 &
+disown
 until grep -q '^{READY}' terminal-{number}; do kill -0 $! || {{ cat terminal-{number}; exit 1; }}; sleep 0.05; done
 """
 
@@ -119,11 +120,11 @@ def run_commands(page, blocks, binary):
     with tempfile.TemporaryDirectory(prefix="docs-") as folder:
         session = Session(folder, binary)
         status, said = session.run(script_of(blocks))
-        if status == 0:
+        if status == 0 and '"error":' not in said:
             return
         with open(os.path.join(folder, "place"), encoding="utf-8") as file:
             place = file.read().strip()
-        check(False, f"the commands at {place} ended with {status}: {said[-1500:]}")
+        check(False, f"the commands at {place} ended with {status}, having said: {said[-1500:]}")
 
 
 def judge_toml(block, binary):
@@ -156,15 +157,16 @@ def page_case(page):
     def run(target):
         blocks = blocks_of(page, ROOT)
         left_out = [block.place for block in blocks if block.not_run]
+        binary = os.path.abspath(target.notes["binary"])
         equal(len(left_out), NOT_RUN.get(page, 0), f"blocks that are not run ({left_out})")
         blocks = [block for block in blocks if not block.not_run]
         commands = [block for block in blocks if block.language in ("sh", "bash")]
         check(len(commands) >= COMMANDS_MIN.get(page, 0), f"only {len(commands)} blocks of commands were found")
         for block in blocks:
             if block not in commands:
-                judge(block, page, target.notes["binary"])
+                judge(block, page, binary)
         if commands:
-            run_commands(page, commands, target.notes["binary"])
+            run_commands(page, commands, binary)
     return run
 
 

@@ -9,9 +9,10 @@ pub type Done = Result<(), String>;
 type Step = (&'static str, fn() -> Done);
 
 /// Debian packages, with a program that tells whether they are there.
-const PACKAGES: [(&str, &str); 9] = [
+const PACKAGES: [(&str, &str); 10] = [
     ("python3", "python3"),
     ("curl", "curl"),
+    ("jq", "jq"),
     ("mosquitto_pub", "mosquitto-clients"),
     ("mosquitto", "mosquitto"),
     ("node", "nodejs"),
