@@ -127,7 +127,8 @@ disputed("trailers of 1 MiB", f"{CHUNKED}\r\n2\r\n{{}}\r\n0\r\nX: {'x' * (1 << 2
 raw(82, "a body in a GET, then a request", f"GET /v1/apps HTTP/1.1\r\nHost: x\r\n{CHUNKED}\r\n0\r\n\r\n{SMUGGLED}", 401,
     "missing_credentials")
 raw(82, "a chunked body in HTTP/1.0", f"POST {ESTIMATE} HTTP/1.0\r\n{JSON}{APP}{CHUNKED}\r\n2\r\n{{}}\r\n0\r\n\r\n", 400)
-raw(82, "bare LF", "GET /v1/apps HTTP/1.1\nHost: x\nConnection: close\n\n", 401, "missing_credentials")
+raw(82, "bare LF", "GET /v1/apps HTTP/1.1\nHost: x\nConnection: close\n\n", 400, "invalid_header")
+raw(82, "bare LF in one line", f"GET /v1/apps HTTP/1.1\r\nHost: x\r\nX: a\n{CHUNKED}\r\n0\r\n\r\n", 400, "invalid_header")
 raw(82, "bare CR", "GET /v1/apps HTTP/1.1\rHost: x\r\r", 400)
 raw(82, "a TLS hello", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", 400)
 raw(82, "an MQTT CONNECT", b"\x10\x0d\x00\x04MQTT\x04\x02\x00\x3c\x00\x01h\r\n\r\n", 400)

@@ -48,6 +48,10 @@ impl FromRequest<Api> for Console {
             return Err(Code::NoSuchRoute.into());
         }
         let (parts, body) = request.into_parts();
+        if parts.method == Method::HEAD {
+            // Its `GET` may send.
+            return Err(Code::MethodNotAllowed.into());
+        }
         let query = parts.uri.query().unwrap_or_default();
         let mut fields: Vec<_> = form_urlencoded::parse(query.as_bytes()).into_owned().collect();
         let in_query = fields.iter().any(|(name, _)| name == "action");

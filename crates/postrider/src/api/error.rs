@@ -48,6 +48,8 @@ refusals! {
         "Check the proxy or the client library."
     InvalidUpgrade 400 "invalid_upgrade" "The request does not open a WebSocket."
         "`GET` with `Upgrade: websocket` and a key; for MQTT also `Sec-WebSocket-Protocol: mqtt`."
+    BodyNotAllowed 400 "body_not_allowed" "A request that waits, streams or opens a WebSocket has no body."
+        "Leave out `Content-Length`, `Transfer-Encoding` and the body."
     CredentialsInQuery 400 "credentials_in_query" "Credentials do not belong into the query string, where logs keep them."
         "Send `Authorization: Bearer …`. Take the key out of use: it may have been logged."
     AmbiguousCredentials 400 "ambiguous_credentials" "There is more than one Authorization header, or one that is not understood."

@@ -7,8 +7,9 @@ use super::auth::{ByApp, Reads};
 use super::error::{ApiError, Code};
 use super::json::Query;
 use super::{Api, Time, page_size};
-use crate::http::Stopping;
+use crate::http::{Hangup, Stopping};
 use axum::extract::State;
+use axum::http::Method;
 use axum::{Extension, Json};
 use postrider_core::id::*;
 use postrider_core::model::{Reason, ReceiptEvent, Step};
@@ -63,7 +64,8 @@ pub struct Event {
 pub async fn read(
     ByApp(app, _): ByApp<Reads>,
     State(api): State<Api>,
-    stopping: Option<Extension<Stopping>>,
+    method: Method,
+    (stopping, hangup): (Option<Extension<Stopping>>, Option<Extension<Hangup>>),
     Query(query): Query<EventQuery>,
 ) -> Result<Json<Events>, ApiError> {
     let limit = page_size(&api, query.limit)?;
@@ -76,11 +78,21 @@ pub async fn read(
             Code::InvalidParameter.at("wait", format!("`wait` is at most {} seconds.", max.as_secs()))
         );
     }
-    let page = if wait.is_zero() {
+    // HEAD asks what is there, and takes no place among those who wait.
+    let page = if wait.is_zero() || method == Method::HEAD {
         api.engine.store.events(app, after, limit)?
     } else {
         let _poll = api.polls.enter(app, api.limits.polls_max)?;
-        wait_for_events(&api, app, (after, limit), Instant::now() + wait, stopping).await?
+        let until = Instant::now() + wait;
+        let waiting = wait_for_events(&api, app, (after, limit), until, stopping);
+        match hangup {
+            None => waiting.await?,
+            // Who closes its side is answered at once: it may be waiting still, or gone.
+            Some(Extension(hangup)) => tokio::select! {
+                page = waiting => page?,
+                () = hangup.heard() => api.engine.store.events(app, after, limit)?,
+            },
+        }
     };
     Ok(Json(shown(&api, app, epoch, page)))
 }

@@ -2,6 +2,7 @@
 //! What the messages look like is the JSON protocol's business (`docs/protocol/http.md`).
 
 use super::auth::{ByDevice, ByReader};
+use super::conditional::IfNoneMatch;
 use super::error::{ApiError, Code};
 use super::json::{Body, Input, Path, Query};
 use super::{Api, ask, page_size};
@@ -9,7 +10,7 @@ use crate::gateway::{Begin, Speaks, Wait, publish_of};
 use crate::http::{Freed, Takeover};
 use axum::Json;
 use axum::extract::State;
-use axum::http::{HeaderMap, HeaderValue, StatusCode, Version, header};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Version, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use postrider_core::delivery::drain::Outgoing;
@@ -41,11 +42,16 @@ pub struct StreamQuery {
 pub async fn stream(
     ByReader(at): ByReader,
     State(api): State<Api>,
-    version: Version,
+    (method, version): (Method, Version),
     headers: HeaderMap,
     Query(query): Query<StreamQuery>,
 ) -> Result<Response, ApiError> {
     need_http1(version)?;
+    if method == Method::HEAD {
+        // What a stream would begin with; it opens none, and takes over no connection.
+        let kind = HeaderValue::from_static("text/event-stream");
+        return Ok(([(header::CONTENT_TYPE, kind)], ()).into_response());
+    }
     let last = headers.get("last-event-id").map(|v| v.to_str().unwrap_or_default());
     // A place in another history, or none at all: begin with the oldest that is not acknowledged.
     let position =
@@ -109,14 +115,16 @@ struct Poll {
     device: String,
     from: Position,
     limit: usize,
-    known: Option<HeaderValue>,
+    known: IfNoneMatch,
+    /// HEAD: nothing is given to the device, and nothing waits.
+    is_head: bool,
 }
 
 /// `GET /v1/inbox`.
 pub async fn poll(
     ByReader(at): ByReader,
     State(api): State<Api>,
-    version: Version,
+    (method, version): (Method, Version),
     headers: HeaderMap,
     Query(query): Query<InboxQuery>,
 ) -> Result<Response, ApiError> {
@@ -131,10 +139,11 @@ pub async fn poll(
         device: device_id(&api, at)?,
         from: query.after.as_deref().map_or(Ok(Position::default()), |text| position(&api, text))?,
         limit: page_size(&api, query.limit)?,
-        known: headers.get(header::IF_NONE_MATCH).cloned(),
+        known: IfNoneMatch::of(&headers),
+        is_head: method == Method::HEAD,
     };
     let page = Page::of(&api, &poll);
-    let is_news = !page.is_empty() && poll.known.as_ref().is_none_or(|known| *known != page.tag);
+    let is_news = !page.is_empty() && !poll.known.has(&page.tag);
     if !page.is_empty() {
         // Who does not acknowledge what it gets gets the same again, and need not get it as fast as it can ask.
         let drained = api.drains.take(at, 1, api.engine.clock.now());
@@ -143,7 +152,7 @@ pub async fn poll(
     if is_news {
         return Ok(page.answer(&api, &poll, 0));
     }
-    if !wait.is_zero() {
+    if !wait.is_zero() && !poll.is_head {
         need_http1(version)?;
         return Ok(wait_for(api, poll, wait));
     }
@@ -210,13 +219,15 @@ impl Page {
 
     /// `after`: in how many seconds the device may come back.
     fn answer(&self, api: &Api, poll: &Poll, after: u64) -> Response {
-        api.engine.store.seen(poll.at, api.engine.clock.now());
+        if !poll.is_head {
+            api.engine.store.seen(poll.at, api.engine.clock.now());
+        }
         let tag = (header::ETAG, self.tag.clone());
-        if poll.known.as_ref() == Some(&self.tag) {
+        if poll.known.has(&self.tag) {
             return (StatusCode::NOT_MODIFIED, [tag]).into_response();
         }
         let seqs: Vec<Seq> = self.deliveries.iter().map(|d| d.seq).collect();
-        if !seqs.is_empty() {
+        if !seqs.is_empty() && !poll.is_head {
             api.engine.sent_to(poll.at, &seqs);
         }
         let mut body = br#"{"messages":["#.to_vec();

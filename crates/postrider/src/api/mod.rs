@@ -7,6 +7,7 @@
 mod androidpn;
 mod apps;
 pub mod auth;
+mod conditional;
 mod demo;
 mod devices;
 pub mod error;

@@ -3,6 +3,7 @@
 mod access;
 mod androidpn;
 mod calls;
+mod edges;
 mod hostile;
 mod hostile_h2;
 mod serving;
