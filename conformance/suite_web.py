@@ -109,6 +109,20 @@ def a_repeated_or_invented_acknowledgement_does_no_harm(target):
 
 
 @case
+def acknowledgements_of_nothing_end_the_connection(target):
+    device = target.register(platform="web")
+    with Socket(target, device) as phone:
+        phone.send({"type": "ack", "deliveries": [str(900_000_000 + n) for n in range(1_000)]})
+        code, frames = phone.close_code()
+        equal((code, frames[-1]["reason"]), (1008, "policy"), "farewell")
+    # It may come back, and what is there is acknowledged as ever.
+    message = target.push(to(device))["message_id"]
+    with Socket(target, device) as phone:
+        phone.ack(phone.frame("push"))
+        target.await_state(message, device, "delivered")
+
+
+@case
 def a_newer_connection_takes_over_whatever_it_speaks(target):
     device = target.register(platform="web")
     first = Socket(target, device)

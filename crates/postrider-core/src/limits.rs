@@ -44,6 +44,8 @@ pub struct Limits {
     pub polls_per_device_max: usize,
     /// Delayed wills waiting.
     pub wills_max: usize,
+    /// Acknowledgements that wait while the store takes nothing; beyond it they are forgotten, and the deliveries sent again.
+    pub put_off_acks_max: usize,
     /// Reports: how long and how many are kept after a message ended.
     pub history_keep: Duration,
     pub history_max: u32,
@@ -78,6 +80,7 @@ impl Default for Limits {
             connects_per_minute_max: 15,
             polls_per_device_max: 2,
             wills_max: 100_000,
+            put_off_acks_max: 1_000_000,
             history_keep: Duration::from_secs(30 * DAY),
             history_max: 1_000_000,
             content_cache_bytes_max: 32 * 1024 * 1024,

@@ -24,6 +24,9 @@ pub trait Store: Send + Sync + 'static {
     /// Open deliveries of a device behind `position`, durable ones only, unexpired ones only, urgent ones first. At most `max`.
     fn pending(&self, at: DeviceRef, position: Position, max: usize, now: UnixMillis) -> Vec<Pending>;
 
+    /// Those of the deliveries that are open in the device's inbox, in the same order.
+    fn open_deliveries(&self, at: DeviceRef, seqs: &[Seq]) -> Vec<Seq>;
+
     /// Reads a message's content. [`StoreError::Corrupt`] when it is damaged: then it is never delivered.
     fn content(&self, blob: BlobRef) -> Result<Arc<Content>, StoreError>;
 

@@ -242,6 +242,8 @@ pub enum ConnectRefusal {
     Banned,
     /// Shutting down, or the store takes nothing.
     Unavailable,
+    /// There is no place for another connection (MQTT 5: 0x89).
+    Busy,
     TopicInvalid,
     QuotaExceeded,
     RetainNotSupported,
@@ -276,6 +278,10 @@ pub enum Goodbye {
     Revoked,
     QuotaExceeded,
     SlowReader,
+    /// It acknowledges what it was never sent.
+    BadAcks,
+    /// Its place goes to a newer connection: too many have not signed in.
+    Busy,
     Unavailable,
     SessionExpired,
 }

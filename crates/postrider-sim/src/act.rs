@@ -275,7 +275,9 @@ impl Server {
             let device = conn.at.and_then(|at| t.ledger.devices.get(&at)).map(|k| k.index);
             let about = About { push: t.ledger.push_of_seq(delivery), device };
             t.ledger.note(t.now, about, format!("server: {step:?} of {delivery} comes on {link}"));
-            if let Some(session) = conn.session {
+            if let Some(session) = conn.session
+                && (sent_at.is_some() || self.engine.is_open_for(session, delivery))
+            {
                 self.acks.push(Ack { session, seq: delivery, step, reason, sent_at });
             }
         }

@@ -32,6 +32,7 @@ macro_rules! delegate_reads {
             message(app: AppNo, id: MessageId) -> Option<MessageView>;
             messages(app: AppNo, before: Option<MessageId>, max: usize) -> Vec<MessageView>;
             deliveries(app: AppNo, id: MessageId, step: Option<Step>, after: Option<DeviceNo>, max: usize) -> Vec<DeliveryView>;
+            open_deliveries(at: DeviceRef, seqs: &[Seq]) -> Vec<Seq>;
             delivery(app: AppNo, id: MessageId, device: DeviceNo) -> Option<DeliveryView>;
             audit() -> Audit;
             next_expiry() -> Option<UnixMillis>;

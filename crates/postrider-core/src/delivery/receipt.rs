@@ -7,7 +7,7 @@ use crate::model::*;
 use crate::port::*;
 use crate::seeded::{self, Bug};
 use crate::topics::SessionNo;
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
@@ -27,6 +27,18 @@ pub struct DeviceReceipt {
     pub message: MessageId,
     pub step: Step,
 }
+
+/// What [`Engine::sort_acks`] found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SortedAcks {
+    /// Open in the device's inbox, each once.
+    pub open: Vec<Seq>,
+    /// Named twice, ended before, of another device, or never given out.
+    pub unknown: usize,
+}
+
+/// Steps of one command, where many were put off.
+const STEPS_PER_COMMAND: usize = 10_000;
 
 impl Engine {
     /// Records acknowledgements, many at a time; each removes its delivery from the inbox in the same commit.
@@ -91,7 +103,8 @@ impl Engine {
         }
         let done: Done = Box::new(move |outcome| match outcome {
             // The devices have said it and will not say it again: it waits for better times, and nothing is sent twice.
-            Err(StoreError::StorageLow { .. } | StoreError::Overloaded) => engine.acking.put_off(app, kept),
+            Err(StoreError::StorageLow { .. } | StoreError::Overloaded)
+                if engine.acking.put_off(app, &kept, engine.limits.put_off_acks_max) => {}
             outcome => {
                 let acked: Vec<(DeviceRef, Seq)> = kept.iter().filter_map(|s| named(app, s)).collect();
                 engine.acking.end(&acked);
@@ -107,8 +120,35 @@ impl Engine {
     pub(crate) fn store_put_off_acks(&self) {
         let now = self.clock.now();
         for (app, steps) in self.acking.take_put_off() {
-            self.store_acks(app, steps, now);
+            for some in steps.chunks(STEPS_PER_COMMAND) {
+                self.store_acks(app, some.to_vec(), now);
+            }
         }
+    }
+
+    /// Acknowledgements that wait until the store takes them.
+    pub fn put_off_acks(&self) -> usize {
+        self.acking.put_off_count()
+    }
+
+    /// Sorts what a device says it has received. Only open deliveries of its own inbox are worth a command: numbers are
+    /// the device's words, and a command for each that was never given out would let one device stop the writer for all.
+    pub fn sort_acks(&self, at: DeviceRef, seqs: &[Seq]) -> SortedAcks {
+        let mut wanted = seqs.to_vec();
+        wanted.sort_unstable();
+        wanted.dedup();
+        let repeated = seqs.len() - wanted.len();
+        let under_way = self.acking.of(at);
+        // Asked for before the store is: one that is committed in between is found in one place or the other.
+        wanted.retain(|seq| !under_way.contains(seq));
+        let asked = wanted.len();
+        let open = self.store.open_deliveries(at, &wanted);
+        SortedAcks { unknown: repeated + asked - open.len(), open }
+    }
+
+    /// The same for one delivery of a session, which its connection did not write itself.
+    pub fn is_open_for(&self, session: SessionNo, seq: Seq) -> bool {
+        self.session_device(session).is_some_and(|at| !self.sort_acks(at, &[seq]).open.is_empty())
     }
 
     /// Handed to a device that polled.
@@ -186,22 +226,28 @@ fn named(app: AppNo, step: &Progress) -> Option<(DeviceRef, Seq)> {
 /// Acknowledgements whose commit is under way: a connection that comes back in that moment must not get the message again.
 #[derive(Default)]
 pub(crate) struct Acking {
-    under_way: Mutex<FxHashMap<DeviceRef, Vec<Seq>>>,
-    /// Refused by the store (space is low): at most what was in flight to the connected devices.
-    put_off: Mutex<Vec<(AppNo, Vec<Progress>)>>,
+    under_way: Mutex<FxHashMap<DeviceRef, FxHashSet<Seq>>>,
+    put_off: Mutex<PutOff>,
+}
+
+/// Refused by the store while space is low: open deliveries that devices acknowledged, bounded in number.
+#[derive(Default)]
+struct PutOff {
+    by_app: BTreeMap<AppNo, Vec<Progress>>,
+    count: usize,
 }
 
 impl Acking {
     fn begin(&self, acked: &[(DeviceRef, Seq)]) {
         let mut all = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
-        acked.iter().for_each(|(at, seq)| all.entry(*at).or_default().push(*seq));
+        acked.iter().for_each(|(at, seq)| _ = all.entry(*at).or_default().insert(*seq));
     }
 
     fn end(&self, acked: &[(DeviceRef, Seq)]) {
         let mut all = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
         for (at, seq) in acked {
             if let Some(seqs) = all.get_mut(at) {
-                seqs.retain(|s| s != seq);
+                seqs.remove(seq);
                 if seqs.is_empty() {
                     all.remove(at);
                 }
@@ -209,18 +255,67 @@ impl Acking {
         }
     }
 
-    fn put_off(&self, app: AppNo, steps: Vec<Progress>) {
-        self.put_off.lock().unwrap_or_else(PoisonError::into_inner).push((app, steps));
+    /// False, and nothing is kept, where more than `max` would wait then.
+    fn put_off(&self, app: AppNo, steps: &[Progress], max: usize) -> bool {
+        let mut put_off = self.put_off.lock().unwrap_or_else(PoisonError::into_inner);
+        if put_off.count + steps.len() > max {
+            return false;
+        }
+        put_off.count += steps.len();
+        put_off.by_app.entry(app).or_default().extend_from_slice(steps);
+        true
     }
 
-    fn take_put_off(&self) -> Vec<(AppNo, Vec<Progress>)> {
-        std::mem::take(&mut *self.put_off.lock().unwrap_or_else(PoisonError::into_inner))
+    fn take_put_off(&self) -> BTreeMap<AppNo, Vec<Progress>> {
+        std::mem::take(&mut *self.put_off.lock().unwrap_or_else(PoisonError::into_inner)).by_app
     }
 
-    pub fn of(&self, at: DeviceRef) -> Vec<Seq> {
+    fn put_off_count(&self) -> usize {
+        self.put_off.lock().unwrap_or_else(PoisonError::into_inner).count
+    }
+
+    pub fn of(&self, at: DeviceRef) -> FxHashSet<Seq> {
         if seeded::is(Bug::AckUnderWayIgnored) {
-            return Vec::new();
+            return FxHashSet::default();
         }
         self.under_way.lock().unwrap_or_else(PoisonError::into_inner).get(&at).cloned().unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn step(device: u32, seq: Seq) -> Progress {
+        let (step, reason) = (Step::Delivered, Reason::None);
+        Progress { device: DeviceNo(device), which: Which::Seq(seq), step, reason, sent_at: None }
+    }
+
+    #[test]
+    fn acknowledgements_under_way_are_known_until_their_commit_comes_and_then_leave_nothing() {
+        let acking = Acking::default();
+        let (a, b) = (
+            DeviceRef { app: AppNo(0), device: DeviceNo(1) },
+            DeviceRef { app: AppNo(0), device: DeviceNo(2) },
+        );
+        let of_a: Vec<_> = (0..100_000).map(|seq| (a, seq)).collect();
+        acking.begin(&of_a);
+        acking.begin(&[(b, 7), (b, 7)]);
+        assert!(acking.of(a).len() == 100_000 && acking.of(b).contains(&7));
+        acking.end(&of_a);
+        assert!(acking.of(a).is_empty() && acking.of(b).len() == 1);
+        acking.end(&[(b, 7)]);
+        assert!(acking.under_way.lock().unwrap().is_empty());
+    }
+
+    #[test]
+    fn acknowledgements_that_are_put_off_are_bounded_in_number() {
+        let acking = Acking::default();
+        assert!(acking.put_off(AppNo(0), &[step(1, 1), step(1, 2)], 3));
+        assert!(!acking.put_off(AppNo(0), &[step(1, 3), step(1, 4)], 3));
+        assert!(acking.put_off(AppNo(1), &[step(1, 5)], 3));
+        assert_eq!(acking.put_off_count(), 3);
+        assert_eq!(acking.take_put_off().values().map(Vec::len).sum::<usize>(), 3);
+        assert_eq!(acking.put_off_count(), 0);
     }
 }

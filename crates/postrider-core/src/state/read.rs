@@ -60,6 +60,12 @@ impl State {
         found
     }
 
+    /// Those of the deliveries that are open in the device's inbox.
+    pub fn open_deliveries(&self, at: DeviceRef, seqs: &[Seq]) -> Vec<Seq> {
+        let is_own = |seq: &&Seq| self.messages.get(seq).is_some_and(|m| m.app == at.app);
+        seqs.iter().filter(is_own).filter(|seq| self.is_open(**seq, at.device)).copied().collect()
+    }
+
     /// One open delivery.
     pub(super) fn pending_at(&self, at: DeviceRef, seq: Seq) -> Option<Pending> {
         let (app, message) = (self.app_ref(at.app)?, self.messages.get(&seq)?);

@@ -72,6 +72,9 @@ pub(crate) fn refusal(why: ConnectRefusal) -> (&'static str, u16, &'static str, 
         ConnectRefusal::Unavailable => {
             ("unavailable", 503, "The server takes no connection now.", Some(2_000))
         }
+        ConnectRefusal::Busy => {
+            ("too_many_connections", 503, "There is no place for another connection now.", Some(2_000))
+        }
         ConnectRefusal::QuotaExceeded => ("quota_exceeded", 403, "A limit of the app is reached.", None),
         ConnectRefusal::NotAuthorized
         | ConnectRefusal::Banned

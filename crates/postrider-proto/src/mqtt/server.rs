@@ -343,6 +343,8 @@ impl ServerProtocol for ServerConnection {
             Goodbye::Revoked => ("revoked", code::NOT_AUTHORIZED),
             Goodbye::QuotaExceeded => ("quota_exceeded", code::QUOTA_EXCEEDED),
             Goodbye::SlowReader => ("slow_reader", code::QUOTA_EXCEEDED),
+            Goodbye::BadAcks => ("bad_acks", code::QUOTA_EXCEEDED),
+            Goodbye::Busy => ("busy", code::SERVER_BUSY),
             Goodbye::Unavailable => ("unavailable", code::SERVER_BUSY),
             Goodbye::SessionExpired => ("session_expired", code::MAXIMUM_CONNECT_TIME),
         };

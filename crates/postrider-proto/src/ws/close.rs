@@ -65,7 +65,8 @@ impl From<Goodbye> for CloseCode {
             Goodbye::Revoked => CloseCode::REVOKED,
             Goodbye::QuotaExceeded => CloseCode::QUOTA_EXCEEDED,
             Goodbye::SlowReader => CloseCode::SLOW_READER,
-            Goodbye::Unavailable => CloseCode::TRY_AGAIN_LATER,
+            Goodbye::BadAcks => CloseCode::POLICY,
+            Goodbye::Unavailable | Goodbye::Busy => CloseCode::TRY_AGAIN_LATER,
             Goodbye::SessionExpired => CloseCode::SESSION_EXPIRED,
         }
     }

@@ -404,7 +404,8 @@ impl ServerProtocol for ServerConnection {
             Goodbye::TakenOver => StreamError::CONFLICT,
             Goodbye::ServerShuttingDown | Goodbye::Unavailable => StreamError::SYSTEM_SHUTDOWN,
             Goodbye::Revoked => StreamError::NOT_AUTHORIZED,
-            Goodbye::QuotaExceeded => StreamError::RESOURCE_CONSTRAINT,
+            Goodbye::BadAcks => StreamError::POLICY_VIOLATION.text("what was not sent is acknowledged"),
+            Goodbye::QuotaExceeded | Goodbye::Busy => StreamError::RESOURCE_CONSTRAINT,
             Goodbye::SlowReader => StreamError::POLICY_VIOLATION.text("what was sent is not taken"),
             Goodbye::SessionExpired => StreamError::CONNECTION_TIMEOUT,
         };

@@ -561,6 +561,8 @@ fn the_servers_farewell_has_its_reason() {
         (Goodbye::Revoked, "revoked", 0x87),
         (Goodbye::QuotaExceeded, "quota_exceeded", 0x97),
         (Goodbye::SlowReader, "slow_reader", 0x97),
+        (Goodbye::BadAcks, "bad_acks", 0x97),
+        (Goodbye::Busy, "busy", 0x89),
         (Goodbye::Unavailable, "unavailable", 0x89),
         (Goodbye::SessionExpired, "session_expired", 0xA0),
     ] {

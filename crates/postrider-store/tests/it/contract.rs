@@ -31,6 +31,7 @@ contract! {
     an_accepted_message_lies_in_the_inbox_with_its_content
     a_delivery_leaves_the_inbox_when_it_is_acknowledged
     acknowledging_twice_takes_one_step
+    a_delivery_is_named_open_to_its_own_device_until_it_ends
     an_inbox_is_in_the_order_of_acceptance_and_urgent_ones_are_first
     a_drain_goes_on_behind_its_position
     a_collapse_key_keeps_the_latest
@@ -88,6 +89,20 @@ fn acknowledging_twice_takes_one_step(make: Make<'_>) {
     assert_eq!(run_one(&*store, delivered(0, seq)), Outcome::Progressed { taken: 0 });
     assert_eq!(run_one(&*store, delivered(0, 999)), Outcome::Progressed { taken: 0 });
     assert_balanced(&*store);
+}
+
+fn a_delivery_is_named_open_to_its_own_device_until_it_ends(make: Make<'_>) {
+    let store = populated(make, 2);
+    let direct = acceptance(&run_one(&*store, accept(1, &[0]))).seq;
+    let cast = NewMessage { targets: Targets::Broadcast(DeviceSet::from_iter([0, 1])), ..message(2, &[]) };
+    let cast = acceptance(&run_one(&*store, Command::Accept(Box::new(cast)))).seq;
+    let of = |device_no| store.open_deliveries(device(device_no), &[cast, 999, direct]);
+    assert_eq!((of(0), of(1), of(7)), (vec![cast, direct], vec![cast], Vec::<Seq>::new()));
+    run_one(&*store, delivered(0, direct));
+    run_one(&*store, delivered(0, cast));
+    assert_eq!((of(0), of(1)), (Vec::<Seq>::new(), vec![cast]));
+    let elsewhere = DeviceRef { app: AppNo(9), device: DeviceNo(1) };
+    assert!(store.open_deliveries(elsewhere, &[cast]).is_empty());
 }
 
 fn an_inbox_is_in_the_order_of_acceptance_and_urgent_ones_are_first(make: Make<'_>) {

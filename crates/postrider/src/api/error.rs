@@ -107,6 +107,8 @@ refusals! {
         "One reader is enough: it gets all events in order."
     PollsTooOften 429 "polls_too_often" "The device asks too often for what is not there."
         "Wait as long as `Retry-After` says, or let the server hold the answer back with `wait`."
+    AcksTooOften 429 "acks_too_often" "The device acknowledges too much that was not open for it."
+        "Wait as long as `Retry-After` says; acknowledge each delivery once, as it came."
     TooOften 429 "too_often" "The device connects too often, or too many sign-ins failed."
         "Wait as long as `Retry-After` says; keep one connection."
     TooManyBroadcasts 429 "too_many_broadcasts" "Too many messages to large audiences are still open."

@@ -92,6 +92,11 @@ fn register_gateway(gateway: &GatewayMetrics, registry: &mut Registry) {
         ("gateway_connections_accepted", "Connections let in", &gateway.connections_accepted),
         ("gateway_messages_in", "Messages that devices published", &gateway.messages_in),
         ("gateway_messages_out", "Messages written to devices", &gateway.messages_out),
+        (
+            "gateway_bad_acks",
+            "Acknowledgements of deliveries that were not open for the device",
+            &gateway.bad_acks,
+        ),
         ("gateway_writes", "Writes to sockets", &gateway.writes),
         ("gateway_panics", "Connections whose handling panicked", &gateway.panics),
         ("gateway_slow_readers_closed", "Connections closed for not reading", &gateway.slow_readers_closed),
@@ -169,6 +174,8 @@ impl StoreCollector {
         gauge(encoder, "connections", "Open connections of the gateways", None, open as u64)?;
         let help = "Open connections that have not signed in";
         gauge(encoder, "connections_unauthenticated", help, None, unauthenticated as u64)?;
+        let help = "Acknowledgements that wait until the store takes them";
+        gauge(encoder, "acks_put_off", help, None, self.engine.put_off_acks() as u64)?;
         let signed_in = self.engine.connected_count() as u64;
         gauge(encoder, "sessions_connected", "Sessions with a connection", None, signed_in)
     }

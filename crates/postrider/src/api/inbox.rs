@@ -25,7 +25,7 @@ use std::time::Duration;
 use utoipa::ToSchema;
 
 /// Deliveries of one request that acknowledges.
-const ACKS_MAX: usize = 1_000;
+pub(super) const ACKS_MAX: usize = 1_000;
 /// When a client that found nothing, and did not wait for it, may come back.
 const POLL_AFTER_SECS: u64 = 10;
 
@@ -293,7 +293,15 @@ pub async fn acknowledge(
         known.ok_or_else(|| Code::InvalidField.at("/deliveries", "Not a delivery that was given out."))?;
     // Those of live messages are in no inbox; only their connection counts them.
     let seqs: Vec<Seq> = all.iter().copied().filter(|d| d & crate::gateway::TRANSIENT == 0).collect();
-    let acknowledged = ask(|done| api.engine.acknowledge(at, &seqs, done)).await??;
+    let sorted = api.engine.sort_acks(at, &seqs);
+    if sorted.unknown > 0 {
+        let unknown = api.bad_acks.take(at, sorted.unknown as u64, api.engine.clock.now());
+        unknown.map_err(|secs| Code::AcksTooOften.retry_after(secs))?;
+    }
+    let acknowledged = match sorted.open {
+        open if open.is_empty() => 0,
+        open => ask(|done| api.engine.acknowledge(at, &open, done)).await??,
+    };
     if let Some(connection) = api.engine.connection_of(at) {
         api.door.acknowledged(connection, all);
     }

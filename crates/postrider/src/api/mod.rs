@@ -69,6 +69,8 @@ pub struct Api {
     /// Pulls that found nothing, and those that found something.
     pulls: Arc<Buckets<DeviceRef>>,
     drains: Arc<Buckets<DeviceRef>>,
+    /// Acknowledgements of nothing.
+    bad_acks: Arc<Buckets<DeviceRef>>,
     /// Devices that the demonstration registered.
     visitors: Arc<Buckets<IpAddr>>,
 }
@@ -94,6 +96,11 @@ impl Api {
             drains: Arc::new(Buckets::new(limits.drains_burst, second / 10, limits.pulls_devices_max)),
             proofs,
             pulls: Arc::new(Buckets::new(limits.pulls_burst, second, limits.pulls_devices_max)),
+            bad_acks: Arc::new(Buckets::new(
+                inbox::ACKS_MAX as u64,
+                (60 * second).checked_div(limits.bad_acks_per_minute_max.into()).unwrap_or(0),
+                limits.pulls_devices_max,
+            )),
             visitors: Arc::new(Buckets::new(20, 60 * second, limits.auth_addresses_max)),
             failures: Arc::new(Buckets::new(
                 limits.auth_failures_burst,
@@ -148,6 +155,8 @@ pub struct ApiLimits {
     /// And of those that find something: at once, then ten a second.
     pub drains_burst: u64,
     pub pulls_devices_max: usize,
+    /// Acknowledgements of nothing that one device may send in a minute, after the first 1,000; 0: no limit.
+    pub bad_acks_per_minute_max: u32,
     /// Pages of other origins that may connect, and read answers; `*` allows all.
     pub origins: Vec<String>,
     /// The page for trying it out, where any visitor gets a device.
@@ -184,6 +193,7 @@ impl Default for ApiLimits {
             pulls_burst: 10,
             drains_burst: 100,
             pulls_devices_max: 100_000,
+            bad_acks_per_minute_max: 100,
             origins: Vec::new(),
             demo: false,
             echo: false,

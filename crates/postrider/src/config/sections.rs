@@ -215,6 +215,9 @@ settings! {
         connects_per_minute_max: u32 = core().connects_per_minute_max,
         /// Delayed wills that wait.
         wills_max: usize = core().wills_max,
+        /// Acknowledgements that wait in memory while the store takes nothing (space is low). Beyond it they are forgotten, and
+        /// those deliveries are sent again.
+        put_off_acks_max: usize = core().put_off_acks_max,
         /// Seconds that the report of a message is kept after its end.
         history_keep_secs: u64 = core().history_keep.as_secs(),
         /// Reports kept of messages that ended.
@@ -353,6 +356,9 @@ settings! {
         failures_burst: u32 = admission().failures_burst,
         /// Seconds after which one more wrong try of such an address is heard (L31).
         failure_secs: u64 = admission().failure_secs,
+        /// Acknowledgements of nothing that a connection of the JSON protocol may send in a minute before it is ended, and that a
+        /// device may send over HTTP, after the first 1,000, before it is answered `acks_too_often`. MQTT has its own number.
+        bad_acks_per_minute_max: u32 = 100,
         /// Bytes queued to one connection, beyond which messages at QoS 0 are dropped (P14).
         out_bytes_max: usize = 64 * KIB,
         /// Messages above QoS 0 without an inbox entry that wait for one connection's window.

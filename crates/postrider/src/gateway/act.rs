@@ -4,7 +4,7 @@ use super::conn::{Budget, Parked};
 use super::driver::Driver;
 use super::mailbox::Mail;
 use super::mqtt::{self, Wanted};
-use super::{Reply, TRANSIENT};
+use super::{Protocol, Reply, TRANSIENT};
 use crate::planted;
 use postrider_core::access::{INBOX_TOPIC, RECEIPTS_TOPIC};
 use postrider_core::delivery::receipt::{Ack, DeviceReceipt};
@@ -12,8 +12,9 @@ use postrider_core::id::{AppNo, DeviceRef};
 use postrider_core::model::{Reason, Step};
 use postrider_core::port::Position;
 use postrider_core::session::{Attach, Client, SignInError};
+use postrider_core::topics::SessionNo;
 use postrider_proto as proto;
-use postrider_proto::{Connect, ConnectRefusal, Event, PublishOutcome, SubscribeOutcome};
+use postrider_proto::{Connect, ConnectRefusal, Event, Goodbye, PublishOutcome, SubscribeOutcome};
 
 /// MQTT 5 §3.9.3: a filter that is not one.
 const FILTER_INVALID: u8 = 0x8f;
@@ -448,11 +449,39 @@ impl Driver {
         let Some(conn) = self.conn(slot) else { return };
         if delivery & TRANSIENT == 0 {
             let sent_at = conn.take_sent(delivery);
-            if let Some(session) = conn.session {
+            if let Some(session) = conn.session
+                && (sent_at.is_some() || self.is_own(slot, session, delivery))
+            {
                 self.acks.push(Ack { session, seq: delivery, step, reason, sent_at });
             }
         }
         self.continue_waiting(slot);
+    }
+
+    /// Whether a delivery that this connection did not write is open for its device all the same: an earlier connection wrote
+    /// it. Acknowledgements of anything else go no further, and too many of them end the connection.
+    fn is_own(&mut self, slot: u32, session: SessionNo, delivery: u64) -> bool {
+        if self.conn(slot).is_none_or(|c| !c.is_open()) {
+            return false;
+        }
+        let is_first = self.strays.insert((session, delivery));
+        if is_first && self.shared.engine.is_open_for(session, delivery) {
+            return true;
+        }
+        self.shared.metrics.bad_acks.inc();
+        let (now, max) = (self.now, self.shared.config.bad_acks_per_minute_max);
+        // The other protocols count by themselves what they never sent.
+        let Some(conn) = self.conn(slot).filter(|c| max > 0 && matches!(c.protocol, Protocol::Json(_)))
+        else {
+            return false;
+        };
+        let budget = conn.busy().bad_acks.get_or_insert_with(|| Budget::new(max, now));
+        // A minute's worth at once, and back at that rate.
+        if !budget.take_at(f64::from(max) / 60.0, max, now) {
+            tracing::debug!(peer = %conn.peer, "a connection acknowledges what it was never sent");
+            self.say_goodbye(slot, Goodbye::BadAcks);
+        }
+        false
     }
 
     pub(super) fn record_acks(&mut self) {
@@ -460,6 +489,7 @@ impl Driver {
             self.shared.engine.ack(&self.acks);
             self.acks.clear();
         }
+        self.strays.clear();
     }
 }
 

@@ -59,6 +59,8 @@ pub struct Busy {
     /// The peer takes nothing since.
     pub blocked_since: Option<Millis>,
     pub budget: Option<Budget>,
+    /// Acknowledgements of nothing that it may still send.
+    pub bad_acks: Option<Budget>,
     pub goodbye_expiry_secs: Option<u32>,
     /// A sign-in that waits for the client's older connection to leave.
     pub parked: Option<Box<Parked>>,
@@ -105,15 +107,24 @@ impl Budget {
 
     /// Takes one; false when the bucket was empty, which then goes into debt.
     pub fn take(&mut self, per_sec: u32, burst: u32, now: Millis) -> bool {
-        self.refill(per_sec, burst, now);
+        self.take_at(f64::from(per_sec), burst, now)
+    }
+
+    /// The same at a rate below one a second.
+    pub fn take_at(&mut self, per_sec: f64, burst: u32, now: Millis) -> bool {
+        self.refill_at(per_sec, burst, now);
         self.tokens -= 1.0;
         self.tokens >= 0.0
     }
 
     pub fn refill(&mut self, per_sec: u32, burst: u32, now: Millis) -> bool {
+        self.refill_at(f64::from(per_sec), burst, now)
+    }
+
+    fn refill_at(&mut self, per_sec: f64, burst: u32, now: Millis) -> bool {
         let secs = now.saturating_sub(self.at) as f64 / 1000.0;
         self.at = now;
-        self.tokens = (self.tokens + secs * f64::from(per_sec)).min(f64::from(burst));
+        self.tokens = (self.tokens + secs * per_sec).min(f64::from(burst));
         self.tokens >= 1.0
     }
 }
@@ -166,6 +177,7 @@ impl Conn {
                 && b.deadline.is_none()
                 && b.blocked_since.is_none()
                 && b.budget.is_none()
+                && b.bad_acks.is_none()
                 && b.goodbye_expiry_secs.is_none()
                 && b.parked.is_none()
                 && b.successor.is_none()

@@ -24,10 +24,11 @@ use postrider_core::delivery::publish::Collected;
 use postrider_core::delivery::receipt::Ack;
 use postrider_core::port::{ConnectionRef, Farewell, Position};
 use postrider_core::session::Detach;
+use postrider_core::topics::SessionNo;
 use postrider_proto::json::{EventStream, SocketConnection};
 use postrider_proto::ws::{self, MqttOverWs, WsConfig, XmppOverWs};
 use postrider_proto::{Close, Fanned, Goodbye, Millis, Output, mqtt as mqtt_proto, xmpp as xmpp_proto};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -69,6 +70,8 @@ pub(crate) struct Driver {
     pub(super) collected: Collected,
     pub(super) replies: Vec<(ConnectionRef, Reply)>,
     pub(super) acks: Vec<Ack>,
+    /// Acknowledgements since the last commit of them whose delivery this worker's connections did not write.
+    pub(super) strays: HashSet<(SessionNo, u64)>,
     /// Retained messages to send behind a SUBSCRIBE's answer, which is still on its way from the store.
     pub(super) wanted: HashMap<(ConnectionRef, u32), Vec<Wanted>>,
     /// The latest messages that were drained, encoded: a broadcast is encoded once, not once a device.
@@ -112,6 +115,7 @@ impl Driver {
             collected: Collected::default(),
             replies: Vec::new(),
             acks: Vec::new(),
+            strays: HashSet::new(),
             wanted: HashMap::new(),
             fanned: std::collections::VecDeque::new(),
             stopping_until: None,

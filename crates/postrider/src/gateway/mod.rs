@@ -67,6 +67,8 @@ pub struct GatewayConfig {
     pub tls: Option<ServerTls>,
     /// The app of clients that name none.
     pub app: AppNo,
+    /// Acknowledgements of nothing in a minute, of one connection; 0: no limit.
+    pub bad_acks_per_minute_max: u32,
     /// Bytes queued to one connection before live messages are dropped (P14).
     pub out_bytes_max: usize,
     /// Live messages above QoS 0 that wait for one connection's window.
@@ -173,6 +175,8 @@ pub struct GatewayMetrics {
     pub bytes_in: Counter,
     pub bytes_out: Counter,
     pub writes: Counter,
+    /// Acknowledgements of deliveries that were not open for the device.
+    pub bad_acks: Counter,
     pub panics: Counter,
     pub slow_readers_closed: Counter,
     pub keepalive_timeouts: Counter,

@@ -192,6 +192,7 @@ fn refusal_codes(refusal: ConnectRefusal) -> (&'static str, u8, u8) {
         ConnectRefusal::RateExceeded => ("rate_exceeded", 3, code::CONNECTION_RATE_EXCEEDED),
         ConnectRefusal::Banned => ("banned", 5, code::BANNED),
         ConnectRefusal::Unavailable => ("unavailable", 3, code::SERVER_UNAVAILABLE),
+        ConnectRefusal::Busy => ("busy", 3, code::SERVER_BUSY),
         ConnectRefusal::TopicInvalid => ("topic_invalid", 5, code::TOPIC_INVALID),
         ConnectRefusal::QuotaExceeded => ("quota_exceeded", 3, code::QUOTA_EXCEEDED),
         ConnectRefusal::RetainNotSupported => ("retain_not_supported", 5, code::RETAIN_NOT_SUPPORTED),

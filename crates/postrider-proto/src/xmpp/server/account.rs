@@ -130,7 +130,9 @@ impl ServerConnection {
     /// The stream stays open: the client forgets its account and registers anew on it.
     pub(super) fn refuse_legacy_sign_in(&mut self, id: &str, refusal: ConnectRefusal, out: &mut Output) {
         let error = match refusal {
-            ConnectRefusal::RateExceeded | ConnectRefusal::Unavailable => StanzaError::RESOURCE_CONSTRAINT,
+            ConnectRefusal::RateExceeded | ConnectRefusal::Unavailable | ConnectRefusal::Busy => {
+                StanzaError::RESOURCE_CONSTRAINT
+            }
             ConnectRefusal::NotAuthorized | ConnectRefusal::Banned => StanzaError::FORBIDDEN,
             _ => StanzaError::NOT_AUTHORIZED,
         };

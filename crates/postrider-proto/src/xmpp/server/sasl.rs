@@ -309,9 +309,10 @@ fn decoded(text: &str) -> Result<Vec<u8>, Failure> {
 fn failure_of(refusal: ConnectRefusal) -> Failure {
     Failure(match refusal {
         ConnectRefusal::NotAuthorized | ConnectRefusal::Banned => "account-disabled",
-        ConnectRefusal::RateExceeded | ConnectRefusal::Unavailable | ConnectRefusal::QuotaExceeded => {
-            "temporary-auth-failure"
-        }
+        ConnectRefusal::RateExceeded
+        | ConnectRefusal::Unavailable
+        | ConnectRefusal::Busy
+        | ConnectRefusal::QuotaExceeded => "temporary-auth-failure",
         _ => "not-authorized",
     })
 }

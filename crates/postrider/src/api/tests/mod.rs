@@ -1,6 +1,7 @@
 //! The API as its callers meet it, over the real engine and the memory store.
 
 mod access;
+mod acks;
 mod androidpn;
 mod calls;
 mod edges;
