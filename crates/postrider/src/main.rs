@@ -8,6 +8,7 @@ mod client;
 mod config;
 mod gateway;
 mod http;
+mod networks;
 mod planted;
 mod platform;
 mod proof;

@@ -275,6 +275,7 @@ impl Config {
             head_fields_max: h.head_fields_max,
             uri_bytes_max: h.uri_bytes_max,
             streams_max: h.streams_max,
+            trusted_proxies: h.trusted_proxies.clone(),
             connections_max: h.connections_max,
             connections_per_address_max: h.connections_per_address_max,
             drain_max: Duration::from_secs(h.stop_secs),

@@ -6,6 +6,7 @@ use crate::api::ApiLimits;
 use crate::bootstrap::PresetKeys;
 use crate::gateway::admission::AdmissionLimits;
 use crate::http::HttpConfig;
+use crate::networks::Networks;
 use postrider_core::access::Access as CoreAccess;
 use postrider_core::limits::Limits as CoreLimits;
 use postrider_proto::xmpp::ServerConfig as XmppConfig;
@@ -379,6 +380,11 @@ settings! {
         connections_max: usize = http().connections_max,
         /// Connections open at once of one address or IPv6 /64 network (L5).
         connections_per_address_max: usize = http().connections_per_address_max,
+        /// Proxies that stand before the HTTP listener, as addresses or networks: `["127.0.0.1", "10.0.0.0/8"]`. Of requests
+        /// that come from them, the client's address is taken from `X-Forwarded-For` or `Forwarded` (the rightmost address
+        /// that is not in this list), and the host from `X-Forwarded-Host`, `Forwarded`. Without it, all clients behind a
+        /// proxy count as one address in every limit. Name only proxies that set these headers themselves.
+        trusted_proxies: Networks = http().trusted_proxies,
         /// Bytes of a request's head (L24).
         head_bytes_max: usize = http().head_bytes_max,
         /// Fields of a request's head (L24).

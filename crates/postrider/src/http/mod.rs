@@ -4,6 +4,7 @@
 //! does not read. Each connection notes its progress in a few atomics, and its own task looks at them once in a while:
 //! no timer is touched per request. Bodies have their own clock where they are read (`api/json.rs`).
 
+mod forwarded;
 mod head;
 mod progress;
 mod seats;
@@ -13,10 +14,12 @@ mod takeover;
 use crate::api::auth::Peer;
 use crate::api::error::{ApiError, Code};
 use crate::api::health::HttpMetrics;
+use crate::networks::Networks;
 use axum::Router;
 use axum::body::Body;
 use axum::http::{HeaderValue, Request, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+pub use forwarded::ByProxy;
 pub use head::Kind;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -58,6 +61,8 @@ pub struct HttpConfig {
     /// Connections in all, and from one address or IPv6 network (L5).
     pub connections_max: usize,
     pub connections_per_address_max: usize,
+    /// Proxies whose word about their clients' addresses is taken.
+    pub trusted_proxies: Networks,
     /// How long requests may go on after the order to stop.
     pub drain_max: Duration,
 }
@@ -75,6 +80,7 @@ impl Default for HttpConfig {
             resets_max: 100,
             connections_max: 10_000,
             connections_per_address_max: 2_000,
+            trusted_proxies: Networks::default(),
             drain_max: Duration::from_secs(5),
         }
     }
@@ -234,8 +240,15 @@ impl Server {
     fn hand_over(self: Arc<Self>, stream: Option<Arc<TcpStream>>, peer: SocketAddr, progress: &Progress) {
         let take = progress.take.lock().unwrap_or_else(PoisonError::into_inner).take();
         let stream = stream.and_then(Arc::into_inner).and_then(|s| s.into_std().ok());
-        if let (Some(Taken { take, headers, closes }), Some(stream)) = (take, stream) {
-            take(Freed { stream, peer, headers, closes, server: self });
+        if let (Some(taken), Some(stream)) = (take, stream) {
+            (taken.take)(Freed {
+                stream,
+                peer: taken.peer,
+                headers: taken.headers,
+                closes: taken.closes,
+                socket_peer: peer,
+                server: self,
+            });
         }
     }
 
@@ -257,6 +270,20 @@ impl Server {
         }
     }
 
+    /// The client of a request that came through trusted proxies, whose host becomes the request's.
+    /// Otherwise the peer itself, whatever the request says.
+    fn see_through_proxies<B>(&self, request: &mut Request<B>, peer: SocketAddr) -> SocketAddr {
+        let trusted = &self.config.trusted_proxies;
+        if !trusted.contain(peer.ip()) {
+            return peer;
+        }
+        request.extensions_mut().insert(ByProxy);
+        if let Some(host) = forwarded::host(request.headers()) {
+            request.headers_mut().insert(header::HOST, host);
+        }
+        forwarded::client(request.headers(), peer, trusted)
+    }
+
     async fn respond(
         self: Arc<Self>,
         mut request: Request<Incoming>,
@@ -269,6 +296,7 @@ impl Server {
             // hyper would hand the socket over whatever the answer is.
             request.extensions_mut().remove::<hyper::upgrade::OnUpgrade>();
         }
+        let peer = self.see_through_proxies(&mut request, peer);
         request.extensions_mut().insert(Peer(peer));
         request.extensions_mut().insert(Stopping(self.stopping.clone()));
         request.extensions_mut().insert(underway.hangup());
@@ -287,7 +315,7 @@ impl Server {
             match takeover.take().filter(|_| progress.is_at_end()) {
                 Some(take) => {
                     let headers = std::mem::take(response.headers_mut());
-                    progress.free(Taken { take, headers, closes: kind.is_last });
+                    progress.free(Taken { take, peer, headers, closes: kind.is_last });
                 }
                 // It did not wait for its answer with the next request, which would be lost with
                 // the buffer it is in.

@@ -27,12 +27,14 @@ impl Seats {
         Arc::new(Seats { taken: Mutex::default(), metrics })
     }
 
-    pub fn take(self: &Arc<Self>, address: IpAddr, config: &HttpConfig) -> Option<Seat> {
-        let address = network(address);
+    pub fn take(self: &Arc<Self>, peer: IpAddr, config: &HttpConfig) -> Option<Seat> {
+        let address = network(peer);
         let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
         let (all, by_address) = &mut *taken;
         let own = by_address.get(&address).copied().unwrap_or(0);
-        if *all >= config.connections_max || own >= config.connections_per_address_max {
+        // All clients of a trusted proxy share its address; it has limits of its own for each.
+        let is_full = own >= config.connections_per_address_max && !config.trusted_proxies.contain(peer);
+        if *all >= config.connections_max || is_full {
             return None;
         }
         *all += 1;

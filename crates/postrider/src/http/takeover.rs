@@ -33,6 +33,8 @@ impl Takeover {
 /// Who takes a socket, and what of its request is still needed then.
 pub struct Taken {
     pub take: Take,
+    /// The client, which is not the peer of the socket where a proxy is between.
+    pub peer: SocketAddr,
     pub headers: HeaderMap,
     pub closes: bool,
 }
@@ -40,7 +42,9 @@ pub struct Taken {
 /// A socket whose request was read, and whose answer was not begun.
 pub struct Freed {
     pub stream: std::net::TcpStream,
+    /// The client.
     pub peer: SocketAddr,
+    pub(super) socket_peer: SocketAddr,
     /// Those that the answer would have had.
     pub headers: HeaderMap,
     /// The request asked for the connection to end with its answer.
@@ -57,10 +61,10 @@ impl Freed {
     where
         F: Future<Output = Response> + Send + 'static,
     {
-        let Freed { stream, peer, headers, closes, server } = self;
+        let Freed { stream, peer, socket_peer, headers, closes, server } = self;
         let runtime = tokio::runtime::Handle::current();
         let give_back = move |stream, has_waited| {
-            let back = Back { stream, peer, headers, closes };
+            let back = Back { stream, peer: socket_peer, headers, closes };
             runtime.spawn(server.go_on(back, move || answer(has_waited)));
         };
         (stream, peer, Box::new(give_back))

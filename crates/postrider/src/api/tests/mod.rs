@@ -7,6 +7,7 @@ mod calls;
 mod edges;
 mod hostile;
 mod hostile_h2;
+mod proxied;
 mod serving;
 mod tokens;
 
