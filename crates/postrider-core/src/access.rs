@@ -23,6 +23,8 @@ pub struct Access {
     pub retain: bool,
     /// Whether clients without a registration may sign in.
     pub anonymous: bool,
+    /// Whether devices may set their own alias and tags, and so receive what is for a user or group.
+    pub own_alias_and_tags: bool,
 }
 
 impl Default for Access {
@@ -34,6 +36,7 @@ impl Default for Access {
             refusal_code: 0x87,
             retain: false,
             anonymous: false,
+            own_alias_and_tags: false,
         }
     }
 }

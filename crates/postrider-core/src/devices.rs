@@ -23,10 +23,37 @@ pub struct NewDevice {
     pub id: Option<String>,
     /// As the device will give it; only its hash is kept.
     pub secret: String,
+    /// The caller has drawn the secret and will repeat the request with it where the answer is lost.
+    pub is_secret_brought: bool,
     /// Derived from the secret; empty for devices that will only ever show it.
     pub proof_keys: ProofKeys,
     pub profile: Profile,
+    pub origin: Origin,
     pub idempotency_key: Option<String>,
+    /// Whose key it is: the same key of another caller names another request.
+    pub idempotency_owner: u128,
+}
+
+/// Who registers a device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Origin {
+    /// The app's server.
+    #[default]
+    AppServer,
+    /// The device itself, with a key that everybody may know.
+    RegisterKey,
+    /// A visitor of the demonstration page.
+    Demo,
+    /// The device itself, by XMPP's registration (XEP-0077).
+    Xmpp,
+}
+
+/// Who changes what is known of a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Author {
+    AppServer,
+    /// The device itself.
+    Device,
 }
 
 /// The answer to a registration.
@@ -45,6 +72,8 @@ pub enum DeviceError {
     Exists,
     #[error("no such device")]
     Missing,
+    #[error("alias and tags are what the app's server says of a device, not the device itself")]
+    NotOwnToSay { field: &'static str },
     #[error("the idempotency key was used with another request")]
     IdempotencyMismatch,
     #[error("the app has as many devices as it may have: {max}")]
@@ -63,18 +92,13 @@ impl Engine {
             return done(Err(error));
         }
         let now = self.clock.now();
-        let keep_until = now + self.limits.idempotency_keep.as_millis() as u64;
-        let idempotency = device.idempotency_key.as_deref().map(|key| Idempotency {
-            // A key names one request of one kind: the same key on a message does not meet this one.
-            key: digest(format!("device\n{key}").as_bytes()),
-            request: digest(format!("{:?}{:?}", device.id, device.profile).as_bytes()),
-            keep_until,
-        });
+        let hash = secret_hash(device.secret.as_bytes());
+        let idempotency = self.idempotency_of(&device, &hash, now);
         let id = device.id.unwrap_or_else(|| format!("dev-{:032x}", self.chance.bits128()));
         let registration = Registration {
             app,
             id,
-            secret_hash: Some(secret_hash(device.secret.as_bytes())),
+            secret_hash: Some(hash),
             profile: device.profile,
             now,
             idempotency,
@@ -95,7 +119,39 @@ impl Engine {
         );
     }
 
-    /// Gives a registered device another secret.
+    /// What names a registration, so that it can be repeated: the caller's key, or else the secret
+    /// that the caller has drawn, which nobody else knows.
+    fn idempotency_of(&self, device: &NewDevice, hash: &[u8; 32], now: UnixMillis) -> Option<Idempotency> {
+        let owner = device.idempotency_owner;
+        let brought = device.is_secret_brought.then_some(hash);
+        // A key names one request of one kind and caller: the same key on a message, or of another
+        // key of the app, does not meet this one.
+        let name = match (&device.idempotency_key, brought) {
+            (Some(key), _) => format!("device\n{owner:032x}\n{key}"),
+            (None, Some(hash)) => format!("device by secret\n{owner:032x}\n{hash:?}"),
+            (None, None) => return None,
+        };
+        Some(Idempotency {
+            key: digest(name.as_bytes()),
+            request: digest(format!("{:?}{:?}{brought:?}", device.id, device.profile).as_bytes()),
+            keep_until: now + self.limits.idempotency_keep.as_millis() as u64,
+        })
+    }
+
+    /// Gives a registered device another secret, and ends what was begun with the old one: its
+    /// connection. Device, topics and inbox stay.
+    pub fn replace_secret(&self, at: DeviceRef, secret: &str, proof_keys: ProofKeys, done: ChangeDone) {
+        let engine = self.clone();
+        let ended = move |changed: Result<(), DeviceError>| {
+            if changed.is_ok() {
+                engine.revoke(at);
+            }
+            done(changed);
+        };
+        self.change_secret(at, secret, proof_keys, Box::new(ended));
+    }
+
+    /// The same at the wish of the device's own connection, which goes on.
     pub fn change_secret(&self, at: DeviceRef, secret: &str, proof_keys: ProofKeys, done: ChangeDone) {
         let secret_hash = secret_hash(secret.as_bytes());
         let told = |outcomes: Result<Vec<Outcome>, StoreError>| match outcomes?.first() {
@@ -109,8 +165,9 @@ impl Engine {
     }
 
     /// Changes what is said of a device.
-    pub fn change_device(&self, at: DeviceRef, change: ProfileChange, done: ChangeDone) {
-        if let Err(error) = self.check_change(at, &change) {
+    pub fn change_device(&self, at: DeviceRef, change: ProfileChange, author: Author, done: ChangeDone) {
+        let allowed = self.check_author(&change, author);
+        if let Err(error) = allowed.and_then(|()| self.check_change(at, &change)) {
             return done(Err(error));
         }
         let told = |outcomes: Result<Vec<Outcome>, StoreError>| match outcomes?.first() {
@@ -143,12 +200,32 @@ impl Engine {
         Ok(())
     }
 
+    /// Alias and tags decide what a device receives: messages for a user, or for a group. So the
+    /// app's server says them; a device only where the operator trusts all of them.
+    fn check_author(&self, change: &ProfileChange, author: Author) -> Result<(), DeviceError> {
+        if author == Author::AppServer || self.access.own_alias_and_tags {
+            return Ok(());
+        }
+        let touched = [
+            ("alias", change.alias.is_some()),
+            ("tags", change.tags.is_some()),
+            ("add_tags", !change.add_tags.is_empty()),
+            ("remove_tags", !change.remove_tags.is_empty()),
+        ];
+        match touched.into_iter().find(|(_, is_touched)| *is_touched) {
+            Some((field, _)) => Err(DeviceError::NotOwnToSay { field }),
+            None => Ok(()),
+        }
+    }
+
     fn check_change(&self, at: DeviceRef, change: &ProfileChange) -> Result<(), DeviceError> {
         let limits = &self.limits;
         let profile = self.store.device(at).ok_or(DeviceError::Missing)?.profile;
         name("alias", change.alias.as_ref().and_then(|a| a.as_deref()), limits.name_bytes_max)?;
+        let new_tags = change.tags.iter().flatten().chain(&change.add_tags);
+        check_tags(new_tags, limits)?;
         let tags = change.tags.as_ref().unwrap_or(&profile.tags);
-        check_tags(tags.iter().chain(&change.add_tags), limits)?;
+        count("tags", tags.len() + change.add_tags.len(), limits.tags_max)?;
         check_attributes(change.attributes.iter().filter_map(|(k, v)| Some((k, v.as_ref()?))), limits)?;
         count("attributes", merged(&profile.attributes, &change.attributes), limits.attributes_max)?;
         check_tokens(change.provider_tokens.iter().filter_map(|(k, v)| Some((k, v.as_ref()?))), limits)?;
@@ -162,13 +239,23 @@ fn check_device_id(id: &str) -> Result<(), DeviceError> {
     if id.is_empty() || id.len() > DEVICE_ID_BYTES_MAX || !id.bytes().all(fits) {
         return Err(invalid("device_id", "1 to 64 letters, digits, or . _ : @ -"));
     }
-    Ok(())
+    check_segment("device_id", id)
+}
+
+/// Clients resolve `.` and `..` in a path, also percent-encoded (WHATWG URL, "path state"): a call
+/// about such a name would reach another route.
+fn check_segment(field: &'static str, name: &str) -> Result<(), DeviceError> {
+    match name {
+        "." | ".." => Err(invalid(field, "`.` and `..` cannot stand in a path")),
+        _ => Ok(()),
+    }
 }
 
 fn check_tags<'a>(tags: impl Iterator<Item = &'a String>, limits: &Limits) -> Result<(), DeviceError> {
     let mut number = 0;
     for tag in tags {
         name("tags", Some(tag), limits.name_bytes_max)?;
+        check_segment("tags", tag)?;
         number += 1;
     }
     count("tags", number, limits.tags_max)

@@ -9,7 +9,7 @@ use postrider_core::audience::Audience;
 use postrider_core::command::Command;
 use postrider_core::delivery::accept::{Push as CorePush, PushData};
 use postrider_core::delivery::publish::Publish as CorePublish;
-use postrider_core::devices::{DeviceError, NewDevice};
+use postrider_core::devices::{DeviceError, NewDevice, Origin};
 use postrider_core::id::{AppNo, MessageId};
 use postrider_core::model::{Content, Priority, Profile, ProofKeys};
 use serde_json::json;
@@ -134,6 +134,7 @@ impl World {
             transient: false,
             reject_when_full: false,
             idempotency_key: key.clone(),
+            idempotency_owner: 0,
         };
         let known =
             Push { app, audience, ttl_secs, collapse, key, outcome: Outcome::Unknown, cancel_asked: false };
@@ -282,9 +283,12 @@ impl World {
         let new = NewDevice {
             id: Some(d.name.clone()),
             secret: SECRET.into(),
+            is_secret_brought: false,
             proof_keys: ProofKeys::default(),
             profile: Profile { tags, ..Profile::default() },
+            origin: Origin::AppServer,
             idempotency_key: Some(key),
+            idempotency_owner: 0,
         };
         let mail = server.mail.clone();
         server.engine.register(

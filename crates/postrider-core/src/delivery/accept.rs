@@ -27,6 +27,8 @@ pub struct Push {
     pub transient: bool,
     pub reject_when_full: bool,
     pub idempotency_key: Option<String>,
+    /// Whose key it is: the same key of another caller names another request.
+    pub idempotency_owner: u128,
 }
 
 impl Push {
@@ -44,6 +46,7 @@ impl Push {
             transient: false,
             reject_when_full: false,
             idempotency_key: None,
+            idempotency_owner: 0,
         }
     }
 }
@@ -153,7 +156,7 @@ impl Engine {
             let keep =
                 (limits.idempotency_keep.as_millis() as u64).max((ttl_secs * 1000).min(3 * 86_400_000));
             Idempotency {
-                key: digest(key.as_bytes()),
+                key: digest(format!("message\n{:032x}\n{key}", push.idempotency_owner).as_bytes()),
                 request: digest(request_text(&push).as_bytes()),
                 keep_until: now + keep,
             }

@@ -61,7 +61,7 @@ impl FromRequest<Api> for Console {
         }
         let wanted =
             if fields.iter().any(|(name, _)| name == "action") { KeyScope::Send } else { KeyScope::Read };
-        let app = app_of(&parts, api, wanted, &fields)?;
+        let app = app_of(&parts, api, wanted, &fields).await?;
         Ok(Console { app, fields })
     }
 }
@@ -81,7 +81,7 @@ async fn form(
     Ok(form_urlencoded::parse(&bytes).into_owned().collect())
 }
 
-fn app_of(
+async fn app_of(
     parts: &Parts,
     api: &Api,
     wanted: KeyScope,
@@ -90,12 +90,12 @@ fn app_of(
     let key = fields.iter().find(|(name, _)| name == "apiKey").map(|(_, key)| key);
     if !parts.headers.contains_key(header::AUTHORIZATION) {
         match key {
-            Some(key) => return allow_bearer(key, parts, api, wanted),
+            Some(key) => return allow_bearer(key, parts, api, wanted).await,
             None if is_keyless(parts, api) => return Ok(api.default_app),
             None => {}
         }
     }
-    allow_header(parts, api, wanted)
+    allow_header(parts, api, wanted).await
 }
 
 /// From this machine itself: not by way of a proxy on it, and not at the bidding of a page that a browser on it shows.

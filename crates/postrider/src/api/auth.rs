@@ -4,15 +4,18 @@
 //! so no handler can be reached around the check, whatever its path. [`decide`] is the only place that decides.
 //! The app always comes from the credentials (A30): no handler takes it from the request.
 
-use super::Api;
 use super::error::{ApiError, Code};
+use super::{Api, ask};
+use crate::tokens::{Proof, keep_what_is_said};
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, header};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
+use postrider_core::delivery::accept::digest;
+use postrider_core::devices::{Author, Origin};
 use postrider_core::id::*;
-use postrider_core::model::KeyScope;
+use postrider_core::model::{KeyScope, ProfileChange};
 use postrider_core::session::secret_hash;
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -28,9 +31,13 @@ pub struct Peer(pub SocketAddr);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Caller {
     Admin,
-    App { app: AppNo, scope: KeyScope },
-    Device(DeviceRef),
+    App { app: AppNo, scope: KeyScope, key: KeyHash },
+    Device { at: DeviceRef, proof: Proof },
 }
+
+/// The hash of a key, which tells it from every other.
+pub type KeyHash = [u8; 32];
+
 
 /// Whom a handler serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +48,8 @@ pub enum Needs {
     /// The same, or a device for itself.
     AppOrDevice(KeyScope),
     Device,
+    /// A device, also by a ticket.
+    Reader,
 }
 
 /// The decision.
@@ -53,17 +62,22 @@ fn decide(caller: &Caller, needs: Needs) -> Result<(), ApiError> {
         KeyScope::Admin => false,
     };
     let refuse = |what: &str| Err(Code::NotAllowed.because(format!("The call needs {what}.")));
+    if needs != Needs::Reader && matches!(caller, Caller::Device { proof, .. } if proof.only_reads()) {
+        return Err(Code::NotAllowed.because(ONLY_READS));
+    }
     match (needs, caller) {
         (Needs::Admin, Caller::Admin) => Ok(()),
         (Needs::Admin, _) => refuse("an admin key"),
         (Needs::App(wanted) | Needs::AppOrDevice(wanted), Caller::App { scope, .. }) => {
             if covers(*scope, wanted) { Ok(()) } else { refuse(words(wanted)) }
         }
-        (Needs::AppOrDevice(_) | Needs::Device, Caller::Device(_)) => Ok(()),
+        (Needs::AppOrDevice(_) | Needs::Device | Needs::Reader, Caller::Device { .. }) => Ok(()),
         (Needs::App(wanted) | Needs::AppOrDevice(wanted), _) => refuse(words(wanted)),
-        (Needs::Device, _) => refuse("the credentials of a device"),
+        (Needs::Device | Needs::Reader, _) => refuse("the credentials of a device"),
     }
 }
+
+const ONLY_READS: &str = "A ticket reads the inbox and acknowledges, nothing else: sign in with the device's secret.";
 
 fn words(scope: KeyScope) -> &'static str {
     match scope {
@@ -97,7 +111,21 @@ impl Scope for Manages {
 }
 
 /// A key of this app.
-pub struct ByApp<S>(pub AppNo, pub PhantomData<S>);
+pub struct ByApp<S>(pub AppNo, pub Key<S>);
+
+/// Which key it is.
+pub struct Key<S> {
+    hash: KeyHash,
+    scope: PhantomData<S>,
+}
+
+impl<S> Key<S> {
+    /// Whose idempotency keys these are: each key of an app has a namespace of its own, so that the
+    /// holder of one cannot take a name that the holder of another uses.
+    pub fn idempotency_owner(&self) -> u128 {
+        digest(&self.hash)
+    }
+}
 
 /// A key of an app, or one of its devices for itself.
 pub struct ByAppOrDevice<S> {
@@ -113,8 +141,26 @@ impl<S> ByAppOrDevice<S> {
                 api.engine.store.device_by_id(*app, id).ok_or_else(|| Code::NoSuchDevice.into())
             }
             // Whether another device exists is none of a device's business.
-            Caller::Device(own) if api.engine.store.device_by_id(own.app, id) == Some(*own) => Ok(*own),
+            Caller::Device { at: own, .. } if api.engine.store.device_by_id(own.app, id) == Some(*own) => {
+                Ok(*own)
+            }
             _ => Err(Code::NotAllowed.because("A device may speak for itself only.")),
+        }
+    }
+
+    /// Who changes something of the device.
+    pub fn author(&self) -> Author {
+        match &self.caller {
+            Caller::Device { .. } => Author::Device,
+            _ => Author::AppServer,
+        }
+    }
+
+    /// What the device showed, where it is one.
+    pub fn proof(&self) -> Option<Proof> {
+        match &self.caller {
+            Caller::Device { proof, .. } => Some(*proof),
+            _ => None,
         }
     }
 }
@@ -122,11 +168,24 @@ impl<S> ByAppOrDevice<S> {
 /// A device, for itself.
 pub struct ByDevice(pub DeviceRef);
 
+/// A device that tells what became of what it received; also by a ticket.
+pub struct ByReceiver {
+    pub at: DeviceRef,
+    pub proof: Proof,
+}
+
 /// A device that reads: also by a ticket in the query, for clients that cannot send headers.
-pub struct ByReader(pub DeviceRef);
+pub struct ByReader {
+    pub at: DeviceRef,
+    pub proof: Proof,
+}
 
 /// A key that may register devices.
-pub struct ByRegistrar(pub Caller);
+pub struct ByRegistrar {
+    pub app: AppNo,
+    pub origin: Origin,
+    pub key: KeyHash,
+}
 
 /// A key of the platform.
 pub struct ByAdmin;
@@ -135,8 +194,8 @@ impl<S: Scope> FromRequestParts<Api> for ByApp<S> {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, api: &Api) -> Result<Self, ApiError> {
-        match authorize(parts, api, Needs::App(S::SCOPE))? {
-            Caller::App { app, .. } => Ok(ByApp(app, PhantomData)),
+        match authorize(parts, api, Needs::App(S::SCOPE)).await? {
+            Caller::App { app, key, .. } => Ok(ByApp(app, Key { hash: key, scope: PhantomData })),
             _ => Err(Code::NotAllowed.into()),
         }
     }
@@ -146,7 +205,7 @@ impl<S: Scope> FromRequestParts<Api> for ByAppOrDevice<S> {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, api: &Api) -> Result<Self, ApiError> {
-        let caller = authorize(parts, api, Needs::AppOrDevice(S::SCOPE))?;
+        let caller = authorize(parts, api, Needs::AppOrDevice(S::SCOPE)).await?;
         Ok(ByAppOrDevice { caller, scope: PhantomData })
     }
 }
@@ -155,8 +214,19 @@ impl FromRequestParts<Api> for ByDevice {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, api: &Api) -> Result<Self, ApiError> {
-        match authorize(parts, api, Needs::Device)? {
-            Caller::Device(at) => Ok(ByDevice(at)),
+        match authorize(parts, api, Needs::Device).await? {
+            Caller::Device { at, .. } => Ok(ByDevice(at)),
+            _ => Err(Code::NotAllowed.into()),
+        }
+    }
+}
+
+impl FromRequestParts<Api> for ByReceiver {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, api: &Api) -> Result<Self, ApiError> {
+        match authorize(parts, api, Needs::Reader).await? {
+            Caller::Device { at, proof } => Ok(ByReceiver { at, proof }),
             _ => Err(Code::NotAllowed.into()),
         }
     }
@@ -170,15 +240,17 @@ impl FromRequestParts<Api> for ByReader {
         let ticket = query.split('&').find_map(|pair| pair.strip_prefix("ticket="));
         match ticket {
             Some(ticket) if !parts.headers.contains_key(header::AUTHORIZATION) => {
-                authenticate(&Credentials::Bearer(ticket.to_owned()), parts, api).and_then(|caller| {
-                    match caller {
-                        Caller::Device(at) => Ok(ByReader(at)),
-                        // A key in a query would be in every log.
-                        _ => Err(Code::CredentialsInQuery.into()),
-                    }
-                })
+                let ticket = Credentials::Bearer(ticket.to_owned());
+                match authenticate(&ticket, parts, api).await? {
+                    Caller::Device { at, proof } => Ok(ByReader { at, proof }),
+                    // A key in a query would be in every log.
+                    _ => Err(Code::CredentialsInQuery.into()),
+                }
             }
-            _ => ByDevice::from_request_parts(parts, api).await.map(|ByDevice(at)| ByReader(at)),
+            _ => {
+                let ByReceiver { at, proof } = ByReceiver::from_request_parts(parts, api).await?;
+                Ok(ByReader { at, proof })
+            }
         }
     }
 }
@@ -187,7 +259,13 @@ impl FromRequestParts<Api> for ByRegistrar {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, api: &Api) -> Result<Self, ApiError> {
-        authorize(parts, api, Needs::App(KeyScope::Register)).map(ByRegistrar)
+        match authorize(parts, api, Needs::App(KeyScope::Register)).await? {
+            Caller::App { app, scope: KeyScope::Register, key } => {
+                Ok(ByRegistrar { app, origin: Origin::RegisterKey, key })
+            }
+            Caller::App { app, key, .. } => Ok(ByRegistrar { app, origin: Origin::AppServer, key }),
+            _ => Err(Code::NotAllowed.into()),
+        }
     }
 }
 
@@ -195,26 +273,31 @@ impl FromRequestParts<Api> for ByAdmin {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, api: &Api) -> Result<Self, ApiError> {
-        authorize(parts, api, Needs::Admin).map(|_| ByAdmin)
+        authorize(parts, api, Needs::Admin).await.map(|_| ByAdmin)
     }
 }
 
-fn authorize(parts: &Parts, api: &Api, needs: Needs) -> Result<Caller, ApiError> {
+async fn authorize(parts: &Parts, api: &Api, needs: Needs) -> Result<Caller, ApiError> {
     refuse_in_query(parts.uri.query().unwrap_or_default())?;
-    let caller = authenticate(&Credentials::of(&parts.headers)?, parts, api)?;
+    let caller = authenticate(&Credentials::of(&parts.headers)?, parts, api).await?;
     decide(&caller, needs)?;
     Ok(caller)
 }
 
 /// A key of the header, with that scope or a wider one: its app.
-pub fn allow_header(parts: &Parts, api: &Api, wanted: KeyScope) -> Result<AppNo, ApiError> {
-    app_of(&authorize(parts, api, Needs::App(wanted))?)
+pub async fn allow_header(parts: &Parts, api: &Api, wanted: KeyScope) -> Result<AppNo, ApiError> {
+    app_of(&authorize(parts, api, Needs::App(wanted)).await?)
 }
 
 /// The same for a key that stood in a form.
-pub fn allow_bearer(key: &str, parts: &Parts, api: &Api, wanted: KeyScope) -> Result<AppNo, ApiError> {
+pub async fn allow_bearer(
+    key: &str,
+    parts: &Parts,
+    api: &Api,
+    wanted: KeyScope,
+) -> Result<AppNo, ApiError> {
     refuse_in_query(parts.uri.query().unwrap_or_default())?;
-    let caller = authenticate(&Credentials::Bearer(key.to_owned()), parts, api)?;
+    let caller = authenticate(&Credentials::Bearer(key.to_owned()), parts, api).await?;
     decide(&caller, Needs::App(wanted))?;
     app_of(&caller)
 }
@@ -226,18 +309,25 @@ fn app_of(caller: &Caller) -> Result<AppNo, ApiError> {
     }
 }
 
-fn authenticate(credentials: &Credentials, parts: &Parts, api: &Api) -> Result<Caller, ApiError> {
+async fn authenticate(credentials: &Credentials, parts: &Parts, api: &Api) -> Result<Caller, ApiError> {
+    match credentials.check(api) {
+        Some((caller, None)) => Ok(caller),
+        Some((caller, Some(said))) => {
+            let kept = ask(|done| keep_what_is_said(&api.engine, said, done)).await?;
+            kept.map(|()| caller).map_err(|_| refuse_credentials(parts, api))
+        }
+        None => Err(refuse_credentials(parts, api)),
+    }
+}
+
+fn refuse_credentials(parts: &Parts, api: &Api) -> ApiError {
     let peer = parts.extensions.get::<Peer>().map_or(IpAddr::V6(Ipv6Addr::UNSPECIFIED), |p| p.0.ip());
-    let Some(caller) = credentials.check(api) else {
-        // Right credentials always pass: behind a proxy all callers share one address, and nobody's mistake may lock
-        // out the others. Keys have 256 bits, so what this bounds is noise, not guessing.
-        let allowed = api.failures.take(network(peer), 1, api.engine.clock.now());
-        return Err(match allowed {
-            Ok(()) => Code::BadCredentials.into(),
-            Err(secs) => Code::TooManyFailures.retry_after(secs),
-        });
-    };
-    Ok(caller)
+    // Right credentials always pass: behind a proxy all callers share one address, and nobody's mistake may lock
+    // out the others. Keys have 256 bits, so what this bounds is noise, not guessing.
+    match api.failures.take(network(peer), 1, api.engine.clock.now()) {
+        Ok(()) => Code::BadCredentials.into(),
+        Err(secs) => Code::TooManyFailures.retry_after(secs),
+    }
 }
 
 /// H91.
@@ -288,24 +378,32 @@ impl Credentials {
         Ok(Credentials::Basic { name: name.to_owned(), secret: secret.to_owned() })
     }
 
-    /// Unknown, revoked and wrong are all `None`.
-    fn check(&self, api: &Api) -> Option<Caller> {
+    /// Unknown, revoked and wrong are all `None`. Also what a JWT says of the device that is new.
+    fn check(&self, api: &Api) -> Option<(Caller, Option<(DeviceRef, ProfileChange)>)> {
         match self {
-            Credentials::Basic { name, secret } => device(api, name, secret),
-            Credentials::Bearer(key) => match api.engine.store.key(&secret_hash(key.as_bytes())) {
-                Some((None, stored)) if stored.scope == KeyScope::Admin => Some(Caller::Admin),
-                Some((Some(app), stored)) => Some(Caller::App { app, scope: stored.scope }),
-                Some((None, _)) => None,
-                None => match key.rsplit_once(':') {
-                    Some((name, secret)) => device(api, name, secret),
-                    None => {
-                        let client = api.tokens.check(&api.engine, key).ok()?;
-                        Some(Caller::Device(DeviceRef { app: client.app, device: client.device? }))
+            Credentials::Basic { name, secret } => Some((device(api, name, secret)?, None)),
+            Credentials::Bearer(text) => {
+                let key = secret_hash(text.as_bytes());
+                match api.engine.store.key(&key) {
+                    Some((None, stored)) if stored.scope == KeyScope::Admin => Some((Caller::Admin, None)),
+                    Some((Some(app), stored)) => {
+                        Some((Caller::App { app, scope: stored.scope, key }, None))
                     }
-                },
-            },
+                    Some((None, _)) => None,
+                    None => match text.rsplit_once(':') {
+                        Some((name, secret)) => Some((device(api, name, secret)?, None)),
+                        None => token(api, text),
+                    },
+                }
+            }
         }
     }
+}
+
+fn token(api: &Api, text: &str) -> Option<(Caller, Option<(DeviceRef, ProfileChange)>)> {
+    let checked = api.tokens.check(&api.engine, text).ok()?;
+    let caller = Caller::Device { at: checked.device()?, proof: checked.proof };
+    Some((caller, checked.news(&api.engine)))
 }
 
 /// A device by its name, which may say the app: `app/device`. Without one it is of the default app, as in MQTT.
@@ -314,7 +412,8 @@ fn device(api: &Api, name: &str, secret: &str) -> Option<Caller> {
     let named = name.split_once('/').and_then(|(app, id)| Some((store.app_by_id(app)?, id)));
     let (app, id) = named.unwrap_or((api.default_app, name));
     let client = api.engine.sign_in(app, id, secret.as_bytes()).ok()?;
-    Some(Caller::Device(DeviceRef { app, device: client.device? }))
+    let at = DeviceRef { app, device: client.device? };
+    Some(Caller::Device { at, proof: Proof::Secret })
 }
 
 /// What limits are counted by: an IPv4 address, or the network that one subscriber of IPv6 has (a /64).

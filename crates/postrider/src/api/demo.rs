@@ -14,7 +14,7 @@ use axum::{Extension, Json};
 use include_dir::{Dir, include_dir};
 use postrider_core::audience::Audience;
 use postrider_core::delivery::accept::{Push, PushData};
-use postrider_core::devices::NewDevice;
+use postrider_core::devices::{NewDevice, Origin};
 use postrider_core::model::{Platform, Profile};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -95,7 +95,16 @@ pub async fn register(
     let secret = new_secret("", &*api.engine.chance);
     let profile = Profile { platform: Platform::Web, tags: vec!["demo".into()], ..Profile::default() };
     let proof_keys = proof_keys(&api, &secret).await?;
-    let device = NewDevice { id: None, secret: secret.clone(), proof_keys, profile, idempotency_key: None };
+    let device = NewDevice {
+        id: None,
+        secret: secret.clone(),
+        is_secret_brought: false,
+        proof_keys,
+        profile,
+        origin: Origin::Demo,
+        idempotency_key: None,
+        idempotency_owner: 0,
+    };
     let registered = ask(|done| api.engine.register(api.default_app, device, done)).await??;
     let ids = api.engine.store.device_ids(api.default_app, &[registered.at.device]);
     let device_id = ids.into_iter().next().flatten().ok_or(Code::NoSuchDevice)?;

@@ -1,21 +1,28 @@
 //! Devices: register, show, change, delete, list.
 
-use super::auth::{ByApp, ByAppOrDevice, ByRegistrar, Caller, Manages, Reads};
+use super::auth::{ByApp, ByAppOrDevice, ByRegistrar, Manages, Reads};
 use super::error::{ApiError, Code};
-use super::json::{Body, Input, Path, Query};
+use super::json::{Body, Input, OptionalBody, Path, Query};
 use super::{Api, Time, ask, cursor, idempotency_key, page_of, page_size, proof_keys, read_cursor};
 use crate::platform::new_secret;
+use crate::tokens::Proof;
 use axum::Json;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
+use base64::Engine as _;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use postrider_core::command::{Outcome, Refusal};
-use postrider_core::devices::NewDevice;
+use postrider_core::delivery::accept::digest;
+use postrider_core::devices::{NewDevice, Origin};
 use postrider_core::id::*;
-use postrider_core::model::{Attribute, DeviceView, KeyScope, Platform, Profile, ProfileChange};
+use postrider_core::model::{Attribute, DeviceView, Platform, Profile, ProfileChange};
 use postrider_core::port::{DeviceFilter, StoreError};
 use serde::{Deserialize, Deserializer, Serialize};
 use std::collections::BTreeMap;
 use utoipa::ToSchema;
+
+/// Bytes of a secret before their encoding.
+const SECRET_BYTES: usize = 32;
 
 /// The value of an attribute.
 #[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
@@ -63,6 +70,10 @@ pub struct NewDeviceRequest {
     /// Tokens of outside providers, by the provider's name.
     #[serde(default)]
     provider_tokens: BTreeMap<String, String>,
+    /// A secret that the device has drawn itself: 32 random bytes as base64url, 43 letters. The same
+    /// request may then be repeated when its answer was lost.
+    #[schema(min_length = 43, max_length = 43)]
+    device_secret: Option<String>,
 }
 
 impl Input for NewDeviceRequest {}
@@ -71,30 +82,41 @@ impl Input for NewDeviceRequest {}
 #[derive(Debug, Serialize, ToSchema)]
 pub struct RegisteredDevice {
     device_id: String,
-    /// Shown this once. Null where the request was a repetition: then the first answer had it.
+    /// Shown this once. Null where the request was a repetition and did not bring the secret: then
+    /// only the first answer had it.
     device_secret: Option<String>,
     /// The request was a repetition: nothing was done.
     #[serde(skip_serializing_if = "super::is_false")]
     repeated: bool,
 }
 
+/// The secret that the caller brought, or one that is drawn here.
+fn secret_of(api: &Api, brought: Option<String>) -> Result<String, ApiError> {
+    let Some(secret) = brought else { return Ok(new_secret("", &*api.engine.chance)) };
+    let bytes = BASE64_URL_SAFE_NO_PAD.decode(&secret).unwrap_or_default();
+    if bytes.len() != SECRET_BYTES {
+        let why = "32 random bytes as base64url without padding: 43 letters.";
+        return Err(Code::InvalidField.at("/device_secret", why));
+    }
+    Ok(secret)
+}
+
 pub async fn register(
-    ByRegistrar(caller): ByRegistrar,
+    ByRegistrar { app, origin, key }: ByRegistrar,
     State(api): State<Api>,
     headers: HeaderMap,
     Body(request): Body<NewDeviceRequest>,
 ) -> Result<(StatusCode, Json<RegisteredDevice>), ApiError> {
-    let Caller::App { app, scope } = caller else { return Err(Code::NotAllowed.into()) };
     // Such a key may be read by everybody: with a name of its own choice, a stranger could get what is meant for another.
-    let names_itself = request.device_id.is_some() || request.alias.is_some() || !request.tags.is_empty();
-    if scope == KeyScope::Register && names_itself {
-        let sentence = "With a key of the scope `register` a device gets no `device_id`, `alias` or `tags` of its own choice.";
-        return Err(Code::NotAllowed.because(sentence));
+    if origin == Origin::RegisterKey {
+        refuse_own_names(&request)?;
     }
-    let secret = new_secret("", &*api.engine.chance);
+    let is_brought = request.device_secret.is_some();
+    let secret = secret_of(&api, request.device_secret)?;
     let device = NewDevice {
         id: request.device_id,
         secret: secret.clone(),
+        is_secret_brought: is_brought,
         proof_keys: proof_keys(&api, &secret).await?,
         profile: Profile {
             platform: request.platform,
@@ -103,7 +125,9 @@ pub async fn register(
             attributes: request.attributes.into_iter().map(|(k, v)| (k, v.into())).collect(),
             provider_tokens: request.provider_tokens,
         },
+        origin,
         idempotency_key: idempotency_key(&headers)?,
+        idempotency_owner: digest(&key),
     };
     let registered = ask(|done| api.engine.register(app, device, done)).await??;
     // A repeated registration may name a device that has been deleted since.
@@ -111,7 +135,23 @@ pub async fn register(
     let device_id = known.ok_or(Code::NoSuchDevice)?;
     let repeated = registered.repeated;
     let status = if repeated { StatusCode::OK } else { StatusCode::CREATED };
-    Ok((status, Json(RegisteredDevice { device_id, device_secret: (!repeated).then_some(secret), repeated })))
+    let device_secret = (!repeated || is_brought).then_some(secret);
+    Ok((status, Json(RegisteredDevice { device_id, device_secret, repeated })))
+}
+
+fn refuse_own_names(request: &NewDeviceRequest) -> Result<(), ApiError> {
+    let given = [
+        ("device_id", request.device_id.is_some()),
+        ("alias", request.alias.is_some()),
+        ("tags", !request.tags.is_empty()),
+    ];
+    match given.into_iter().find(|(_, is_given)| *is_given) {
+        Some((field, _)) => {
+            let sentence = "With a key of the scope `register` a device gets no `device_id`, `alias` or `tags` of its own choice.";
+            Err(Code::NotAllowed.at(format!("/{field}"), sentence))
+        }
+        None => Ok(()),
+    }
 }
 
 /// A device.
@@ -228,9 +268,16 @@ fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Option<S
     Option::deserialize(deserializer).map(Some)
 }
 
-async fn apply(api: &Api, at: DeviceRef, change: ProfileChange) -> Result<(), ApiError> {
-    ask(|done| api.engine.change_device(at, change, done)).await??;
-    Ok(())
+/// Changes the device that the path names, as the caller.
+async fn apply(
+    api: &Api,
+    caller: &ByAppOrDevice<Manages>,
+    id: &str,
+    change: ProfileChange,
+) -> Result<DeviceRef, ApiError> {
+    let at = caller.device(api, id)?;
+    ask(|done| api.engine.change_device(at, change, caller.author(), done)).await??;
+    Ok(at)
 }
 
 pub async fn change(
@@ -239,7 +286,6 @@ pub async fn change(
     Path(id): Path<String>,
     Body(change): Body<DeviceChange>,
 ) -> Result<Json<Device>, ApiError> {
-    let at = caller.device(&api, &id)?;
     let change = ProfileChange {
         platform: change.platform,
         alias: change.alias,
@@ -249,7 +295,7 @@ pub async fn change(
         attributes: change.attributes.into_iter().map(|(k, v)| (k, v.map(Attribute::from))).collect(),
         provider_tokens: change.provider_tokens,
     };
-    apply(&api, at, change).await?;
+    let at = apply(&api, &caller, &id, change).await?;
     shown(&api, at)
 }
 
@@ -266,13 +312,50 @@ pub async fn remove(
     }
 }
 
+/// A new secret for a device.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct SecretChange {
+    /// Drawn by the device itself: 32 random bytes as base64url, 43 letters. Left out, the server
+    /// draws one.
+    #[schema(min_length = 43, max_length = 43)]
+    device_secret: Option<String>,
+}
+
+impl Input for SecretChange {}
+
+/// The secret was changed: the old one, and all tickets made with it, are worth nothing.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ChangedSecret {
+    device_id: String,
+    /// Shown this once.
+    device_secret: String,
+}
+
+/// `POST /v1/devices/{id}/secret`.
+pub async fn change_secret(
+    caller: ByAppOrDevice<Manages>,
+    State(api): State<Api>,
+    Path(id): Path<String>,
+    OptionalBody(request): OptionalBody<SecretChange>,
+) -> Result<Json<ChangedSecret>, ApiError> {
+    let at = caller.device(&api, &id)?;
+    if matches!(caller.proof(), Some(proof) if proof != Proof::Secret) {
+        let sentence = "A new secret is given to the app's server, or to who shows the old one; a token is not enough.";
+        return Err(Code::NotAllowed.because(sentence));
+    }
+    let secret = secret_of(&api, request.device_secret)?;
+    let keys = proof_keys(&api, &secret).await?;
+    ask(|done| api.engine.replace_secret(at, &secret, keys, done)).await??;
+    Ok(Json(ChangedSecret { device_id: id, device_secret: secret }))
+}
+
 pub async fn add_tag(
     caller: ByAppOrDevice<Manages>,
     State(api): State<Api>,
     Path((id, tag)): Path<(String, String)>,
 ) -> Result<StatusCode, ApiError> {
-    let at = caller.device(&api, &id)?;
-    apply(&api, at, ProfileChange { add_tags: vec![tag], ..ProfileChange::default() }).await?;
+    apply(&api, &caller, &id, ProfileChange { add_tags: vec![tag], ..ProfileChange::default() }).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -281,8 +364,7 @@ pub async fn remove_tag(
     State(api): State<Api>,
     Path((id, tag)): Path<(String, String)>,
 ) -> Result<StatusCode, ApiError> {
-    let at = caller.device(&api, &id)?;
-    apply(&api, at, ProfileChange { remove_tags: vec![tag], ..ProfileChange::default() }).await?;
+    apply(&api, &caller, &id, ProfileChange { remove_tags: vec![tag], ..ProfileChange::default() }).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -301,8 +383,7 @@ pub async fn set_alias(
     Path(id): Path<String>,
     Body(request): Body<AliasRequest>,
 ) -> Result<StatusCode, ApiError> {
-    let at = caller.device(&api, &id)?;
-    apply(&api, at, ProfileChange { alias: Some(Some(request.alias)), ..ProfileChange::default() }).await?;
+    apply(&api, &caller, &id, ProfileChange { alias: Some(Some(request.alias)), ..ProfileChange::default() }).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -311,8 +392,7 @@ pub async fn remove_alias(
     State(api): State<Api>,
     Path(id): Path<String>,
 ) -> Result<StatusCode, ApiError> {
-    let at = caller.device(&api, &id)?;
-    apply(&api, at, ProfileChange { alias: Some(None), ..ProfileChange::default() }).await?;
+    apply(&api, &caller, &id, ProfileChange { alias: Some(None), ..ProfileChange::default() }).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -277,12 +277,16 @@ impl From<DeviceError> for ApiError {
             DeviceError::Invalid { field, why } => Code::InvalidField.at(format!("/{field}"), why),
             DeviceError::Exists => Code::DeviceExists.into(),
             DeviceError::Missing => Code::NoSuchDevice.into(),
+            DeviceError::NotOwnToSay { field } => Code::NotAllowed.at(format!("/{field}"), NOT_OWN_TO_SAY),
             DeviceError::IdempotencyMismatch => Code::IdempotencyMismatch.into(),
             DeviceError::TooMany { .. } => Code::DeviceQuota.because(message),
             DeviceError::Store(error) => error.into(),
         }
     }
 }
+
+const NOT_OWN_TO_SAY: &str = "Alias and tags are what the app's server says of a device: by a key with the scope `app`, or \
+    by a JWT with the claims `alias` and `tags`. The setting `access.own_alias_and_tags` lets devices say them.";
 
 impl From<PublishError> for ApiError {
     fn from(error: PublishError) -> ApiError {

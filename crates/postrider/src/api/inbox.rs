@@ -1,7 +1,7 @@
 //! A device receives over plain HTTP: a stream of events, a poll that waits, a pull; and acknowledges by requests.
 //! What the messages look like is the JSON protocol's business (`docs/protocol/http.md`).
 
-use super::auth::{ByDevice, ByReader};
+use super::auth::{ByReader, ByReceiver};
 use super::conditional::IfNoneMatch;
 use super::error::{ApiError, Code};
 use super::json::{Body, Input, Path, Query};
@@ -40,7 +40,7 @@ pub struct StreamQuery {
 
 /// `GET /v1/stream`.
 pub async fn stream(
-    ByReader(at): ByReader,
+    ByReader { at, proof }: ByReader,
     State(api): State<Api>,
     (method, version): (Method, Version),
     headers: HeaderMap,
@@ -65,7 +65,7 @@ pub async fn stream(
             value.to_str().map_or(String::new(), |value| format!("{name}: {value}\r\n"))
         };
         let headers = headers.iter().filter(|(name, _)| *name != header::CONTENT_LENGTH).map(line).collect();
-        let begin = Begin { client, position, headers };
+        let begin = Begin { client, proof, position, headers };
         door.adopt(stream, peer, Speaks::EventStream(Box::new(begin)), Bytes::new());
     }))
 }
@@ -122,7 +122,7 @@ struct Poll {
 
 /// `GET /v1/inbox`.
 pub async fn poll(
-    ByReader(at): ByReader,
+    ByReader { at, .. }: ByReader,
     State(api): State<Api>,
     (method, version): (Method, Version),
     headers: HeaderMap,
@@ -165,6 +165,7 @@ pub async fn poll(
 
 /// Lets the gateway hold the connection until there is something to say.
 fn wait_for(api: Api, poll: Poll, wait: Duration) -> Response {
+    let secret = secret_now(&api, poll.at);
     taken_over(move |freed| {
         let (device, position) = (poll.at, poll.from);
         let door = api.door.clone();
@@ -177,15 +178,21 @@ fn wait_for(api: Api, poll: Poll, wait: Duration) -> Response {
                 };
                 return refusal.into_response();
             }
-            // It may have been deleted while it waited.
-            match api.engine.store.sign_in(poll.at) {
-                Some(_) => Page::of(&api, &poll).answer(&api, &poll, 0),
-                None => ApiError::from(Code::BadCredentials).into_response(),
+            // While it waited the device may have been deleted, or its secret changed.
+            if secret.is_some() && secret == secret_now(&api, poll.at) {
+                Page::of(&api, &poll).answer(&api, &poll, 0)
+            } else {
+                ApiError::from(Code::BadCredentials).into_response()
             }
         });
         let wait = Wait { device, position, wait_ms: wait.as_millis() as u64, give_back };
         door.adopt(stream, peer, Speaks::Poll(Box::new(wait)), Bytes::new());
     })
+}
+
+/// The hash of the device's secret, where there is such a device.
+fn secret_now(api: &Api, at: DeviceRef) -> Option<[u8; 32]> {
+    api.engine.store.sign_in(at)?.secret_hash
 }
 
 /// What lies in an inbox behind a place.
@@ -281,7 +288,7 @@ pub struct Acknowledged {
 
 /// `POST /v1/inbox/acks` and `POST /v1/stream/acks`: the same. A connection that wrote some of them goes on.
 pub async fn acknowledge(
-    ByDevice(at): ByDevice,
+    ByReceiver { at, .. }: ByReceiver,
     State(api): State<Api>,
     Body(request): Body<AckRequest>,
 ) -> Result<Json<Acknowledged>, ApiError> {
@@ -316,15 +323,15 @@ pub struct Ticket {
     expires_at: u64,
 }
 
-/// `POST /v1/devices/{id}/tickets`.
+/// `POST /v1/devices/{id}/tickets`. A ticket may be renewed, but never beyond the end of the first.
 pub async fn ticket(
-    ByDevice(at): ByDevice,
+    ByReceiver { at, proof }: ByReceiver,
     State(api): State<Api>,
     Path(id): Path<String>,
 ) -> Result<(StatusCode, Json<Ticket>), ApiError> {
     if api.engine.store.device_by_id(at.app, &id) != Some(at) {
         return Err(Code::NotAllowed.because("A device may speak for itself only."));
     }
-    let (ticket, expires_at) = api.tokens.ticket(&api.engine, at, &id).ok_or(Code::BadCredentials)?;
+    let (ticket, expires_at) = api.tokens.ticket(&api.engine, at, &id, proof).ok_or(Code::BadCredentials)?;
     Ok((StatusCode::CREATED, Json(Ticket { ticket, expires_at })))
 }

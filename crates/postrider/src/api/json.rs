@@ -42,6 +42,20 @@ impl<T: Input> FromRequest<Api> for Body<T> {
     }
 }
 
+/// The same for a call that can do without a body.
+pub struct OptionalBody<T>(pub T);
+
+impl<T: Input + Default> FromRequest<Api> for OptionalBody<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, api: &Api) -> Result<Self, ApiError> {
+        if hyper::body::Body::is_end_stream(request.body()) {
+            return Ok(OptionalBody(T::default()));
+        }
+        Body::from_request(request, api).await.map(|Body(read)| OptionalBody(read))
+    }
+}
+
 /// The bytes of a JSON body, checked for form only; for handlers that read it in their own way.
 pub struct RawBody<T: Input>(pub Bytes, pub std::marker::PhantomData<T>);
 

@@ -152,7 +152,7 @@ pub fn charge(api: &Api, app: AppNo, messages: usize) -> Result<(), ApiError> {
     allowed.map_err(|secs| Code::RateLimited.retry_after(secs))
 }
 
-fn push_of(request: MessageRequest, key: Option<String>) -> Result<Push, ApiError> {
+fn push_of(request: MessageRequest, key: Option<String>, owner: u128) -> Result<Push, ApiError> {
     planted::panic_in("handler", request.data_text.as_deref().unwrap_or_default().as_bytes());
     let data = match (request.data, request.data_text, request.data_base64) {
         (data, None, None) => data.map(PushData::Json),
@@ -182,6 +182,7 @@ fn push_of(request: MessageRequest, key: Option<String>) -> Result<Push, ApiErro
         transient: request.durability == Some(Durability::Transient),
         reject_when_full: request.on_full == Some(OnFull::Reject),
         idempotency_key,
+        idempotency_owner: owner,
     })
 }
 
@@ -204,12 +205,12 @@ fn shown(notification: Notification) -> Result<Map<String, Value>, ApiError> {
 }
 
 pub async fn send(
-    ByApp(app, _): ByApp<Sends>,
+    ByApp(app, key): ByApp<Sends>,
     State(api): State<Api>,
     headers: HeaderMap,
     Body(request): Body<MessageRequest>,
 ) -> Result<(StatusCode, Json<AcceptedMessage>), ApiError> {
-    let push = push_of(request, idempotency_key(&headers)?)?;
+    let push = push_of(request, idempotency_key(&headers)?, key.idempotency_owner())?;
     charge(&api, app, 1)?;
     let results = ask(|done| api.engine.accept(app, vec![push], done)).await?;
     let accepted = results.into_iter().next().ok_or(Code::Internal)??;
@@ -255,7 +256,7 @@ impl From<Result<AcceptedMessage, ApiError>> for BatchResult {
 }
 
 pub async fn send_batch(
-    ByApp(app, _): ByApp<Sends>,
+    ByApp(app, key): ByApp<Sends>,
     State(api): State<Api>,
     headers: HeaderMap,
     RawBody(bytes, _): RawBody<BatchRequest>,
@@ -265,7 +266,7 @@ pub async fn send_batch(
     if requests.is_empty() || requests.len() > max {
         return Err(Code::InvalidField.at("/messages", format!("From 1 to {max} messages.")));
     }
-    let batch_key = idempotency_key(&headers)?;
+    let (batch_key, owner) = (idempotency_key(&headers)?, key.idempotency_owner());
     if batch_key.as_ref().is_some_and(|key| key.len() > api.engine.limits.idempotency_key_bytes_max) {
         let max = api.engine.limits.idempotency_key_bytes_max;
         return Err(Code::InvalidHeader.at("Idempotency-Key", format!("At most {max} bytes.")));
@@ -278,7 +279,7 @@ pub async fn send_batch(
             // The key of the batch names each of its messages by its place.
             let of_batch = batch_key.as_ref().filter(|_| request.idempotency_key.is_none());
             let key = of_batch.map(|key| format!("{:032x}", digest(format!("batch\n{key}\n{i}").as_bytes())));
-            push_of(request, key)
+            push_of(request, key, owner)
         });
         match push {
             Ok(push) => {

@@ -229,6 +229,7 @@ pub fn routes() -> Vec<Route> {
         route(M::GET, "/v1/devices/{id}", devices::show),
         route(M::PATCH, "/v1/devices/{id}", devices::change),
         route(M::DELETE, "/v1/devices/{id}", devices::remove),
+        route(M::POST, "/v1/devices/{id}/secret", devices::change_secret),
         route(M::PUT, "/v1/devices/{id}/tags/{tag}", devices::add_tag),
         route(M::DELETE, "/v1/devices/{id}/tags/{tag}", devices::remove_tag),
         route(M::PUT, "/v1/devices/{id}/alias", devices::set_alias),

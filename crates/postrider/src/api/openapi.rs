@@ -50,6 +50,7 @@ const REGISTER: Option<Needs> = Some(Needs::App(KeyScope::Register));
 const READ_OR_SELF: Option<Needs> = Some(Needs::AppOrDevice(KeyScope::Read));
 const MANAGE_OR_SELF: Option<Needs> = Some(Needs::AppOrDevice(KeyScope::App));
 const DEVICE: Option<Needs> = Some(Needs::Device);
+const READER: Option<Needs> = Some(Needs::Reader);
 const ADMIN: Option<Needs> = Some(Needs::Admin);
 
 const fn call(
@@ -122,6 +123,7 @@ const OPERATIONS: &[Operation] = &[
     call(("get", "/v1/devices/{id}"), "getDevice", "Show a device: profile, presence, subscriptions, inbox", READ_OR_SELF, (200, Some("Device"))),
     call(("patch", "/v1/devices/{id}"), "changeDevice", "Change a device", MANAGE_OR_SELF, (200, Some("Device"))).body("DeviceChange"),
     call(("delete", "/v1/devices/{id}"), "deleteDevice", "Delete a device and erase what is kept of it", MANAGE_OR_SELF, (204, None)),
+    call(("post", "/v1/devices/{id}/secret"), "changeSecret", "Give a device a new secret, shown this once; connections and tickets of the old one end", MANAGE_OR_SELF, (200, Some("ChangedSecret"))).body("SecretChange"),
     call(("put", "/v1/devices/{id}/tags/{tag}"), "addTag", "Give a device a tag", MANAGE_OR_SELF, (204, None)),
     call(("delete", "/v1/devices/{id}/tags/{tag}"), "removeTag", "Take a tag from a device", MANAGE_OR_SELF, (204, None)),
     call(("put", "/v1/devices/{id}/alias"), "setAlias", "Give a device its alias", MANAGE_OR_SELF, (204, None)).body("AliasRequest"),
@@ -134,7 +136,7 @@ const OPERATIONS: &[Operation] = &[
     call(("delete", "/v1/messages/{id}"), "cancelMessage", "Cancel what of a message is not delivered yet", SEND, (200, Some("Cancelled"))),
     call(("get", "/v1/messages/{id}/deliveries"), "listDeliveries", "List the deliveries of a message", READ, (200, Some("DeliveryPage"))).query(DELIVERY_QUERY),
     call(("get", "/v1/messages/{id}/deliveries/{device}"), "getDelivery", "Trace one delivery", READ, (200, Some("Delivery"))),
-    call(("post", "/v1/messages/{id}/receipts"), "reportReceipt", "Tell what the device did with a message", DEVICE, (200, Some("ReceiptTaken"))).body("ReceiptRequest"),
+    call(("post", "/v1/messages/{id}/receipts"), "reportReceipt", "Tell what the device did with a message", READER, (200, Some("ReceiptTaken"))).body("ReceiptRequest"),
     call(("get", "/v1/events"), "readEvents", "Read the receipt stream, waiting for events if asked to", READ, (200, Some("Events"))).query(EVENT_QUERY),
     call(("get", "/v1/topics/{topic}"), "getTopic", "Show a topic (its slashes written %2F)", READ, (200, Some("Topic"))),
     call(("post", "/v1/topics/{topic}/publish"), "publish", "Publish to an MQTT topic (its slashes written %2F)", SEND, (202, Some("Published"))).body("PublishRequest"),
@@ -146,11 +148,11 @@ const OPERATIONS: &[Operation] = &[
     call(("delete", "/v1/apps/{id}/keys/{key}"), "revokeKey", "Revoke a key", ADMIN, (204, None)),
     call(("post", "/v1/admin/audit"), "audit", "Count every delivery anew and compare with the books", ADMIN, (200, Some("AuditReport"))),
     call(("get", "/openapi.json"), "getOpenapi", "This document", None, (200, None)),
-    call(("post", "/v1/devices/{id}/tickets"), "makeTicket", "Make a ticket, which signs in for an hour in place of the secret", DEVICE, (201, Some("Ticket"))),
-    call(("get", "/v1/inbox"), "readInbox", "Read the inbox: a pull, or a poll that waits (docs/protocol/http.md)", DEVICE, (200, None)).query(INBOX_QUERY),
-    call(("post", "/v1/inbox/acks"), "acknowledge", "Acknowledge deliveries; answered when that is on stable storage", DEVICE, (200, Some("Acknowledged"))).body("AckRequest"),
-    call(("get", "/v1/stream"), "openStream", "Receive as server-sent events (docs/protocol/http.md)", DEVICE, (200, None)).query(STREAM_QUERY),
-    call(("post", "/v1/stream/acks"), "acknowledgeStream", "Acknowledge deliveries of the stream", DEVICE, (200, Some("Acknowledged"))).body("AckRequest"),
+    call(("post", "/v1/devices/{id}/tickets"), "makeTicket", "Make a ticket, which signs in for an hour in place of the secret", READER, (201, Some("Ticket"))),
+    call(("get", "/v1/inbox"), "readInbox", "Read the inbox: a pull, or a poll that waits (docs/protocol/http.md)", READER, (200, None)).query(INBOX_QUERY),
+    call(("post", "/v1/inbox/acks"), "acknowledge", "Acknowledge deliveries; answered when that is on stable storage", READER, (200, Some("Acknowledged"))).body("AckRequest"),
+    call(("get", "/v1/stream"), "openStream", "Receive as server-sent events (docs/protocol/http.md)", READER, (200, None)).query(STREAM_QUERY),
+    call(("post", "/v1/stream/acks"), "acknowledgeStream", "Acknowledge deliveries of the stream", READER, (200, Some("Acknowledged"))).body("AckRequest"),
     call(("get", "/ws"), "openWebSocket", "Receive over a WebSocket (docs/protocol/websocket.md)", None, (101, None)),
     call(("get", "/xmpp-websocket"), "openXmpp", "XMPP over WebSocket (RFC 7395); devices sign in by XMPP", None, (101, None)),
     call(("get", "/_test/echo"), "openEcho", "Every WebSocket message comes back; off unless the settings say otherwise", None, (101, None)),
@@ -188,6 +190,8 @@ pub fn said_needs(route: &str) -> Option<Needs> {
     AttributeValue,
     DeviceChange,
     AliasRequest,
+    SecretChange,
+    ChangedSecret,
     DevicePage,
     MessageRequest,
     Notification,
@@ -355,6 +359,7 @@ fn who(needs: Needs) -> (Value, String) {
         Needs::App(scope) => (key, scopes(scope).to_owned()),
         Needs::AppOrDevice(scope) => (either, format!("{}, or the device for itself", scopes(scope))),
         Needs::Device => (either, "the device for itself".to_owned()),
+        Needs::Reader => (either, "the device for itself, also by a ticket".to_owned()),
     }
 }
 

@@ -1,6 +1,6 @@
 //! What became of messages: reports, lists, deliveries; cancelling; and what devices tell of theirs.
 
-use super::auth::{ByApp, ByDevice, Reads, Sends};
+use super::auth::{ByApp, ByReceiver, Reads, Sends};
 use super::error::{ApiError, Code};
 use super::events::reason;
 use super::json::{Body, Input, Path, Query};
@@ -250,7 +250,7 @@ pub struct ReceiptTaken {
 }
 
 pub async fn receipt(
-    ByDevice(at): ByDevice,
+    ByReceiver { at, .. }: ByReceiver,
     State(api): State<Api>,
     Path(id): Path<String>,
     Body(request): Body<ReceiptRequest>,

@@ -66,6 +66,7 @@ impl Config {
             refusal_code: a.refusal_code,
             retain: a.retain,
             anonymous: a.anonymous,
+            own_alias_and_tags: a.own_alias_and_tags,
         }
     }
 

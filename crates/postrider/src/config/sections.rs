@@ -242,6 +242,9 @@ settings! {
         retain: bool = CoreAccess::default().retain,
         /// Whether clients that are not registered may connect, without a password.
         anonymous: bool = CoreAccess::default().anonymous,
+        /// Whether devices may set their own alias and tags, and so choose for which user and which groups they receive
+        /// messages. Otherwise the app's server says them: by an app key, or by a JWT with the claims `alias` and `tags`.
+        own_alias_and_tags: bool = CoreAccess::default().own_alias_and_tags,
     }
 
     /// The MQTT protocol.

@@ -6,10 +6,11 @@ use super::mailbox::Mail;
 use super::mqtt::{self, Wanted};
 use super::{Protocol, Reply, TRANSIENT};
 use crate::planted;
+use crate::tokens::{Proof, keep_what_is_said};
 use postrider_core::access::{INBOX_TOPIC, RECEIPTS_TOPIC};
 use postrider_core::delivery::receipt::{Ack, DeviceReceipt};
 use postrider_core::id::{AppNo, DeviceRef};
-use postrider_core::model::{Reason, Step};
+use postrider_core::model::{ProfileChange, Reason, Step};
 use postrider_core::port::Position;
 use postrider_core::session::{Attach, Client, SignInError};
 use postrider_core::topics::SessionNo;
@@ -19,6 +20,15 @@ use postrider_proto::{Connect, ConnectRefusal, Event, Goodbye, PublishOutcome, S
 /// MQTT 5 §3.9.3: a filter that is not one.
 const FILTER_INVALID: u8 = 0x8f;
 
+/// A sign-in whose credentials are right.
+struct SignIn {
+    client: Client,
+    assigned: Option<String>,
+    proof: Proof,
+    /// What a JWT says of the device that is new.
+    news: Option<(DeviceRef, ProfileChange)>,
+}
+
 impl Driver {
     pub(super) fn act(&mut self, slot: u32, event: Event) {
         if self.conn(slot).is_none() {
@@ -26,6 +36,12 @@ impl Driver {
         }
         match event {
             Event::Connect(connect) => self.connect(slot, *connect),
+            Event::Publish { token, .. } if self.only_reads(slot, &event) => self.forbid(slot, token),
+            Event::Subscribe { token, .. } | Event::Unsubscribe { token, .. }
+                if self.only_reads(slot, &event) =>
+            {
+                self.forbid(slot, token);
+            }
             Event::Publish { token, publish } => self.publish(slot, token, publish),
             Event::Receipt { token, id, step } => {
                 self.charge(slot);
@@ -50,10 +66,49 @@ impl Driver {
         }
     }
 
+    /// Whether the connection has not the right to do that: it signed in by a ticket.
+    fn only_reads(&mut self, slot: u32, event: &Event) -> bool {
+        let is_reading = match event {
+            Event::Publish { publish, .. } => &*publish.topic == RECEIPTS_TOPIC,
+            Event::Subscribe { filters, .. } => filters.iter().all(|f| &*f.filter == INBOX_TOPIC),
+            _ => false,
+        };
+        !is_reading && self.conn(slot).is_some_and(|c| c.only_reads)
+    }
+
+    fn forbid(&mut self, slot: u32, token: u32) {
+        self.charge(slot);
+        if token != 0 {
+            let outcome = PublishOutcome::NotAuthorized;
+            self.answer(slot, proto::Reply::Publish { token, outcome });
+        }
+    }
+
     fn connect(&mut self, slot: u32, connect: Connect) {
-        match self.client_of(&connect) {
-            Ok((client, assigned)) => self.enter(slot, Parked { connect, client, assigned }),
+        match self.sign_in_of(&connect) {
+            Ok(SignIn { client, assigned, proof, news: None }) => {
+                self.enter(slot, Parked { connect, client, assigned, proof });
+            }
+            Ok(SignIn { client, assigned, proof, news: Some(news) }) => {
+                let me = self.reference(slot);
+                let Some(conn) = self.conn(slot) else { return };
+                conn.busy().parked = Some(Box::new(Parked { connect, client, assigned, proof }));
+                let mailbox = self.mailbox.clone();
+                keep_what_is_said(&self.shared.engine, news, move |outcome| {
+                    mailbox.post(Mail::Vouched(me, outcome));
+                });
+            }
             Err(refusal) => self.turn_away(slot, &connect, refusal),
+        }
+    }
+
+    /// What the app's server said of the device in a JWT is stored: from here on a push to its alias
+    /// or tags reaches it.
+    pub(super) fn enter_vouched(&mut self, slot: u32, outcome: Result<(), SignInError>) {
+        let Some(parked) = self.conn(slot).and_then(|c| c.busy.as_mut()?.parked.take()) else { return };
+        match outcome {
+            Ok(()) => self.enter(slot, *parked),
+            Err(error) => self.turn_away(slot, &parked.connect, mqtt::refusal_of(error)),
         }
     }
 
@@ -95,10 +150,11 @@ impl Driver {
     }
 
     fn sign_in(&mut self, slot: u32, parked: Parked) {
-        let Parked { connect, client, assigned } = parked;
-        let reply = match self.attach(slot, &connect, client, assigned) {
+        let Parked { connect, client, assigned, proof } = parked;
+        let reply = match self.attach(slot, &connect, (client, proof), assigned) {
             Ok(accepted) => {
                 if let Some(conn) = self.conn(slot) {
+                    conn.only_reads = matches!(proof, Proof::Ticket { .. });
                     conn.rest();
                     conn.signed_in = true;
                     let peer = conn.peer;
@@ -135,7 +191,7 @@ impl Driver {
         &mut self,
         slot: u32,
         connect: &Connect,
-        client: Client,
+        (client, proof): (Client, Proof),
         assigned: Option<String>,
     ) -> Result<proto::Accepted, ConnectRefusal> {
         let will = connect.will.as_deref().map(mqtt::will_of);
@@ -143,11 +199,13 @@ impl Driver {
             let left = self.shared.engine.may_leave_will(&client.id, will);
             left.map_err(|_| ConnectRefusal::NotAuthorized)?;
         }
+        // Whoever only reads leaves the session, with the topics in it, as it is.
+        let only_reads = matches!(proof, Proof::Ticket { .. });
         let attach = Attach {
             client,
             connection: self.reference(slot),
-            clean: connect.clean_start,
-            expiry_secs: connect.session_expiry_secs,
+            clean: connect.clean_start && !only_reads,
+            expiry_secs: if only_reads { u32::MAX } else { connect.session_expiry_secs },
             will,
             takes_pushes: connect.takes_pushes,
             hears_peers: self.conn(slot).is_some_and(|c| c.protocol.is_xmpp()),
@@ -181,14 +239,14 @@ impl Driver {
             session_expiry_secs: differs.then_some(attached.expiry_secs),
             inflight,
             stream,
-            welcome: client.map(|client| Box::new(self.welcome(&client))),
+            welcome: client.map(|client| Box::new(self.welcome(&client, proof))),
         })
     }
 
-    fn welcome(&self, client: &Client) -> proto::Welcome {
+    fn welcome(&self, client: &Client, proof: Proof) -> proto::Welcome {
         let engine = &self.shared.engine;
         let at = client.device.map(|device| DeviceRef { app: client.app, device });
-        let ticket = at.and_then(|at| self.shared.tokens.ticket(engine, at, &client.id));
+        let ticket = at.and_then(|at| self.shared.tokens.resume_token(engine, at, &client.id, proof));
         proto::Welcome {
             app: engine.store.app(client.app).map_or_else(String::new, |app| app.id).into(),
             device: client.id.as_str().into(),
@@ -197,13 +255,21 @@ impl Driver {
         }
     }
 
-    /// Who this is: a registered device by user name and password, else an anonymous client by its identifier.
+    /// Who this is: a registered device by a token, or by user name and password, else an anonymous
+    /// client by its identifier.
+    fn sign_in_of(&self, connect: &Connect) -> Result<SignIn, ConnectRefusal> {
+        let Some(token) = &connect.token else {
+            let (client, assigned) = self.client_of(connect)?;
+            return Ok(SignIn { client, assigned, proof: Proof::Secret, news: None });
+        };
+        let engine = &self.shared.engine;
+        let checked = self.shared.tokens.check(engine, token).map_err(mqtt::refusal_of)?;
+        let news = checked.news(engine);
+        Ok(SignIn { client: checked.client, assigned: None, proof: checked.proof, news })
+    }
+
     fn client_of(&self, connect: &Connect) -> Result<(Client, Option<String>), ConnectRefusal> {
         let engine = &self.shared.engine;
-        if let Some(token) = &connect.token {
-            let client = self.shared.tokens.check(engine, token).map_err(mqtt::refusal_of)?;
-            return Ok((client, None));
-        }
         let (app, name) = match &connect.user {
             Some(user) => self.app_and_name(user),
             None => (self.shared.config.app, connect.client_id.as_str()),
@@ -214,7 +280,9 @@ impl Driver {
         }
         if connect.user.is_some() {
             let known = engine.store.device_by_id(app, name).is_some();
-            if known || !engine.access.anonymous || connect.level == 0 {
+            // Anonymous clients belong to the listener's app: who names another one has to be a device of it.
+            let is_elsewhere = app != self.shared.config.app;
+            if known || is_elsewhere || !engine.access.anonymous || connect.level == 0 {
                 let secret = connect.password.as_deref().unwrap_or_default();
                 let client = engine.sign_in(app, name, secret).map_err(mqtt::refusal_of)?;
                 return self.own_name(client, connect);

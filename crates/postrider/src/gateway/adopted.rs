@@ -5,6 +5,7 @@ use super::driver::Driver;
 use super::mailbox::Mail;
 use super::poll::WaitingPoll;
 use super::{Protocol, Wait};
+use crate::tokens::Proof;
 use postrider_core::port::{ConnectionRef, Position};
 use postrider_core::session::Client;
 use postrider_proto::Connect;
@@ -12,6 +13,7 @@ use postrider_proto::Connect;
 /// A stream of events for a device that has proved who it is.
 pub struct Begin {
     pub client: Client,
+    pub proof: Proof,
     /// It has seen what lies before.
     pub position: Position,
     /// Lines for the head of the answer.
@@ -20,7 +22,8 @@ pub struct Begin {
 
 impl Driver {
     /// Attaches a stream to its device's session, like any sign-in whose credentials are right.
-    pub(super) fn begin_stream(&mut self, slot: u32, client: Client, position: Position) {
+    pub(super) fn begin_stream(&mut self, slot: u32, begin: Begin) {
+        let Begin { client, proof, position, .. } = begin;
         if let Some(conn) = self.conn(slot) {
             conn.position = position;
         }
@@ -37,7 +40,7 @@ impl Driver {
             will: None,
             keepalive_secs: 0,
         };
-        self.enter(slot, Parked { connect, client, assigned: None });
+        self.enter(slot, Parked { connect, client, assigned: None, proof });
     }
 
     /// A poll begins to wait; it goes straight back where there is something already, or where too many wait.

@@ -2,6 +2,7 @@
 
 use super::transport::Transport;
 use super::{Protocol, TRANSIENT};
+use crate::tokens::Proof;
 use postrider_core::id::{Seq, UnixMillis};
 use postrider_core::model::Content;
 use postrider_core::port::{ConnectionRef, LiveTarget, Position};
@@ -40,6 +41,8 @@ pub struct Conn {
     pub more: bool,
     pub paused: bool,
     pub orderly: bool,
+    /// Signed in by a ticket: reads the inbox and acknowledges, nothing else.
+    pub only_reads: bool,
     /// TLS begins as soon as everything is written.
     pub starts_tls: bool,
     /// The protocol is to be told when TLS is up.
@@ -73,6 +76,8 @@ pub struct Parked {
     pub connect: postrider_proto::Connect,
     pub client: postrider_core::session::Client,
     pub assigned: Option<String>,
+    /// What the device showed.
+    pub proof: Proof,
 }
 
 /// A live message that waits for the window.

@@ -302,7 +302,7 @@ impl Driver {
         self.conns[slot as usize] = Some(Box::new(conn));
         self.rearm(slot);
         match begin {
-            Some(begin) => self.guarded(slot, |d| d.begin_stream(slot, begin.client, begin.position)),
+            Some(begin) => self.guarded(slot, |d| d.begin_stream(slot, begin)),
             None if is_poll => self.guarded(slot, |d| d.begin_wait(slot)),
             None if !first.is_empty() => self.guarded(slot, |d| d.speak(slot, &first)),
             None => {}
@@ -688,6 +688,9 @@ impl Driver {
                 Mail::Close(at, why) => self.guarded_if_there(at, |d| d.farewell(at, why)),
                 Mail::Succeed { old, new } => self.make_way(old, new),
                 Mail::Proceed(at) => self.guarded_if_there(at, |d| d.proceed(at.slot)),
+                Mail::Vouched(at, outcome) => {
+                    self.guarded_if_there(at, |d| d.enter_vouched(at.slot, outcome));
+                }
                 Mail::Reply(at, reply) => self.late_reply(at, reply),
                 Mail::Replies(replies) => {
                     replies.into_iter().for_each(|(at, reply)| self.late_reply(at, reply))
@@ -781,6 +784,7 @@ fn new_conn(transport: Transport, protocol: Protocol, generation: u32, peer: Soc
         more: false,
         paused: false,
         orderly: false,
+        only_reads: false,
         starts_tls: false,
         awaits_tls: false,
         reads: Reads::default(),

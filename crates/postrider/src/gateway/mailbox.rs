@@ -4,6 +4,7 @@ use super::Reply;
 use super::listener::Incoming;
 use mio::Waker;
 use postrider_core::port::*;
+use postrider_core::session::SignInError;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -19,6 +20,8 @@ pub enum Mail {
     },
     /// The older connection has left.
     Proceed(ConnectionRef),
+    /// What a JWT says of the device that signs in is stored, or cannot be said.
+    Vouched(ConnectionRef, Result<(), SignInError>),
     /// An answer that had to wait for the store.
     Reply(ConnectionRef, Reply),
     Replies(Vec<(ConnectionRef, Reply)>),

@@ -6,7 +6,7 @@ use super::{Reply, Shared, mqtt};
 use crate::proof;
 use hmac::{Hmac, KeyInit, Mac};
 use postrider_core::delivery::between::SendError;
-use postrider_core::devices::{DeviceError, NewDevice};
+use postrider_core::devices::{DeviceError, NewDevice, Origin};
 use postrider_core::id::{AppNo, DeviceRef};
 use postrider_core::model::{Platform, Profile};
 use postrider_proto as proto;
@@ -178,7 +178,16 @@ fn create(
 ) {
     let proof_keys = shared.config.xmpp.proofs.keys(&password, &*shared.engine.chance);
     let profile = Profile { platform: Platform::Android, ..Profile::default() };
-    let device = NewDevice { id: Some(name), secret: password, proof_keys, profile, idempotency_key: None };
+    let device = NewDevice {
+        id: Some(name),
+        secret: password,
+        is_secret_brought: false,
+        proof_keys,
+        profile,
+        origin: Origin::Xmpp,
+        idempotency_key: None,
+        idempotency_owner: 0,
+    };
     let done = move |registered: Result<_, DeviceError>| tell(account_outcome(registered.map(|_| ())));
     shared.engine.register(shared.config.app, device, Box::new(done));
 }
@@ -199,7 +208,11 @@ fn account_outcome(result: Result<(), DeviceError>) -> AccountOutcome {
         Ok(()) => AccountOutcome::Done,
         Err(DeviceError::Exists) => AccountOutcome::Conflict,
         Err(DeviceError::Invalid { .. }) => AccountOutcome::NotAcceptable,
-        Err(DeviceError::Missing | DeviceError::IdempotencyMismatch) => AccountOutcome::NotAllowed,
+        Err(
+            DeviceError::Missing
+            | DeviceError::NotOwnToSay { .. }
+            | DeviceError::IdempotencyMismatch,
+        ) => AccountOutcome::NotAllowed,
         Err(DeviceError::TooMany { .. } | DeviceError::Store(_)) => AccountOutcome::Unavailable,
     }
 }
