@@ -95,14 +95,8 @@ impl Engine {
         let hash = secret_hash(device.secret.as_bytes());
         let idempotency = self.idempotency_of(&device, &hash, now);
         let id = device.id.unwrap_or_else(|| format!("dev-{:032x}", self.chance.bits128()));
-        let registration = Registration {
-            app,
-            id,
-            secret_hash: Some(hash),
-            profile: device.profile,
-            now,
-            idempotency,
-        };
+        let registration =
+            Registration { app, id, secret_hash: Some(hash), profile: device.profile, now, idempotency };
         let told = |outcomes: Result<Vec<Outcome>, StoreError>| match outcomes?.first() {
             Some(Outcome::Registered { at, existed }) => Ok(Registered { at: *at, repeated: *existed }),
             other => Err(refused(other)),

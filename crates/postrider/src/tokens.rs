@@ -15,8 +15,8 @@ use postrider_core::id::{AppNo, DeviceRef, UnixMillis};
 use postrider_core::model::ProfileChange;
 use postrider_core::port::Chance;
 use postrider_core::session::{Client, SignInError};
-use serde::de::{Deserializer, Error as _};
 use serde::Deserialize;
+use serde::de::{Deserializer, Error as _};
 use sha2::Sha256;
 
 /// How long a ticket is good for.

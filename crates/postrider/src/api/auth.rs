@@ -38,7 +38,6 @@ pub enum Caller {
 /// The hash of a key, which tells it from every other.
 pub type KeyHash = [u8; 32];
 
-
 /// Whom a handler serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Needs {
@@ -77,7 +76,8 @@ fn decide(caller: &Caller, needs: Needs) -> Result<(), ApiError> {
     }
 }
 
-const ONLY_READS: &str = "A ticket reads the inbox and acknowledges, nothing else: sign in with the device's secret.";
+const ONLY_READS: &str =
+    "A ticket reads the inbox and acknowledges, nothing else: sign in with the device's secret.";
 
 fn words(scope: KeyScope) -> &'static str {
     match scope {
@@ -290,12 +290,7 @@ pub async fn allow_header(parts: &Parts, api: &Api, wanted: KeyScope) -> Result<
 }
 
 /// The same for a key that stood in a form.
-pub async fn allow_bearer(
-    key: &str,
-    parts: &Parts,
-    api: &Api,
-    wanted: KeyScope,
-) -> Result<AppNo, ApiError> {
+pub async fn allow_bearer(key: &str, parts: &Parts, api: &Api, wanted: KeyScope) -> Result<AppNo, ApiError> {
     refuse_in_query(parts.uri.query().unwrap_or_default())?;
     let caller = authenticate(&Credentials::Bearer(key.to_owned()), parts, api).await?;
     decide(&caller, Needs::App(wanted))?;
@@ -386,9 +381,7 @@ impl Credentials {
                 let key = secret_hash(text.as_bytes());
                 match api.engine.store.key(&key) {
                     Some((None, stored)) if stored.scope == KeyScope::Admin => Some((Caller::Admin, None)),
-                    Some((Some(app), stored)) => {
-                        Some((Caller::App { app, scope: stored.scope, key }, None))
-                    }
+                    Some((Some(app), stored)) => Some((Caller::App { app, scope: stored.scope, key }, None)),
                     Some((None, _)) => None,
                     None => match text.rsplit_once(':') {
                         Some((name, secret)) => Some((device(api, name, secret)?, None)),

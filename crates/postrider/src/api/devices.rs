@@ -341,7 +341,8 @@ pub async fn change_secret(
 ) -> Result<Json<ChangedSecret>, ApiError> {
     let at = caller.device(&api, &id)?;
     if matches!(caller.proof(), Some(proof) if proof != Proof::Secret) {
-        let sentence = "A new secret is given to the app's server, or to who shows the old one; a token is not enough.";
+        let sentence =
+            "A new secret is given to the app's server, or to who shows the old one; a token is not enough.";
         return Err(Code::NotAllowed.because(sentence));
     }
     let secret = secret_of(&api, request.device_secret)?;
@@ -383,7 +384,8 @@ pub async fn set_alias(
     Path(id): Path<String>,
     Body(request): Body<AliasRequest>,
 ) -> Result<StatusCode, ApiError> {
-    apply(&api, &caller, &id, ProfileChange { alias: Some(Some(request.alias)), ..ProfileChange::default() }).await?;
+    apply(&api, &caller, &id, ProfileChange { alias: Some(Some(request.alias)), ..ProfileChange::default() })
+        .await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -208,11 +208,9 @@ fn account_outcome(result: Result<(), DeviceError>) -> AccountOutcome {
         Ok(()) => AccountOutcome::Done,
         Err(DeviceError::Exists) => AccountOutcome::Conflict,
         Err(DeviceError::Invalid { .. }) => AccountOutcome::NotAcceptable,
-        Err(
-            DeviceError::Missing
-            | DeviceError::NotOwnToSay { .. }
-            | DeviceError::IdempotencyMismatch,
-        ) => AccountOutcome::NotAllowed,
+        Err(DeviceError::Missing | DeviceError::NotOwnToSay { .. } | DeviceError::IdempotencyMismatch) => {
+            AccountOutcome::NotAllowed
+        }
         Err(DeviceError::TooMany { .. } | DeviceError::Store(_)) => AccountOutcome::Unavailable,
     }
 }

@@ -3,6 +3,7 @@
 use super::*;
 use crate::api::auth::Needs;
 use crate::api::routes;
+use crate::tokens::Proof;
 
 /// Whom a route serves, said here once more and independently of the code.
 #[derive(Clone, Copy, PartialEq)]
@@ -12,12 +13,20 @@ enum Serves {
     Send,
     Read,
     ManageOrSelf,
+    /// The same; a device shows its secret.
+    ManageOrSecret,
+    /// A device only where the setting `access.own_alias_and_tags` is on.
+    ManageOrTrustedSelf,
     ReadOrSelf,
     Device,
     /// Each device for itself, and nobody names one.
     AnyDevice,
-    /// The device that the path names.
-    ThatDevice,
+    /// The device that the message is for, also by a ticket.
+    Receiver,
+    /// Each device for itself, also by a ticket, and nobody names one.
+    AnyReader,
+    /// The device that the path names, also by a ticket.
+    ThatReader,
     Register,
 }
 
@@ -29,12 +38,13 @@ const ROWS: &[Row] = &[
     ("POST /v1/devices", Serves::Register, "/v1/devices", r#"{"platform":"ios"}"#, 201),
     ("GET /v1/devices", Serves::Read, "/v1/devices", "", 200),
     ("GET /v1/devices/{id}", Serves::ReadOrSelf, "/v1/devices/d1", "", 200),
-    ("PATCH /v1/devices/{id}", Serves::ManageOrSelf, "/v1/devices/d1", r#"{"add_tags":["x"]}"#, 200),
+    ("PATCH /v1/devices/{id}", Serves::ManageOrSelf, "/v1/devices/d1", r#"{"platform":"web"}"#, 200),
     ("DELETE /v1/devices/{id}", Serves::ManageOrSelf, "/v1/devices/d1", "", 204),
-    ("PUT /v1/devices/{id}/tags/{tag}", Serves::ManageOrSelf, "/v1/devices/d1/tags/x", "", 204),
-    ("DELETE /v1/devices/{id}/tags/{tag}", Serves::ManageOrSelf, "/v1/devices/d1/tags/x", "", 204),
-    ("PUT /v1/devices/{id}/alias", Serves::ManageOrSelf, "/v1/devices/d1/alias", r#"{"alias":"ann"}"#, 204),
-    ("DELETE /v1/devices/{id}/alias", Serves::ManageOrSelf, "/v1/devices/d1/alias", "", 204),
+    ("POST /v1/devices/{id}/secret", Serves::ManageOrSecret, "/v1/devices/d1/secret", "", 200),
+    ("PUT /v1/devices/{id}/tags/{tag}", Serves::ManageOrTrustedSelf, "/v1/devices/d1/tags/x", "", 204),
+    ("DELETE /v1/devices/{id}/tags/{tag}", Serves::ManageOrTrustedSelf, "/v1/devices/d1/tags/x", "", 204),
+    ("PUT /v1/devices/{id}/alias", Serves::ManageOrTrustedSelf, "/v1/devices/d1/alias", r#"{"alias":"ann"}"#, 204),
+    ("DELETE /v1/devices/{id}/alias", Serves::ManageOrTrustedSelf, "/v1/devices/d1/alias", "", 204),
     ("POST /v1/messages", Serves::Send, "/v1/messages", r#"{"audience":"all","data":1}"#, 202),
     ("GET /v1/messages", Serves::Read, "/v1/messages", "", 200),
     ("POST /v1/messages/batch", Serves::Send, "/v1/messages/batch", r#"{"messages":[{"audience":"all","data":1}]}"#, 200),
@@ -43,7 +53,7 @@ const ROWS: &[Row] = &[
     ("DELETE /v1/messages/{id}", Serves::Send, "/v1/messages/MESSAGE", "", 200),
     ("GET /v1/messages/{id}/deliveries", Serves::Read, "/v1/messages/MESSAGE/deliveries", "", 200),
     ("GET /v1/messages/{id}/deliveries/{device}", Serves::Read, "/v1/messages/MESSAGE/deliveries/d1", "", 200),
-    ("POST /v1/messages/{id}/receipts", Serves::Device, "/v1/messages/MESSAGE/receipts", r#"{"step":"displayed"}"#, 200),
+    ("POST /v1/messages/{id}/receipts", Serves::Receiver, "/v1/messages/MESSAGE/receipts", r#"{"step":"displayed"}"#, 200),
     ("GET /v1/events", Serves::Read, "/v1/events", "", 200),
     ("GET /v1/topics/{topic}", Serves::Read, "/v1/topics/a%2Fb", "", 200),
     ("POST /v1/topics/{topic}/publish", Serves::Send, "/v1/topics/a%2Fb/publish", r#"{"payload_text":"x"}"#, 202),
@@ -54,11 +64,11 @@ const ROWS: &[Row] = &[
     ("GET /v1/apps/{id}/keys", Serves::Admin, "/v1/apps/default/keys", "", 200),
     ("DELETE /v1/apps/{id}/keys/{key}", Serves::Admin, "/v1/apps/default/keys/id-of-default-read-key", "", 204),
     ("POST /v1/admin/audit", Serves::Admin, "/v1/admin/audit", "", 200),
-    ("POST /v1/devices/{id}/tickets", Serves::ThatDevice, "/v1/devices/d1/tickets", "", 201),
-    ("GET /v1/inbox", Serves::AnyDevice, "/v1/inbox", "", 200),
-    ("POST /v1/inbox/acks", Serves::AnyDevice, "/v1/inbox/acks", r#"{"deliveries":["1"]}"#, 200),
-    ("GET /v1/stream", Serves::AnyDevice, "/v1/stream", "", 200),
-    ("POST /v1/stream/acks", Serves::AnyDevice, "/v1/stream/acks", r#"{"deliveries":["1"]}"#, 200),
+    ("POST /v1/devices/{id}/tickets", Serves::ThatReader, "/v1/devices/d1/tickets", "", 201),
+    ("GET /v1/inbox", Serves::AnyReader, "/v1/inbox", "", 200),
+    ("POST /v1/inbox/acks", Serves::AnyReader, "/v1/inbox/acks", r#"{"deliveries":["1"]}"#, 200),
+    ("GET /v1/stream", Serves::AnyReader, "/v1/stream", "", 200),
+    ("POST /v1/stream/acks", Serves::AnyReader, "/v1/stream/acks", r#"{"deliveries":["1"]}"#, 200),
     ("POST /notification.do", Serves::Send, "/notification.do?action=send&title=t", "", 302),
     ("GET /notification.do", Serves::Send, "/notification.do?action=send&title=t", "", 302),
     ("POST /notification_api.do", Serves::Send, "/notification_api.do?action=send&title=t", "", 200),
@@ -91,12 +101,17 @@ enum By {
     RegisterKey,
     OtherAppsKey,
     Device,
+    Jwt,
+    Ticket,
+    /// What a WebSocket is told to come back with.
+    ResumeToken,
     OtherDevice,
+    OthersTicket,
     WrongSecret,
     Admin,
 }
 
-const CALLERS: [By; 12] = [
+const CALLERS: [By; 16] = [
     By::Nobody,
     By::WrongKey,
     By::RevokedKey,
@@ -106,7 +121,11 @@ const CALLERS: [By; 12] = [
     By::RegisterKey,
     By::OtherAppsKey,
     By::Device,
+    By::Jwt,
+    By::Ticket,
+    By::ResumeToken,
     By::OtherDevice,
+    By::OthersTicket,
     By::WrongSecret,
     By::Admin,
 ];
@@ -129,23 +148,35 @@ fn refusal(serves: Serves, by: By, path: &str) -> Option<(u16, &'static str)> {
             }
         }
         _ if serves == Serves::Admin => forbidden,
-        By::Device => match serves {
-            Serves::ManageOrSelf | Serves::ReadOrSelf | Serves::Device => None,
-            Serves::AnyDevice | Serves::ThatDevice => None,
+        By::Device | By::Jwt => match serves {
+            Serves::ManageOrSelf | Serves::ReadOrSelf | Serves::Device | Serves::AnyDevice => None,
+            Serves::Receiver | Serves::AnyReader | Serves::ThatReader => None,
+            Serves::ManageOrSecret if by == By::Device => None,
+            _ => forbidden,
+        },
+        By::Ticket | By::ResumeToken => match serves {
+            Serves::Receiver | Serves::AnyReader | Serves::ThatReader => None,
             _ => forbidden,
         },
         By::OtherDevice => match serves {
-            Serves::Device => Some((404, "no_such_message")),
-            Serves::AnyDevice => None,
+            Serves::Device | Serves::Receiver => Some((404, "no_such_message")),
+            Serves::AnyDevice | Serves::AnyReader => None,
             _ => forbidden,
         },
-        _ if matches!(serves, Serves::Device | Serves::AnyDevice | Serves::ThatDevice) => forbidden,
+        By::OthersTicket => match serves {
+            Serves::Receiver => Some((404, "no_such_message")),
+            Serves::AnyReader => None,
+            _ => forbidden,
+        },
+        _ if matches!(serves, Serves::Device | Serves::AnyDevice) => forbidden,
+        _ if matches!(serves, Serves::Receiver | Serves::AnyReader | Serves::ThatReader) => forbidden,
         By::RegisterKey if serves == Serves::Register => None,
         By::RegisterKey => forbidden,
         By::OtherAppsKey => elsewhere,
         By::AppKey => None,
         By::SendKey => match serves {
-            Serves::ManageOrSelf | Serves::Register => forbidden,
+            Serves::ManageOrSelf | Serves::ManageOrSecret | Serves::ManageOrTrustedSelf => forbidden,
+            Serves::Register => forbidden,
             _ => None,
         },
         By::ReadKey => match serves {
@@ -155,32 +186,66 @@ fn refusal(serves: Serves, by: By, path: &str) -> Option<(u16, &'static str)> {
     }
 }
 
+impl World {
+    /// Registers both devices of the matrix; gives a message to the first.
+    async fn message_to_new_device(&self, id: &str) -> String {
+        self.device(id).await;
+        self.message_to(id).await
+    }
+
+    /// What such a caller shows.
+    async fn token_of(&self, by: By) -> String {
+        let engine = &self.api.engine;
+        let made = |id: &str, is_resume: bool| {
+            let at = engine.store.device_by_id(AppNo(0), id).unwrap();
+            let made = match is_resume {
+                true => self.api.tokens.resume_token(engine, at, id, Proof::Secret),
+                false => self.api.tokens.ticket(engine, at, id, Proof::Secret),
+            };
+            made.unwrap().0
+        };
+        match by {
+            By::Nobody => String::new(),
+            By::WrongKey => "prk_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA".into(),
+            By::RevokedKey => {
+                let revoke = "DELETE /v1/apps/default/keys/id-of-default-send-key";
+                assert_eq!(self.call(ADMIN_KEY, revoke, Value::Null).await.0, 204);
+                "default-send-key".into()
+            }
+            By::AppKey => "default-app-key".into(),
+            By::SendKey => "default-send-key".into(),
+            By::ReadKey => "default-read-key".into(),
+            By::RegisterKey => "default-register-key".into(),
+            By::OtherAppsKey => "other-app-key".into(),
+            By::Device => self.changed_secret("d1").await,
+            By::Jwt => self.jwt(json!({ "sub": "d1" })),
+            By::Ticket => made("d1", false),
+            By::ResumeToken => made("d1", true),
+            By::OtherDevice => self.device("d2").await,
+            By::OthersTicket => {
+                self.device("d2").await;
+                made("d2", false)
+            }
+            By::WrongSecret => "d1:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA".into(),
+            By::Admin => ADMIN_KEY.into(),
+        }
+    }
+
+    /// Gives the device a new secret; gives what it signs in with.
+    async fn changed_secret(&self, id: &str) -> String {
+        let made = self.ok(200, &format!("POST /v1/devices/{id}/secret"), Value::Null).await;
+        format!("{id}:{}", made["device_secret"].as_str().unwrap())
+    }
+}
+
 #[tokio::test]
 async fn each_route_serves_whom_it_should_and_nobody_else() {
     for (route, serves, path, body, success) in ROWS {
         for by in CALLERS {
             // A world of its own for each, since many calls change something.
             let world = World::new();
-            let (first, second) = (world.device("d1").await, world.device("d2").await);
-            let message = world.message_to("d1").await;
-            let revoke = "DELETE /v1/apps/default/keys/id-of-default-send-key";
-            let token = match by {
-                By::Nobody => String::new(),
-                By::WrongKey => "prk_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA".into(),
-                By::RevokedKey => {
-                    assert_eq!(world.call(ADMIN_KEY, revoke, Value::Null).await.0, 204);
-                    "default-send-key".into()
-                }
-                By::AppKey => "default-app-key".into(),
-                By::SendKey => "default-send-key".into(),
-                By::ReadKey => "default-read-key".into(),
-                By::RegisterKey => "default-register-key".into(),
-                By::OtherAppsKey => "other-app-key".into(),
-                By::Device => first.clone(),
-                By::OtherDevice => second.clone(),
-                By::WrongSecret => "d1:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA".into(),
-                By::Admin => ADMIN_KEY.into(),
-            };
+            let message = world.message_to_new_device("d1").await;
+            let token = world.token_of(by).await;
             let method = route.split(' ').next().unwrap();
             let line = format!("{method} {}", path.replace("MESSAGE", &message));
             let body = if body.is_empty() { Value::Null } else { serde_json::from_str(body).unwrap() };
@@ -215,9 +280,12 @@ fn the_document_says_whom_each_route_serves() {
             Serves::Admin => Some(Needs::Admin),
             Serves::Send => Some(Needs::App(KeyScope::Send)),
             Serves::Read => Some(Needs::App(KeyScope::Read)),
-            Serves::ManageOrSelf => Some(Needs::AppOrDevice(KeyScope::App)),
+            Serves::ManageOrSelf | Serves::ManageOrSecret | Serves::ManageOrTrustedSelf => {
+                Some(Needs::AppOrDevice(KeyScope::App))
+            }
             Serves::ReadOrSelf => Some(Needs::AppOrDevice(KeyScope::Read)),
-            Serves::Device | Serves::AnyDevice | Serves::ThatDevice => Some(Needs::Device),
+            Serves::Device | Serves::AnyDevice => Some(Needs::Device),
+            Serves::Receiver | Serves::AnyReader | Serves::ThatReader => Some(Needs::Reader),
             Serves::Register => Some(Needs::App(KeyScope::Register)),
         };
         assert_eq!(crate::api::openapi::said_needs(route), needs, "{route}");

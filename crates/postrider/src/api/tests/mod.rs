@@ -5,16 +5,19 @@ mod acks;
 mod androidpn;
 mod calls;
 mod edges;
+mod fields;
 mod hostile;
 mod hostile_h2;
 mod proxied;
 mod serving;
 mod tokens;
+mod who;
 
 use super::auth::Peer;
 use super::{Api, ApiLimits, router};
 use crate::gateway::{Door, Speaks};
 use crate::proof::Proofs;
+use crate::tokens::Tokens;
 use axum::Router;
 use axum::body::Body;
 use axum::http::{HeaderMap, Request, StatusCode};
@@ -67,6 +70,17 @@ impl Door for NoDoor {
     fn acknowledged(&self, _: ConnectionRef, _: Vec<u64>) {}
 }
 
+/// Connections that only remember how they end.
+struct Watched(Arc<Mutex<Vec<Farewell>>>);
+
+impl Connections for Watched {
+    fn wake(&self, _: &[ConnectionRef]) {}
+    fn deliver(&self, _: &Live, _: Vec<LiveTarget>) {}
+    fn close(&self, _: ConnectionRef, why: Farewell) {
+        self.0.lock().unwrap().push(why);
+    }
+}
+
 /// Numbers that differ, and are the same in each run.
 #[derive(Default)]
 struct TestChance(Mutex<u128>);
@@ -84,6 +98,8 @@ pub struct World {
     pub api: Api,
     pub router: Router,
     pub store: MemoryStore,
+    /// How connections were ended.
+    pub closed: Arc<Mutex<Vec<Farewell>>>,
     clock: Arc<TestClock>,
 }
 
@@ -99,15 +115,24 @@ impl World {
     }
 
     pub fn with_exactly(api_limits: ApiLimits, limits: Limits) -> World {
+        World::made(api_limits, limits, Access::default())
+    }
+
+    pub fn with_access(access: Access) -> World {
+        World::made(ApiLimits::default(), Limits::default(), access)
+    }
+
+    fn made(api_limits: ApiLimits, limits: Limits, access: Access) -> World {
         let store = MemoryStore::new();
         let clock = Arc::new(TestClock(AtomicU64::new(1_700_000_000_000)));
         let port: Arc<dyn Store> = Arc::new(store.clone());
-        let access = Access::default();
         let engine = Engine::new(port, limits, access, clock.clone(), Arc::new(TestChance::default()));
+        let closed: Arc<Mutex<Vec<Farewell>>> = Arc::default();
+        engine.attach_connections(Arc::new(Watched(closed.clone())));
         let changed = Arc::new(tokio::sync::Notify::new());
         let notify = changed.clone();
         store.watch_events().on_new(move |_| notify.notify_waiters());
-        let tokens = Arc::new(crate::tokens::Tokens::new(None, &TestChance::default()));
+        let tokens = Arc::new(Tokens::new(Some(tokens::issuer(None)), &TestChance::default()));
         let api = Api::new(
             engine,
             AppNo(0),
@@ -116,7 +141,7 @@ impl World {
             (tokens, Proofs { are_kept: false }),
             Arc::new(NoDoor),
         );
-        let world = World { router: router(api.clone()), api, store, clock };
+        let world = World { router: router(api.clone()), api, store, closed, clock };
         for app in ["default", "other"] {
             let outcome =
                 world.submit(Command::CreateApp { id: app.into(), name: app.into(), at: world.clock.now() });
@@ -212,6 +237,13 @@ impl World {
     pub async fn device(&self, id: &str) -> String {
         let made = self.ok(201, "POST /v1/devices", json!({ "device_id": id, "platform": "android" })).await;
         format!("{id}:{}", made["device_secret"].as_str().unwrap())
+    }
+
+    /// A JWT of the app's server with these claims, good for ten minutes.
+    pub fn jwt(&self, mut claims: Value) -> String {
+        let now = self.clock.now() / 1_000;
+        claims["exp"] = json!(now + 600);
+        tokens::signed(jsonwebtoken::Algorithm::HS256, tokens::SECRET, &claims)
     }
 
     /// Sends to one device; gives the message's id.

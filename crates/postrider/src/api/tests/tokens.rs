@@ -6,9 +6,9 @@ use crate::tokens::{Issuer, Tokens};
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, encode};
 use postrider_core::session::SignInError;
 
-const SECRET: &[u8] = b"a secret of the app's server, 32 bytes and more";
+pub const SECRET: &[u8] = b"a secret of the app's server, 32 bytes and more";
 
-fn issuer(audience: Option<&str>) -> Issuer {
+pub fn issuer(audience: Option<&str>) -> Issuer {
     Issuer {
         app: AppNo(0),
         algorithm: Algorithm::HS256,
@@ -21,7 +21,7 @@ fn tokens(audience: Option<&str>) -> Tokens {
     Tokens::new(Some(issuer(audience)), &TestChance::default())
 }
 
-fn signed(algorithm: Algorithm, secret: &[u8], claims: &Value) -> String {
+pub fn signed(algorithm: Algorithm, secret: &[u8], claims: &Value) -> String {
     encode(&Header::new(algorithm), claims, &EncodingKey::from_secret(secret)).unwrap()
 }
 
@@ -34,7 +34,7 @@ async fn a_jwt_signs_in_while_it_is_valid_and_its_device_is_there() {
     let good = json!({ "sub": "d1", "iat": now, "exp": now + 600, "aud": "push" });
     let token = signed(Algorithm::HS256, SECRET, &good);
     for tokens in [tokens(None), tokens(Some("push"))] {
-        assert_eq!(tokens.check(engine, &token).map(|client| client.id), Ok("d1".to_owned()));
+        assert_eq!(tokens.check(engine, &token).map(|checked| checked.client.id), Ok("d1".to_owned()));
     }
     let with = |name: &str, value: Value| {
         let mut claims = good.clone();
@@ -50,6 +50,12 @@ async fn a_jwt_signs_in_while_it_is_valid_and_its_device_is_there() {
         with("exp", json!(now + 2 * 86_400)),
         with("exp", json!("soon")),
         with("iat", json!(now + 61)),
+        with("nbf", json!(now + 61)),
+        with("nbf", json!(u64::MAX)),
+        with("exp", json!(u64::MAX)),
+        with("exp", json!(-1)),
+        with("exp", json!(1e300)),
+        with("iat", json!(u64::MAX)),
         with("sub", json!("nobody")),
         with("sub", json!(7)),
         with("aud", json!("other")),
@@ -62,10 +68,10 @@ async fn a_jwt_signs_in_while_it_is_valid_and_its_device_is_there() {
     ];
     for token in bad {
         let outcome = tokens(Some("push")).check(engine, &token);
-        assert_eq!(outcome.map(|c| c.id), Err(SignInError::BadCredentials), "{token}");
+        assert_eq!(outcome.map(|c| c.client.id), Err(SignInError::BadCredentials), "{token}");
     }
     world.ok(204, "DELETE /v1/devices/d1", Value::Null).await;
-    assert_eq!(tokens(None).check(engine, &token).map(|c| c.id), Err(SignInError::BadCredentials));
+    assert_eq!(tokens(None).check(engine, &token).map(|c| c.client.id), Err(SignInError::BadCredentials));
 }
 
 #[tokio::test]
@@ -79,7 +85,7 @@ async fn a_ticket_is_good_for_an_hour_and_for_one_life_of_the_secret() {
     assert_eq!(world.call("", &format!("GET /v1/inbox?ticket={ticket}"), Value::Null).await.0, 200);
     // Somebody else's, of another server, and one that was changed.
     let other = Tokens::new(None, &OtherChance).check(&world.api.engine, &ticket);
-    assert_eq!(other.map(|c| c.id), Err(SignInError::BadCredentials));
+    assert_eq!(other.map(|c| c.client.id), Err(SignInError::BadCredentials));
     let later = ticket.replacen("prt1.0.", "prt1.1.", 1);
     assert_eq!(world.call(&later, "GET /v1/inbox", Value::Null).await.0, 401);
     world.advance(3_599_999);

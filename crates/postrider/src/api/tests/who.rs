@@ -1,0 +1,231 @@
+//! What a device says of itself, and what it shows to prove who it is.
+
+use super::*;
+use crate::tokens::Proof;
+use postrider_core::access::Access;
+
+async fn inbox_of(world: &World, device: &str) -> usize {
+    let (status, answer) = world.call(device, "GET /v1/inbox", Value::Null).await;
+    assert_eq!(status, 200, "{answer}");
+    answer["messages"].as_array().unwrap().len()
+}
+
+/// A device that a page made with a key that everybody may read.
+async fn stranger(world: &World) -> (String, String) {
+    let (status, made) =
+        world.call("default-register-key", "POST /v1/devices", json!({ "platform": "web" })).await;
+    assert_eq!(status, 201, "{made}");
+    let id = made["device_id"].as_str().unwrap().to_owned();
+    let token = format!("{id}:{}", made["device_secret"].as_str().unwrap());
+    (id, token)
+}
+
+#[tokio::test]
+async fn a_device_that_a_page_registered_receives_nothing_that_is_for_a_user_or_a_group() {
+    let world = World::new();
+    let (id, stranger) = stranger(&world).await;
+    let ann = json!({ "platform": "ios", "device_id": "anns", "alias": "ann", "tags": ["staff"] });
+    world.ok(201, "POST /v1/devices", ann).await;
+    let own = format!("/v1/devices/{id}");
+    for (line, body) in [
+        (format!("PUT {own}/alias"), json!({ "alias": "ann" })),
+        (format!("DELETE {own}/alias"), Value::Null),
+        (format!("PUT {own}/tags/staff"), Value::Null),
+        (format!("DELETE {own}/tags/staff"), Value::Null),
+        (format!("PATCH {own}"), json!({ "alias": "ann", "add_tags": ["staff"] })),
+    ] {
+        let (status, answer) = world.call(&stranger, &line, body).await;
+        assert_eq!((status, code(&answer)), (403, "not_allowed"), "{line}: {answer}");
+    }
+    for audience in [json!({ "alias": "ann" }), json!({ "tag": "staff" }), json!({ "aliases": ["ann"] })] {
+        let sent = world.ok(202, "POST /v1/messages", json!({ "audience": audience, "data": 1 })).await;
+        assert_eq!(sent["targeted"], 1);
+    }
+    assert_eq!(inbox_of(&world, &stranger).await, 0);
+}
+
+#[tokio::test]
+async fn devices_say_their_own_alias_and_tags_where_the_setting_lets_them() {
+    let access = Access { own_alias_and_tags: true, ..Access::default() };
+    let world = World::with_access(access);
+    let device = world.device("d1").await;
+    for (line, body) in [
+        ("PUT /v1/devices/d1/alias", json!({ "alias": "ann" })),
+        ("PUT /v1/devices/d1/tags/news", Value::Null),
+    ] {
+        assert_eq!(world.call(&device, line, body).await.0, 204, "{line}");
+    }
+    let (status, shown) = world.call(&device, "PATCH /v1/devices/d1", json!({ "add_tags": ["x"] })).await;
+    assert_eq!((status, &shown["alias"], &shown["tags"]), (200, &json!("ann"), &json!(["news", "x"])));
+}
+
+#[tokio::test]
+async fn a_jwt_of_the_apps_server_says_alias_and_tags() {
+    let world = World::new();
+    world.device("d1").await;
+    world.ok(200, "PATCH /v1/devices/d1", json!({ "tags": ["old"] })).await;
+    let shown = async || world.ok(200, "GET /v1/devices/d1", Value::Null).await;
+    let look = async |claims: Value| world.call(&world.jwt(claims), "GET /v1/inbox", Value::Null).await.0;
+    assert_eq!(look(json!({ "sub": "d1", "alias": "ann", "tags": ["b", "a"] })).await, 200);
+    let device = shown().await;
+    assert_eq!((&device["alias"], &device["tags"]), (&json!("ann"), &json!(["a", "b"])));
+    // What it does not say stays, and null takes away.
+    assert_eq!(look(json!({ "sub": "d1" })).await, 200);
+    assert_eq!(shown().await["alias"], json!("ann"));
+    assert_eq!(look(json!({ "sub": "d1", "alias": null })).await, 200);
+    let device = shown().await;
+    assert_eq!((&device["alias"], &device["tags"]), (&Value::Null, &json!(["a", "b"])));
+    // What cannot be an alias or a tag is not believed, and neither is the rest.
+    for claims in [
+        json!({ "sub": "d1", "alias": "x".repeat(65) }),
+        json!({ "sub": "d1", "alias": "" }),
+        json!({ "sub": "d1", "tags": ["a\nb"] }),
+        json!({ "sub": "d1", "tags": "a" }),
+        json!({ "sub": "d1", "alias": 7 }),
+    ] {
+        assert_eq!(look(claims.clone()).await, 401, "{claims}");
+    }
+    assert_eq!(shown().await["tags"], json!(["a", "b"]));
+}
+
+#[tokio::test]
+async fn a_ticket_ends_with_the_first_of_its_chain_or_the_jwt_that_it_came_from() {
+    let world = World::new();
+    let device = world.device("d1").await;
+    let renew = async |by: String| {
+        let (status, made) = world.call(&by, "POST /v1/devices/d1/tickets", Value::Null).await;
+        assert_eq!(status, 201, "{made}");
+        (made["ticket"].as_str().unwrap().to_owned(), made["expires_at"].as_u64().unwrap())
+    };
+    let now = || world.api.engine.clock.now();
+    let (mut ticket, end) = renew(device).await;
+    assert_eq!(end, now() + 3_600_000);
+    for _ in 0..3 {
+        world.advance(1_000_000);
+        let renewed = renew(ticket.clone()).await;
+        assert_eq!(renewed.1, end);
+        ticket = renewed.0;
+    }
+    world.advance(600_000);
+    assert_eq!(world.call(&ticket, "GET /v1/inbox", Value::Null).await.0, 401);
+    // The JWT is good for ten minutes.
+    let ends_at = now() / 1_000 * 1_000 + 600_000;
+    let (ticket, end) = renew(world.jwt(json!({ "sub": "d1" }))).await;
+    assert_eq!(end, ends_at);
+    let engine = &world.api.engine;
+    let at = engine.store.device_by_id(AppNo(0), "d1").unwrap();
+    let resume = world.api.tokens.resume_token(engine, at, "d1", Proof::Jwt { ends_at }).unwrap();
+    assert_eq!(resume.1, ends_at);
+    world.advance(600_000);
+    for token in [ticket, resume.0] {
+        assert_eq!(world.call(&token, "GET /v1/inbox", Value::Null).await.0, 401);
+    }
+}
+
+#[tokio::test]
+async fn a_new_secret_ends_what_the_old_one_began_and_keeps_device_and_inbox() {
+    let world = World::new();
+    let old = world.device("d1").await;
+    world.ok(200, "PATCH /v1/devices/d1", json!({ "alias": "ann", "tags": ["news"] })).await;
+    world.message_to("d1").await;
+    world.connect("d1");
+    let closed = world.closed.clone();
+    let ticket = world.call(&old, "POST /v1/devices/d1/tickets", Value::Null).await.1;
+    let ticket = ticket["ticket"].as_str().unwrap().to_owned();
+    assert_eq!(inbox_of(&world, &ticket).await, 1);
+    let made = world.ok(200, "POST /v1/devices/d1/secret", Value::Null).await;
+    let new = format!("d1:{}", made["device_secret"].as_str().unwrap());
+    assert_ne!(old, new);
+    assert_eq!(closed.lock().unwrap().as_slice(), [Farewell::Revoked]);
+    for token in [&old, &ticket] {
+        assert_eq!(world.call(token, "GET /v1/inbox", Value::Null).await.0, 401);
+    }
+    assert_eq!(inbox_of(&world, &new).await, 1);
+    let shown = world.ok(200, "GET /v1/devices/d1", Value::Null).await;
+    assert_eq!((&shown["alias"], &shown["tags"]), (&json!("ann"), &json!(["news"])));
+    // By itself, with a secret that it has drawn; a lost answer is asked for again with the app's key or the new secret.
+    let own = json!({ "device_secret": "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8" });
+    let (status, made) = world.call(&new, "POST /v1/devices/d1/secret", own.clone()).await;
+    assert_eq!((status, &made["device_secret"]), (200, &own["device_secret"]));
+    assert_eq!(world.call(&new, "POST /v1/devices/d1/secret", Value::Null).await.0, 401);
+    let newest = format!("d1:{}", own["device_secret"].as_str().unwrap());
+    assert_eq!(inbox_of(&world, &newest).await, 1);
+    for (by, refused) in [("default-send-key", 403), ("default-register-key", 403), ("other-app-key", 404)] {
+        assert_eq!(world.call(by, "POST /v1/devices/d1/secret", Value::Null).await.0, refused, "{by}");
+    }
+    assert_eq!(
+        world.ok(404, "POST /v1/devices/nobody/secret", Value::Null).await["error"]["code"],
+        "no_such_device"
+    );
+}
+
+#[tokio::test]
+async fn a_device_brings_its_own_secret_so_that_a_lost_answer_can_be_repeated() {
+    let world = World::new();
+    let secret = "_-ECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8";
+    let new = json!({ "platform": "web", "device_secret": secret });
+    for by in ["default-register-key", "default-app-key"] {
+        let first = world.call(by, "POST /v1/devices", new.clone()).await;
+        let again = world.call(by, "POST /v1/devices", new.clone()).await;
+        assert_eq!((first.0, again.0), (201, 200), "{again:?}");
+        assert_eq!(first.1["device_id"], again.1["device_id"]);
+        assert_eq!((&first.1["device_secret"], &again.1["device_secret"]), (&json!(secret), &json!(secret)));
+        let token = format!("{}:{secret}", first.1["device_id"].as_str().unwrap());
+        assert_eq!(inbox_of(&world, &token).await, 0);
+        // Another request with the same secret is a mistake of the client.
+        let other = json!({ "platform": "ios", "device_secret": secret });
+        assert_eq!(code(&world.call(by, "POST /v1/devices", other).await.1), "idempotency_mismatch");
+    }
+    for bad in
+        ["", "short", &"A".repeat(42), &"A".repeat(44), &"+".repeat(43), &format!("{}=", "A".repeat(43))]
+    {
+        let new = json!({ "platform": "web", "device_secret": bad });
+        let (status, answer) = world.call("default-app-key", "POST /v1/devices", new).await;
+        assert_eq!((status, &answer["error"]["field"]), (400, &json!("/device_secret")), "{bad}");
+    }
+}
+
+#[tokio::test]
+async fn an_idempotency_key_belongs_to_the_key_that_used_it() {
+    let world = World::new();
+    let key = [("idempotency-key", "user-42")];
+    let new = json!({ "platform": "web" });
+    let register = async |by: &str| world.call_with(by, "POST /v1/devices", new.clone(), &key).await;
+    let stranger = register("default-register-key").await;
+    let backend = register("default-app-key").await;
+    assert_eq!((stranger.0, backend.0), (201, 201));
+    assert_ne!(stranger.1["device_id"], backend.1["device_id"]);
+    assert!(backend.1["device_secret"].is_string());
+    let again = register("default-app-key").await;
+    assert_eq!((again.0, &again.1["device_id"]), (200, &backend.1["device_id"]));
+    for (line, message) in [
+        ("POST /v1/messages", json!({ "audience": "all", "data": 1 })),
+        ("POST /v1/messages/batch", json!({ "messages": [{ "audience": "all", "data": 1 }] })),
+    ] {
+        let send = async |by: &str| {
+            let answer = world.call_with(by, line, message.clone(), &key).await.1;
+            let result = answer["results"].get(0).unwrap_or(&answer).clone();
+            result["message_id"].as_str().unwrap_or_else(|| panic!("{answer}")).to_owned()
+        };
+        let (first, other, again) =
+            (send("default-send-key").await, send("default-app-key").await, send("default-send-key").await);
+        assert_ne!(first, other, "{line}");
+        assert_eq!(first, again, "{line}");
+    }
+}
+
+#[tokio::test]
+async fn names_that_no_path_can_carry_are_refused() {
+    let world = World::new();
+    for id in [".", ".."] {
+        let new = json!({ "platform": "web", "device_id": id });
+        let answer = world.ok(400, "POST /v1/devices", new).await;
+        assert_eq!(answer["error"]["field"], "/device_id");
+        let new = json!({ "platform": "web", "tags": [id] });
+        assert_eq!(world.ok(400, "POST /v1/devices", new).await["error"]["field"], "/tags");
+    }
+    for id in ["...", ".a", "a..", "a:b", "-"] {
+        world.ok(201, "POST /v1/devices", json!({ "platform": "web", "device_id": id })).await;
+        world.ok(200, &format!("GET /v1/devices/{id}"), Value::Null).await;
+    }
+}
