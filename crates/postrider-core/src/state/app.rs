@@ -1,5 +1,6 @@
 //! One app: its devices and the sets they form, inboxes, broadcasts, retained messages, books.
 
+use super::casts::Broadcasts;
 use crate::command::Idempotency;
 use crate::id::*;
 use crate::model::*;
@@ -7,7 +8,7 @@ use crate::port::Counters;
 use crate::seeded::{self, Bug};
 use rustc_hash::FxHashMap;
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct App {
@@ -44,9 +45,18 @@ pub(super) struct App {
     pub all: DeviceSet,
     #[serde(skip)]
     pub anonymous: DeviceSet,
-    /// Open messages by the hash of their collapse key, in order.
+    /// Open direct deliveries of messages with a collapse key: hash of the key, device, message.
     #[serde(skip)]
-    pub groups: FxHashMap<u64, Vec<Seq>>,
+    pub keyed: BTreeSet<(u64, u32, Seq)>,
+    /// Which of `broadcasts` are open for a device.
+    #[serde(skip)]
+    pub casts: Broadcasts,
+    /// Messages with a report.
+    #[serde(skip)]
+    pub reports: BTreeMap<MessageId, Seq>,
+    /// Open deliveries, counted as they come and go.
+    #[serde(skip)]
+    pub open: u64,
 }
 
 /// What a repeated request is answered with.
@@ -151,6 +161,10 @@ impl Inbox {
         self.entries.binary_search_by_key(&seq, |e| e.seq()).ok()
     }
 
+    pub fn holds(&self, seq: Seq) -> bool {
+        self.place(seq).is_some()
+    }
+
     pub fn remove(&mut self, seq: Seq, bytes: u32) -> Option<Entry> {
         let entry = self.entries.remove(self.place(seq)?)?;
         self.bytes -= u64::from(bytes);
@@ -186,7 +200,10 @@ impl App {
             by_platform: FxHashMap::default(),
             all: DeviceSet::new(),
             anonymous: DeviceSet::new(),
-            groups: FxHashMap::default(),
+            keyed: BTreeSet::new(),
+            casts: Broadcasts::default(),
+            reports: BTreeMap::new(),
+            open: 0,
         }
     }
 

@@ -44,20 +44,28 @@ impl State {
         app.remember(new.idempotency.as_ref(), FirstAnswer::Message { id: new.id, seq, targeted });
         app.counters.messages += 1;
         app.counters.created += targeted;
+        app.open += targeted;
         self.ledger(new.app, effects).record(
             event(&message, only(&direct), (Step::Queued, Reason::None), targeted, new.accepted_at),
             new.tracked,
         );
+        let app = &mut self.apps[new.app.0 as usize];
         if let Some(id) = message.id() {
-            self.by_id.insert(id, seq);
+            app.reports.insert(id, seq);
         }
-        let group = message.group();
         if message.open > 0 {
             self.expiries.add(super::due_second(new.expires_at), seq);
         }
+        let is_keyed = message.group().is_some();
+        let cast = message.cast(seq);
         self.messages.insert(seq, message);
-        if let Some(group) = group {
-            self.collapse(new.app, group, seq, effects);
+        if matches!(new.targets, Targets::Broadcast(_))
+            && let Some(open) = self.messages.get(&seq).and_then(Message::broadcast)
+        {
+            app.casts.begin(cast, open, &self.messages);
+        }
+        if is_keyed {
+            self.collapse(seq, effects);
         }
         self.close_if_ended(seq, effects);
         Ok(Outcome::Accepted(Acceptance { id: new.id, seq, targeted, repeated: false, full }))
@@ -123,50 +131,19 @@ impl State {
             }
             return u64::from(message.open);
         }
+        let group = message.group();
         for target in direct {
             let inbox = app.inboxes.entry(target.device.0).or_default();
             inbox.push(Entry::new(seq, target, new.push, new.priority), message.blob.len);
             if !target.subscription_ids.is_empty() {
                 app.entry_ids.insert((target.device.0, seq), target.subscription_ids.clone());
             }
+            if let Some(group) = group {
+                app.keyed.insert((group, target.device.0, seq));
+            }
         }
         message.open = direct.len() as u32;
         u64::from(message.open)
-    }
-
-    /// Of the pending messages with this collapse key, a device keeps the newest `keep`.
-    fn collapse(&mut self, app: AppNo, group: u64, newest: Seq, effects: &mut Effects) {
-        let Some(message) = self.messages.get(&newest) else { return };
-        let (at, keep) =
-            (message.accepted_at, message.extra.as_ref().and_then(|e| e.group).map_or(1, |g| g.1));
-        let broadcast = message.broadcast().cloned();
-        let devices = message.direct();
-        let older = self.apps[app.0 as usize].groups.entry(group).or_default().clone();
-        let superseded = (Step::Superseded, Reason::Collapsed);
-        match broadcast {
-            // A broadcast's devices are counted as one: it keeps the newest `keep` messages of its key.
-            Some(set) => {
-                let surplus = (older.len() + 1).saturating_sub(usize::from(keep));
-                for old in older.iter().take(surplus) {
-                    self.end_some(*old, &set, superseded, at, effects);
-                }
-            }
-            None => {
-                for device in devices {
-                    let at_device = DeviceRef { app, device };
-                    let mut pending: Vec<Seq> =
-                        older.iter().copied().filter(|seq| self.is_open(*seq, device)).collect();
-                    let surplus = (pending.len() + 1).saturating_sub(usize::from(keep));
-                    if seeded::is(Bug::CollapseTakesNewest) && surplus > 0 {
-                        pending = vec![newest];
-                    }
-                    for old in pending.into_iter().take(surplus) {
-                        self.end_one(at_device, old, superseded, at, effects);
-                    }
-                }
-            }
-        }
-        self.apps[app.0 as usize].groups.entry(group).or_default().push(newest);
     }
 
     pub(super) fn is_open(&self, seq: Seq, device: DeviceNo) -> bool {
@@ -175,7 +152,7 @@ impl State {
             Some(open) => open.contains(device.0),
             None => {
                 let inbox = self.apps[message.app.0 as usize].inboxes.get(&device.0);
-                inbox.is_some_and(|inbox| inbox.place(seq).is_some())
+                inbox.is_some_and(|inbox| inbox.holds(seq))
             }
         }
     }
@@ -193,7 +170,7 @@ impl State {
         for step in steps {
             let seq = match step.which {
                 Which::Seq(seq) => Some(seq),
-                Which::Id(id) => self.by_id.get(&id).copied(),
+                Which::Id(id) => self.apps[app.0 as usize].reports.get(&id).copied(),
             };
             let known = seq.filter(|seq| self.messages.get(seq).is_some_and(|m| m.app == app));
             taken += usize::from(known.is_some_and(|seq| self.take_step(app, seq, step, now, effects)));
@@ -249,6 +226,7 @@ impl State {
         }
         let Some(message) = self.messages.get_mut(&seq) else { return false };
         let app = &mut self.apps[at.app.0 as usize];
+        let is_broadcast = message.broadcast().is_some();
         let was_open = match message.broadcast_mut() {
             Some(open) if seeded::is(Bug::BroadcastStaysOpen) => open.contains(at.device.0),
             Some(open) => open.remove(at.device.0),
@@ -258,10 +236,17 @@ impl State {
             return false;
         }
         app.entry_ids.remove(&(at.device.0, seq));
+        app.open -= 1;
         message.open -= 1;
         message.note(at.device, end.0, end.1, now);
         let tracked = message.report().is_some();
         let row = event(message, Some(at.device), end, 1, now);
+        let cast = message.cast(seq);
+        if is_broadcast {
+            app.casts.leave(cast, at.device, &self.messages);
+        } else if let Some(group) = cast.group {
+            app.keyed.remove(&(group, at.device.0, seq));
+        }
         self.ledger(at.app, effects).record(row, tracked);
         self.close_if_ended(seq, effects);
         true
@@ -275,7 +260,14 @@ impl State {
     }
 
     /// Ends the message for those of `devices` for which it is open.
-    fn end_some(&mut self, seq: Seq, devices: &DeviceSet, end: End, now: UnixMillis, effects: &mut Effects) {
+    pub(super) fn end_some(
+        &mut self,
+        seq: Seq,
+        devices: &DeviceSet,
+        end: End,
+        now: UnixMillis,
+        effects: &mut Effects,
+    ) {
         let Some(message) = self.messages.get_mut(&seq) else { return };
         let app = message.app;
         let Some(open) = message.broadcast_mut() else {
@@ -294,8 +286,12 @@ impl State {
         if comes_from_outside(end.0) {
             self.leaving.some(app, ending.clone(), self.seq, super::read::pending_of_all(seq, message));
         }
-        message.note_all(ending, end.0, end.1, now);
+        message.note_all(ending.clone(), end.0, end.1, now);
         let (row, tracked) = (event(message, None, end, count, now), message.report().is_some());
+        let cast = message.cast(seq);
+        let tenant = &mut self.apps[app.0 as usize];
+        tenant.open -= count;
+        tenant.casts.leave_all(cast, &ending, &self.messages);
         self.ledger(app, effects).record(row, tracked);
         self.close_if_ended(seq, effects);
     }
@@ -329,8 +325,9 @@ impl State {
         effects: &mut Effects,
     ) -> Result<Outcome, Refusal> {
         self.saw(now);
-        let seq = *self.by_id.get(&id).ok_or(Refusal::NoSuchMessage)?;
-        let message = self.messages.get_mut(&seq).filter(|m| m.app == app).ok_or(Refusal::NoSuchMessage)?;
+        let known = self.app_ref(app).and_then(|app| app.reports.get(&id)).copied();
+        let seq = known.ok_or(Refusal::NoSuchMessage)?;
+        let message = self.messages.get_mut(&seq).ok_or(Refusal::NoSuchMessage)?;
         let open = u64::from(message.open);
         if let Some(report) = message.report_mut() {
             report.cancelled_at.get_or_insert(now);
@@ -355,9 +352,12 @@ impl State {
         }
     }
 
-    /// Takes a device that goes out of every live broadcast.
+    /// Takes a device that goes out of the broadcasts that are open for it.
     pub(super) fn leave_broadcasts(&mut self, at: DeviceRef, now: UnixMillis, effects: &mut Effects) {
-        for seq in self.apps[at.app.0 as usize].broadcasts.clone() {
+        let Some(app) = self.app_ref(at.app) else { return };
+        let of = |urgent| app.casts.lane(urgent).open_for(at.device, 0, &self.messages);
+        let open: Vec<Seq> = of(true).chain(of(false)).collect();
+        for seq in open {
             self.end_one(at, seq, (Step::Erased, Reason::Unregistered), now, effects);
         }
     }
@@ -365,24 +365,12 @@ impl State {
     /// A message that ended for everybody needs its content no more; its report is kept a while, if it has one.
     fn close_if_ended(&mut self, seq: Seq, effects: &mut Effects) {
         let Some(message) = self.messages.get_mut(&seq).filter(|m| m.open == 0) else { return };
+        if message.broadcast().is_some() {
+            self.end_broadcast(seq);
+            return self.close_if_ended(seq, effects);
+        }
         if message.blob.len > 0 {
             effects.released.push(std::mem::take(&mut message.blob));
-        }
-        let app = &mut self.apps[message.app.0 as usize];
-        if let Some(extra) = &mut message.extra {
-            if extra.broadcast.take().is_some()
-                && let Ok(place) = app.broadcasts.binary_search(&seq)
-            {
-                app.broadcasts.remove(place);
-            }
-            if let Some((group, _)) = extra.group
-                && let Some(members) = app.groups.get_mut(&group)
-            {
-                members.retain(|s| *s != seq);
-                if members.is_empty() {
-                    app.groups.remove(&group);
-                }
-            }
         }
         let second = super::due_second(message.expires_at);
         match message.report_mut() {
@@ -394,6 +382,19 @@ impl State {
         }
         self.expiries
             .count_ended(second, |seq| self.messages.get(&seq).is_some_and(|message| message.open > 0));
+    }
+
+    fn end_broadcast(&mut self, seq: Seq) {
+        let Some(message) = self.messages.get_mut(&seq) else { return };
+        let (app, cast) = (message.app, message.cast(seq));
+        if let Some(extra) = &mut message.extra {
+            extra.broadcast = None;
+        }
+        let app = &mut self.apps[app.0 as usize];
+        if let Ok(place) = app.broadcasts.binary_search(&seq) {
+            app.broadcasts.remove(place);
+        }
+        app.casts.end(cast, &self.messages);
     }
 
     fn ledger<'a>(&'a mut self, app: AppNo, effects: &'a mut Effects) -> Ledger<'a> {

@@ -1,5 +1,6 @@
 //! A message in memory, as small as it can be, and the report on the tracked ones.
 
+use super::casts::Cast;
 use crate::command::NewMessage;
 use crate::id::*;
 use crate::model::*;
@@ -18,6 +19,9 @@ pub(super) struct Message {
     pub whom: Whom,
     pub extra: Option<Box<Extra>>,
 }
+
+/// A message that leaves all others with its collapse key as they are.
+pub(super) const KEEP_ALL: u16 = u16::MAX;
 
 /// Whom it was for.
 #[derive(Debug, Serialize, Deserialize)]
@@ -83,8 +87,8 @@ impl Message {
         let group = match (&new.collapse_key, new.backlog) {
             (None, Backlog::All) => None,
             (key, backlog) => {
-                let keep = backlog.keep().unwrap_or(if key.is_some() { 1 } else { usize::MAX });
-                Some((hash(key.as_deref().unwrap_or("")), keep.min(usize::from(u16::MAX)) as u16))
+                let keep = backlog.keep().map_or(KEEP_ALL, |keep| keep.min(usize::from(KEEP_ALL)) as u16);
+                Some((hash(key.as_deref().unwrap_or("")), keep))
             }
         };
         let (whom, few, broadcast) = match (&new.targets, targets) {
@@ -127,6 +131,11 @@ impl Message {
 
     pub fn group(&self) -> Option<u64> {
         Some(self.extra.as_ref()?.group?.0)
+    }
+
+    /// What the index of broadcasts has to know of it.
+    pub fn cast(&self, seq: Seq) -> Cast {
+        Cast { seq, urgent: self.priority() == Priority::High, group: self.group() }
     }
 
     pub fn priority(&self) -> Priority {

@@ -12,6 +12,8 @@
 //! ```
 
 mod app;
+mod casts;
+mod collapse;
 mod deliver;
 mod devices;
 mod expiries;
@@ -32,7 +34,7 @@ use leaving::Leaving;
 use message::Message;
 use rustc_hash::FxHashMap;
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 
 /// See the module.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -54,8 +56,6 @@ pub struct State {
     proof_keys: FxHashMap<DeviceRef, ProofKeys>,
 
     // Indexes, made again by `rebuild`.
-    #[serde(skip)]
-    by_id: BTreeMap<MessageId, Seq>,
     #[serde(skip)]
     expiries: Expiries,
     #[serde(skip)]
@@ -154,19 +154,33 @@ impl State {
         for (k, key) in self.platform_keys.iter().enumerate() {
             self.keys_by_hash.insert(key.hash, (None, k));
         }
+        let mut keyed = Vec::new();
         for (seq, message) in &self.messages {
+            let app = &mut self.apps[message.app.0 as usize];
             if let Some(id) = message.id() {
-                self.by_id.insert(id, *seq);
+                app.reports.insert(id, *seq);
             }
-            if message.open > 0 {
-                self.expiries.add(due_second(message.expires_at), *seq);
-                if let Some(group) = message.group() {
-                    self.apps[message.app.0 as usize].groups.entry(group).or_default().push(*seq);
-                }
+            if message.open == 0 {
+                continue;
             }
+            app.open += u64::from(message.open);
+            self.expiries.add(due_second(message.expires_at), *seq);
+            let Some(group) = message.group() else { continue };
+            let is_open = |device: &DeviceNo| app.inboxes.get(&device.0).is_some_and(|i| i.holds(*seq));
+            let devices = message.direct().into_iter().filter(is_open);
+            keyed.extend(devices.map(|device| (message.app, (group, device.0, *seq))));
         }
         self.expiries.sort();
-        self.apps.iter_mut().flat_map(|app| app.groups.values_mut()).for_each(|seqs| seqs.sort_unstable());
+        // A set is made much faster of what is in order.
+        keyed.sort_unstable();
+        keyed.into_iter().for_each(|(app, entry)| _ = self.apps[app.0 as usize].keyed.insert(entry));
+        for app in &mut self.apps {
+            for seq in &app.broadcasts {
+                let Some(message) = self.messages.get(seq) else { continue };
+                let Some(open) = message.broadcast() else { continue };
+                app.casts.begin(message.cast(*seq), open, &self.messages);
+            }
+        }
     }
 
     /// What is stored beside the serialized state itself, and given back by [`Self::set_proof_keys`].
@@ -222,8 +236,10 @@ impl State {
             if !old && self.history.len() <= max as usize {
                 break;
             }
-            if let Some(id) = self.messages.remove(seq).and_then(|m| m.id()) {
-                self.by_id.remove(&id);
+            if let Some(message) = self.messages.remove(seq)
+                && let Some(id) = message.id()
+            {
+                self.apps[message.app.0 as usize].reports.remove(&id);
             }
             self.history.pop_front();
         }

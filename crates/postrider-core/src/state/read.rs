@@ -94,14 +94,8 @@ impl State {
         let own_from = inbox.map_or(0, |inbox| inbox.entries.partition_point(|e| e.seq() <= after));
         let own = inbox.into_iter().flat_map(move |inbox| inbox.entries.range(own_from..));
         let own = own.filter(move |e| e.urgent() == urgent).map(|e| (e.seq(), Some(*e)));
-        let casts_from = app.broadcasts.partition_point(|seq| *seq <= after);
-        let casts = app.broadcasts[casts_from..].iter().filter(move |seq| {
-            self.messages.get(seq).is_some_and(|m| {
-                (m.priority() == Priority::High) == urgent
-                    && m.broadcast().is_some_and(|open| open.contains(device.0))
-            })
-        });
-        let merged = in_order(own, casts.map(|seq| (*seq, None)), |(seq, _)| *seq);
+        let casts = app.casts.lane(urgent).open_for(device, after, &self.messages);
+        let merged = in_order(own, casts.map(|seq| (seq, None)), |(seq, _)| *seq);
         let on_disk = merged.take_while(move |(seq, _)| *seq <= durable);
         let known = on_disk.filter_map(move |(seq, entry)| Some((seq, entry, self.messages.get(&seq)?)));
         let alive =
@@ -161,15 +155,13 @@ impl State {
             created_at: device.created_at,
             last_seen_at: device.last_seen_at,
             subscriptions: session.map_or(Vec::new(), |s| s.subscriptions.clone()),
-            inbox_len: self.inbox_len(app, at.device),
+            inbox_len: Self::inbox_len(app, at.device),
             session: session.map(|s| s.stored),
         })
     }
 
-    fn inbox_len(&self, app: &App, device: DeviceNo) -> usize {
-        let casts = app.broadcasts.iter().filter_map(|seq| self.messages.get(seq)?.broadcast());
-        let broadcasts = casts.filter(|open| open.contains(device.0)).count();
-        broadcasts + app.inboxes.get(&device.0).map_or(0, |inbox| inbox.entries.len())
+    fn inbox_len(app: &App, device: DeviceNo) -> usize {
+        app.casts.open_count(device) + app.inboxes.get(&device.0).map_or(0, |inbox| inbox.entries.len())
     }
 
     pub fn device_ids(&self, app: AppNo, devices: &[DeviceNo]) -> Vec<Option<String>> {
@@ -268,15 +260,20 @@ impl State {
         self.app_ref(app).is_some_and(|a| a.requests.contains_key(&key))
     }
 
+    fn tracked(&self, app: AppNo, id: MessageId) -> Option<&Message> {
+        self.messages.get(self.app_ref(app)?.reports.get(&id)?)
+    }
+
     pub fn message(&self, app: AppNo, id: MessageId) -> Option<MessageView> {
-        let message = self.messages.get(self.by_id.get(&id)?).filter(|m| m.app == app)?;
+        let message = self.tracked(app, id)?;
         Some(view_of(message, message.report()?))
     }
 
     pub fn messages(&self, app: AppNo, before: Option<MessageId>, max: usize) -> Vec<MessageView> {
         let end = before.map_or(Bound::Unbounded, Bound::Excluded);
-        let newest_first = self.by_id.range((Bound::Unbounded, end)).rev();
-        let mine = newest_first.filter_map(|(_, seq)| self.messages.get(seq)).filter(|m| m.app == app);
+        let Some(app) = self.app_ref(app) else { return Vec::new() };
+        let newest_first = app.reports.range((Bound::Unbounded, end)).rev();
+        let mine = newest_first.filter_map(|(_, seq)| self.messages.get(seq));
         mine.filter_map(|m| Some(view_of(m, m.report()?))).take(max).collect()
     }
 
@@ -288,10 +285,7 @@ impl State {
         after: Option<DeviceNo>,
         max: usize,
     ) -> Vec<DeliveryView> {
-        let Some(message) = self.by_id.get(&id).and_then(|s| self.messages.get(s)).filter(|m| m.app == app)
-        else {
-            return Vec::new();
-        };
+        let Some(message) = self.tracked(app, id) else { return Vec::new() };
         let Some(report) = message.report() else { return Vec::new() };
         let mut devices = report.targeted_set(message);
         if let Some(after) = after {
@@ -304,7 +298,7 @@ impl State {
     }
 
     pub fn delivery(&self, app: AppNo, id: MessageId, device: DeviceNo) -> Option<DeliveryView> {
-        let message = self.messages.get(self.by_id.get(&id)?).filter(|m| m.app == app)?;
+        let message = self.tracked(app, id)?;
         let report = message.report()?;
         report.targeted_set(message).contains(device.0).then(|| delivery_of(message, report, device))
     }

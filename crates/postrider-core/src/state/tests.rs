@@ -1,5 +1,7 @@
 //! The rules of the state machine, by example and by chance.
 
+mod backlog;
+
 use super::*;
 use crate::port::Position;
 use proptest::prelude::*;
