@@ -74,8 +74,8 @@ pub enum Command {
         message: MessageId,
         now: UnixMillis,
     },
-    /// Time passed: ends every delivery and session whose time is over at `now`, at most `limit` messages; forgets the
-    /// reports of ended messages accepted before `history_before`, and the oldest above `history_max`.
+    /// Time passed: ends deliveries and sessions whose time is over at `now`; forgets the reports of messages that ended
+    /// before `history_before`, and the oldest above `history_max`. At most `limit` of each; the outcome says if there are more.
     Expire {
         now: UnixMillis,
         limit: u32,

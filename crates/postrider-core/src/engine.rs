@@ -10,6 +10,7 @@ use crate::id::*;
 use crate::limits::Limits;
 use crate::port::*;
 use std::ops::Deref;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 /// Cheap to clone.
@@ -30,6 +31,8 @@ pub struct Inner {
     pub(crate) retaining: Retaining,
     pub(crate) acking: Acking,
     pub(crate) last_sweep: Mutex<UnixMillis>,
+    /// A round of expiry is going on.
+    pub(crate) expiring: AtomicBool,
 }
 
 impl Deref for Engine {
@@ -75,6 +78,7 @@ impl Engine {
             retaining: Retaining::default(),
             acking: Acking::default(),
             last_sweep: Mutex::default(),
+            expiring: AtomicBool::new(false),
         }));
         engine.restore_sessions();
         engine
@@ -103,7 +107,7 @@ impl Engine {
 
     /// Live connections of this node.
     pub fn connected_count(&self) -> usize {
-        self.hub().connected
+        self.hub().connected()
     }
 
     /// The live connection of a device.
@@ -155,7 +159,6 @@ impl Engine {
         self.revoke(at);
         let mut hub = self.hub_mut();
         if let Some(no) = hub.apps.get(&at.app).and_then(|a| a.devices.get(&at.device)).copied() {
-            hub.connected -= usize::from(hub.get(no).is_some_and(|s| s.connection.is_some()));
             hub.remove(no);
         }
         drop(hub);

@@ -26,7 +26,8 @@ pub struct Hub {
     pub(crate) apps: FxHashMap<AppNo, AppHub>,
     /// Sessions kept in memory only, by the time at which they end.
     pub(crate) idle: BTreeSet<(UnixMillis, SessionNo)>,
-    pub(crate) connected: usize,
+    /// Sessions with a connection.
+    connected: usize,
 }
 
 /// The part of one app.
@@ -162,14 +163,32 @@ impl Hub {
         self.app(app).devices.insert(device, no);
     }
 
+    /// How many sessions have a connection.
+    pub(crate) fn connected(&self) -> usize {
+        self.connected
+    }
+
+    /// The session has this connection from now on.
+    pub(crate) fn connect(&mut self, no: SessionNo, connection: ConnectionRef) {
+        let old = self.sessions[no as usize].connection.replace(connection);
+        self.connected += usize::from(old.is_none());
+    }
+
+    /// The session has no connection any more.
+    pub(crate) fn disconnect(&mut self, no: SessionNo) -> Option<ConnectionRef> {
+        let old = self.sessions[no as usize].connection.take();
+        self.connected -= usize::from(old.is_some());
+        old
+    }
+
     /// The session is over: it leaves every index.
     pub(crate) fn remove(&mut self, no: SessionNo) {
         self.clear_subscriptions(no);
         self.keep_awake(no);
+        let connection = self.disconnect(no);
         let session = &mut self.sessions[no as usize];
         let (app, device) = (session.app, session.device.take());
         let client = std::mem::replace(&mut session.client, "".into());
-        let connection = session.connection.take();
         session.alive = false;
         session.stored = false;
         session.will = None;
@@ -288,8 +307,10 @@ mod tests {
         let mut hub = Hub::default();
         let connection = ConnectionRef { shard: 0, slot: 1, generation: 2 };
         let old = hub.add(AppNo(0), "a", None, false);
-        hub.sessions[old as usize].connection = Some(connection);
+        hub.connect(old, connection);
+        assert_eq!(hub.connected(), 1);
         hub.remove(old);
+        assert_eq!(hub.connected(), 0);
         assert!(hub.get(old).is_none() && hub.find(AppNo(0), "a").is_none());
         assert_ne!(hub.add(AppNo(0), "b", None, false), old);
         hub.release(old, ConnectionRef { generation: 3, ..connection });

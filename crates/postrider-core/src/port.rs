@@ -45,6 +45,8 @@ pub trait Store: Send + Sync + 'static {
     fn sign_in(&self, at: DeviceRef) -> Option<SignIn>;
     /// There is such a device, and it has a secret: it is no anonymous client's session.
     fn is_registered(&self, at: DeviceRef) -> bool;
+    /// The same, and `None` where there is no such device.
+    fn has_secret(&self, at: DeviceRef) -> Option<bool>;
     /// Seen at: when its last connection ended or did something; in memory only.
     fn seen(&self, at: DeviceRef, now: UnixMillis);
     /// Devices with a number above `after`, in order of number, at most `max`, that fit the filter.

@@ -142,9 +142,9 @@ impl Engine {
     pub fn connect(&self, attach: Attach) -> Result<Attached, SignInError> {
         let now = self.clock.now();
         let expiry_secs = attach.expiry_secs.min(self.limits.session_expiry_max_secs);
-        let mut hub = self.hub_mut();
-        // Looked at with the hub in hand: who deletes a device takes its session away after that, so this one is seen there.
+        // Before the hub is held: nobody who waits for the hub is to wait for the store as well.
         let registered = self.is_registered(&attach.client)?;
+        let mut hub = self.hub_mut();
         let Attach { client, connection, clean, will, takes_pushes, hears_peers, .. } = attach;
         let existing = hub.find(client.app, &client.id);
         let old_connection = existing.and_then(|no| hub.get(no)?.connection);
@@ -158,7 +158,6 @@ impl Engine {
             {
                 commands.push(Command::EndSession { at: DeviceRef { app: client.app, device }, now });
             }
-            hub.connected -= usize::from(old_connection.is_some());
             hub.remove(no);
         }
         let present = existing.is_some() && ended.is_none();
@@ -167,10 +166,9 @@ impl Engine {
             // An anonymous device goes with its session, so a new session begins without one.
             None => hub.add(client.app, &client.id, client.device.filter(|_| registered), registered),
         };
-        hub.connected += usize::from(!present || old_connection.is_none());
+        hub.connect(no, connection);
         hub.keep_awake(no);
         let session = &mut hub.sessions[no as usize];
-        session.connection = Some(connection);
         session.takes_pushes = takes_pushes;
         session.hears_peers = hears_peers;
         session.expiry_secs = expiry_secs;
@@ -190,10 +188,18 @@ impl Engine {
             let at = DeviceRef { app: client.app, device };
             commands.push(Command::OpenSession { at, expiry_secs, fresh: false, now });
         }
-        if registered && let Some(device) = session.device {
-            self.store.seen(DeviceRef { app: client.app, device }, now);
-        }
+        let seen = session.device.filter(|_| registered).map(|device| DeviceRef { app: client.app, device });
         drop(hub);
+        // Who deletes a device takes its session away when the store has done it. Either this one was there by then, or the store
+        // says now that the device is gone.
+        if self.is_registered(&client) != Ok(registered) {
+            self.take_back(no, connection);
+            old_connection.into_iter().for_each(|old| self.connections().close(old, Farewell::Revoked));
+            return Err(SignInError::Unavailable);
+        }
+        if let Some(at) = seen {
+            self.store.seen(at, now);
+        }
         self.submit_quietly(commands);
         // Back in time, the will is void; beginning anew ends the old session, and with it the will's delay.
         if let Some(will) = self.wills.take(client.app, &client.id).filter(|_| ended.is_some()) {
@@ -228,9 +234,17 @@ impl Engine {
 
     fn is_registered(&self, client: &Client) -> Result<bool, SignInError> {
         let Some(device) = client.device else { return Ok(false) };
-        let known = self.store.sign_in(DeviceRef { app: client.app, device });
         // Deleted since the credentials were checked: the next attempt is told so.
-        Ok(known.ok_or(SignInError::Unavailable)?.secret_hash.is_some())
+        self.store.has_secret(DeviceRef { app: client.app, device }).ok_or(SignInError::Unavailable)
+    }
+
+    /// A connection gets no session after all; it will not say goodbye to one that it never had.
+    fn take_back(&self, no: SessionNo, connection: ConnectionRef) {
+        let mut hub = self.hub_mut();
+        if hub.get(no).is_some_and(|s| s.connection == Some(connection)) {
+            hub.remove(no);
+        }
+        hub.release(no, connection);
     }
 
     /// The connection ended. Nothing happens if another one has taken the session over meanwhile.
@@ -242,8 +256,11 @@ impl Engine {
                 || (seeded::is(Bug::TakeoverUnregisters) && s.connection.is_some())
         };
         hub.release(session, connection);
-        let Some(s) = hub.get_mut(session).filter(mine) else { return };
-        s.connection = None;
+        if hub.get_mut(session).filter(mine).is_none() {
+            return;
+        }
+        hub.disconnect(session);
+        let Some(s) = hub.get_mut(session) else { return };
         s.known |= detach.orderly;
         let will = s.will.take().filter(|_| !detach.orderly);
         let expiry_secs =
@@ -254,7 +271,6 @@ impl Engine {
         let keep =
             expiry_secs > 0 && (stored || !s.subscriptions.is_empty() || !detach.only_with_subscriptions);
         s.saved = detach.saved.filter(|_| keep);
-        hub.connected -= 1;
         let mut commands = Vec::new();
         match at.filter(|_| stored) {
             Some(at) if keep => commands.push(Command::LeaveSession { at, expiry_secs, now }),
@@ -449,7 +465,7 @@ impl Engine {
     /// Makes the hub again from the store: at start, before anybody connects.
     pub(crate) fn restore_sessions(&self) {
         let now = self.clock.now();
-        let mut commands = Vec::new();
+        let mut left = Vec::new();
         let mut hub = self.hub_mut();
         for (at, id, session, subscriptions) in self.store.sessions() {
             let registered = self.store.is_registered(at);
@@ -461,17 +477,33 @@ impl Engine {
             s.expiry_secs = session.expiry_secs;
             // Nobody is connected: those who were when the server ended have left now.
             if session.left_at.is_none() {
-                commands.push(Command::LeaveSession { at, expiry_secs: session.expiry_secs, now });
+                left.push(Command::LeaveSession { at, expiry_secs: session.expiry_secs, now });
             }
         }
         drop(hub);
-        self.submit_quietly(commands);
+        self.submit_in_turns(left);
+    }
+
+    /// Batch after batch, each when the one before is stored: all at once they would hold up those who connect meanwhile.
+    fn submit_in_turns(&self, mut commands: Vec<Command>) {
+        let batch = commands.split_off(commands.len().saturating_sub(LEFT_BATCH));
+        if batch.is_empty() {
+            return;
+        }
+        let engine = self.clone();
+        let done: Done = Box::new(move |outcome| match outcome {
+            Ok(_) => engine.submit_in_turns(commands),
+            Err(error) => tracing::warn!(%error, "that sessions were left was not stored"),
+        });
+        self.store.submit(batch, done);
     }
 }
 
 /// MQTT 5 reason codes, which other protocols translate.
 const QUOTA_EXCEEDED: u8 = 0x97;
 const UNSPECIFIED: u8 = 0x80;
+/// Sessions told to the store in one batch as left by the server's end.
+const LEFT_BATCH: usize = 1_000;
 
 fn has(hub: &Hub, session: SessionNo, wanted: &StoredSubscription) -> bool {
     let same = |s: &crate::hub::SessionSub| {

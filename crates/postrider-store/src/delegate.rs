@@ -19,6 +19,7 @@ macro_rules! delegate_reads {
             device_ids(app: AppNo, devices: &[DeviceNo]) -> Vec<Option<String>>;
             sign_in(at: DeviceRef) -> Option<SignIn>;
             is_registered(at: DeviceRef) -> bool;
+            has_secret(at: DeviceRef) -> Option<bool>;
             devices(app: AppNo, filter: &DeviceFilter, after: Option<DeviceNo>, max: usize) -> Vec<DeviceView>;
             all_devices(app: AppNo) -> DeviceSet;
             devices_with_alias(app: AppNo, alias: &str) -> DeviceSet;

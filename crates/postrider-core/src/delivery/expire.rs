@@ -7,32 +7,76 @@ use crate::port::*;
 use crate::session::{Client, Will};
 use rustc_hash::FxHashMap;
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Messages ended by one command, at most, so that a mass expiry does not hold up everybody else.
+/// Deliveries, sessions and reports that one command ends, at most, so that a mass expiry does not hold up everybody else.
 const EXPIRE_BATCH: u32 = 2_000;
+/// Sessions in memory that end while the hub is held.
+const IDLE_BATCH: usize = 256;
+
+/// One command's turn. Its submitter comes out of `submit`, and its outcome is told, in either order: whoever is second goes on.
+#[derive(Default)]
+struct Turn {
+    one_is_done: AtomicBool,
+    more: AtomicBool,
+}
+
+impl Turn {
+    fn is_second(&self) -> bool {
+        self.one_is_done.swap(true, Ordering::AcqRel)
+    }
+
+    fn more(&self) -> bool {
+        self.more.load(Ordering::Acquire)
+    }
+}
 
 impl Engine {
     /// Does what is due: expiry in the store, acknowledgements put off, sessions in memory, delayed wills.
     pub fn tick(&self) {
         let now = self.clock.now();
-        if self.store.next_expiry().is_some_and(|due| due <= now) || self.sweep_due(now) {
-            self.expire(now);
+        let is_due = self.store.next_expiry().is_some_and(|due| due <= now) || self.sweep_due(now);
+        // While one round goes on, it sees to what becomes due meanwhile.
+        if is_due && !self.expiring.swap(true, Ordering::AcqRel) {
+            self.expire();
         }
         self.store_put_off_acks();
-        let mut hub = self.hub_mut();
-        while let Some((_, session)) = hub.idle.first().copied().filter(|(ends_at, _)| *ends_at <= now) {
-            hub.remove(session);
-        }
-        drop(hub);
+        while self.end_idle(now) {}
         for (app, client, will) in self.wills.due(now) {
             self.publish_will(app, &client, &will);
         }
         self.connects.forget(now);
     }
 
-    fn expire(&self, now: UnixMillis) {
-        let engine = self.clone();
+    /// Ends some sessions in memory whose time is over; true if there may be more of them.
+    fn end_idle(&self, now: UnixMillis) -> bool {
+        let mut hub = self.hub_mut();
+        for _ in 0..IDLE_BATCH {
+            let Some((_, session)) = hub.idle.first().copied().filter(|(ends_at, _)| *ends_at <= now) else {
+                return false;
+            };
+            hub.remove(session);
+        }
+        true
+    }
+
+    /// Command after command, until nothing is due any more; others' commands come in between.
+    fn expire(&self) {
+        loop {
+            let turn = Arc::new(Turn::default());
+            self.expire_some(&turn);
+            if !turn.is_second() {
+                return;
+            }
+            if !turn.more() {
+                return self.expiring.store(false, Ordering::Release);
+            }
+        }
+    }
+
+    fn expire_some(&self, turn: &Arc<Turn>) {
+        let (engine, turn, now) = (self.clone(), turn.clone(), self.clock.now());
         let history_before = now.saturating_sub(self.limits.history_keep.as_millis() as u64);
         let command = Command::Expire {
             now,
@@ -41,24 +85,32 @@ impl Engine {
             history_max: self.limits.history_max,
         };
         let done: Done = Box::new(move |outcomes| {
-            let Ok([Outcome::Expired { sessions, .. }]) = outcomes.as_deref() else { return };
-            let mut closing = Vec::new();
-            let mut hub = engine.hub_mut();
-            for at in sessions {
-                let Some(no) = hub.apps.get(&at.app).and_then(|a| a.devices.get(&at.device)).copied() else {
-                    continue;
-                };
-                // Someone may have come back in this very moment: then the connection has to begin anew.
-                if let Some(connection) = hub.get(no).and_then(|s| s.connection) {
-                    closing.push(connection);
-                    hub.connected -= 1;
-                }
-                hub.remove(no);
+            if let Ok([Outcome::Expired { sessions, more, .. }]) = outcomes.as_deref() {
+                engine.close_expired(sessions);
+                turn.more.store(*more, Ordering::Release);
             }
-            drop(hub);
-            closing.iter().for_each(|c| engine.connections().close(*c, Farewell::SessionEnded));
+            match turn.is_second() {
+                true if turn.more() => engine.expire(),
+                true => engine.expiring.store(false, Ordering::Release),
+                false => {}
+            }
         });
         self.store.submit(vec![command], done);
+    }
+
+    fn close_expired(&self, sessions: &[DeviceRef]) {
+        let mut closing = Vec::new();
+        let mut hub = self.hub_mut();
+        for at in sessions {
+            let Some(no) = hub.apps.get(&at.app).and_then(|a| a.devices.get(&at.device)).copied() else {
+                continue;
+            };
+            // Someone may have come back in this very moment: then the connection has to begin anew.
+            closing.extend(hub.get(no).and_then(|s| s.connection));
+            hub.remove(no);
+        }
+        drop(hub);
+        closing.iter().for_each(|c| self.connections().close(*c, Farewell::SessionEnded));
     }
 
     /// Old reports and request keys are swept once a minute, whether or not anything expires.

@@ -288,15 +288,21 @@ impl App {
         self.retained_due = self.retained.values().map(|r| r.expires_at).min().unwrap_or(UnixMillis::MAX);
     }
 
-    /// Requests are forgotten in the order in which they came: one that is kept longer holds back those behind it.
-    pub fn forget_requests(&mut self, now: UnixMillis) {
-        while let Some(key) = self.requests_order.front() {
+    /// Requests are forgotten in the order in which they came, at most `max` of them: one that is kept longer holds back
+    /// those behind it. How many those were.
+    pub fn forget_requests(&mut self, now: UnixMillis, max: u32) -> u32 {
+        let mut forgotten = 0;
+        while forgotten < max
+            && let Some(key) = self.requests_order.front()
+        {
             if self.requests.get(key).is_some_and(|(request, _)| request.keep_until > now) {
                 break;
             }
             self.requests.remove(key);
             self.requests_order.pop_front();
+            forgotten += 1;
         }
+        forgotten
     }
 }
 

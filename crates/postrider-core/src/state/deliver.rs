@@ -376,6 +376,7 @@ impl State {
         match message.report_mut() {
             Some(report) => {
                 report.rows.shrink_to_fit();
+                self.history_ends.push_back(message.ended_at());
                 self.history.push_back(seq);
             }
             None => _ = self.messages.remove(&seq),

@@ -160,6 +160,15 @@ impl Message {
         }
     }
 
+    /// When the last delivery ended, where all did and there is a report.
+    pub fn ended_at(&self) -> UnixMillis {
+        let Some(report) = self.report() else { return self.accepted_at };
+        let ends = |step: Step| step == Step::Delivered || step >= Step::Expired;
+        let rows = report.rows.iter().filter(|row| ends(row.step)).map(|row| row.after_ms).max();
+        let bulk = report.bulk.iter().map(|bulk| bulk.at).max();
+        (self.accepted_at + u64::from(rows.unwrap_or(0))).max(bulk.unwrap_or(0))
+    }
+
     /// Notes a step of a device in the report; false if it was noted before.
     pub fn note(&mut self, device: DeviceNo, step: Step, reason: Reason, at: UnixMillis) -> bool {
         let accepted_at = self.accepted_at;

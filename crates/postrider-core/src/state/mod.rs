@@ -58,6 +58,9 @@ pub struct State {
     // Indexes, made again by `rebuild`.
     #[serde(skip)]
     expiries: Expiries,
+    /// When the messages of `history` ended, in the same order.
+    #[serde(skip)]
+    history_ends: VecDeque<UnixMillis>,
     #[serde(skip)]
     session_ends: BTreeSet<(UnixMillis, DeviceRef)>,
     #[serde(skip)]
@@ -171,6 +174,8 @@ impl State {
             keyed.extend(devices.map(|device| (message.app, (group, device.0, *seq))));
         }
         self.expiries.sort();
+        let ended = |seq: &Seq| self.messages.get(seq).map_or(0, Message::ended_at);
+        self.history_ends = self.history.iter().map(ended).collect();
         // A set is made much faster of what is in order.
         keyed.sort_unstable();
         keyed.into_iter().for_each(|(app, entry)| _ = self.apps[app.0 as usize].keyed.insert(entry));
@@ -199,7 +204,8 @@ impl State {
         self.leaving.blobs_mut().filter(|blob| blob.len > 0).for_each(f);
     }
 
-    /// Ends what is due at `now`: deliveries, sessions, then old reports.
+    /// Ends what is due at `now`: deliveries, sessions, then old reports and request keys. Each of these kinds gets a share of
+    /// `limit` to itself, so that a command takes a bounded time and none of them waits for another.
     fn expire(
         &mut self,
         now: UnixMillis,
@@ -208,44 +214,75 @@ impl State {
         effects: &mut Effects,
     ) -> Outcome {
         self.saw(now);
-        let mut messages = 0;
-        while messages < limit {
-            let Some(seq) = self.expiries.take_due(now / 1000) else { break };
-            if self.messages.get(&seq).is_some_and(|m| m.open > 0) {
-                self.end_all_open(seq, Step::Expired, Reason::Ttl, now, effects);
-                messages += 1;
-            }
+        let messages = self.expire_messages(now, limit, effects);
+        let sessions = self.expire_sessions(now, limit, effects);
+        let reports_left = self.forget_old(limit, history);
+        let mut requests = limit;
+        for app in &mut self.apps {
+            requests -= app.forget_requests(now, requests);
+            app.forget_retained(now, &mut effects.released);
         }
-        let mut sessions = Vec::new();
-        while let Some((end, at)) = self.session_ends.first().copied().filter(|(end, _)| *end <= now) {
+        let more = self.next_due().is_some_and(|due| due <= now) || reports_left || requests == 0;
+        // With no room for anything, asking again is of no use.
+        Outcome::Expired { messages, sessions, more: more && limit > 0 }
+    }
+
+    /// A message counts as many times as it has devices of its own; a broadcast ends for all of them at once.
+    fn expire_messages(&mut self, now: UnixMillis, limit: u32, effects: &mut Effects) -> u32 {
+        let (mut messages, mut left) = (0, limit);
+        while left > 0 {
+            let Some(seq) = self.expiries.take_due(now / 1000) else { break };
+            let Some(message) = self.messages.get(&seq).filter(|m| m.open > 0) else { continue };
+            left = left.saturating_sub(if message.broadcast().is_some() { 1 } else { message.open });
+            self.end_all_open(seq, Step::Expired, Reason::Ttl, now, effects);
+            messages += 1;
+        }
+        messages
+    }
+
+    /// A session counts once, and once for each message of its inbox.
+    fn expire_sessions(&mut self, now: UnixMillis, limit: u32, effects: &mut Effects) -> Vec<DeviceRef> {
+        let (mut sessions, mut left) = (Vec::new(), limit);
+        while left > 0
+            && let Some((end, at)) = self.session_ends.first().copied().filter(|(end, _)| *end <= now)
+        {
             self.session_ends.remove(&(end, at));
+            let inbox = self.app_ref(at.app).and_then(|app| app.inboxes.get(&at.device.0));
+            let waiting = inbox.map_or(0, |inbox| inbox.entries.len() as u32);
+            left = left.saturating_sub(waiting.saturating_add(1));
             if self.end_session(at, now, effects).is_ok() {
                 sessions.push(at);
             }
         }
-        self.forget_old(now, history);
-        for app in &mut self.apps {
-            app.forget_retained(now, &mut effects.released);
-        }
-        Outcome::Expired { messages, sessions, more: messages == limit }
+        sessions
     }
 
-    fn forget_old(&mut self, now: UnixMillis, (before, max): (UnixMillis, u32)) {
-        while let Some(seq) = self.history.front() {
-            let old = self.messages.get(seq).is_none_or(|m| m.accepted_at < before);
-            if !old && self.history.len() <= max as usize {
-                break;
+    /// Forgets reports of messages that ended before `before`, and the oldest above `max`; true if there are more of them.
+    fn forget_old(&mut self, limit: u32, (before, max): (UnixMillis, u32)) -> bool {
+        for _ in 0..limit {
+            if !self.has_old_report(before, max) {
+                return false;
             }
-            if let Some(message) = self.messages.remove(seq)
+            self.history_ends.pop_front();
+            if let Some(seq) = self.history.pop_front()
+                && let Some(message) = self.messages.remove(&seq)
                 && let Some(id) = message.id()
             {
                 self.apps[message.app.0 as usize].reports.remove(&id);
             }
-            self.history.pop_front();
         }
-        for app in &mut self.apps {
-            app.forget_requests(now);
-        }
+        self.has_old_report(before, max)
+    }
+
+    fn has_old_report(&self, before: UnixMillis, max: u32) -> bool {
+        self.history.len() > max as usize || self.history_ends.front().is_some_and(|ended| *ended < before)
+    }
+
+    /// When something of what [`Self::expire`] ends is due.
+    fn next_due(&self) -> Option<UnixMillis> {
+        let message = self.expiries.next_second().map(|second| second.saturating_mul(1000));
+        let session = self.session_ends.first().map(|(end, _)| *end);
+        message.into_iter().chain(session).min()
     }
 
     fn saw(&mut self, at: UnixMillis) {

@@ -170,8 +170,11 @@ impl State {
     }
 
     pub fn is_registered(&self, at: DeviceRef) -> bool {
-        let device = self.app_ref(at.app).and_then(|app| app.device(at.device));
-        device.is_some_and(|device| device.secret_hash.is_some())
+        self.has_secret(at) == Some(true)
+    }
+
+    pub fn has_secret(&self, at: DeviceRef) -> Option<bool> {
+        Some(self.app_ref(at.app)?.device(at.device)?.secret_hash.is_some())
     }
 
     pub fn sign_in(&self, at: DeviceRef) -> Option<SignIn> {
@@ -324,9 +327,7 @@ impl State {
     }
 
     pub fn next_expiry(&self) -> Option<UnixMillis> {
-        let message = self.expiries.next_second().map(|second| second.saturating_mul(1000));
-        let session = self.session_ends.first().map(|(end, _)| *end);
-        message.into_iter().chain(session).min()
+        self.next_due()
     }
 
     pub fn last_time(&self) -> UnixMillis {

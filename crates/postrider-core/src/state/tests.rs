@@ -1,6 +1,7 @@
 //! The rules of the state machine, by example and by chance.
 
 mod backlog;
+mod expiry;
 
 use super::*;
 use crate::port::Position;
@@ -97,6 +98,13 @@ impl World {
     fn gap(&self) -> i64 {
         self.state.audit().apps.iter().map(|(_, a)| a.gap()).sum()
     }
+}
+
+/// The state as it comes back from a checkpoint.
+fn restarted(state: &State) -> State {
+    let mut back: State = postcard::from_bytes(&postcard::to_stdvec(state).unwrap()).unwrap();
+    back.rebuild();
+    back
 }
 
 fn direct(devices: &[u32]) -> Targets {

@@ -5,6 +5,7 @@
 mod checkpoint;
 mod contract;
 mod crash;
+mod expiry;
 mod faults;
 mod full;
 mod gate;

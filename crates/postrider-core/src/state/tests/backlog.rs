@@ -86,14 +86,6 @@ fn act() -> impl Strategy<Value = Act> {
     ]
 }
 
-/// The state as it comes back from a checkpoint.
-fn restarted(state: &State) -> State {
-    let bytes = postcard::to_allocvec(state).unwrap();
-    let mut back: State = postcard::from_bytes(&bytes).unwrap();
-    back.rebuild();
-    back
-}
-
 struct Both {
     world: World,
     model: Model,
