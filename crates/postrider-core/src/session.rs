@@ -201,20 +201,23 @@ impl Engine {
             self.store.seen(at, now);
         }
         self.submit_quietly(commands);
-        // Back in time, the will is void; beginning anew ends the old session, and with it the will's delay.
-        if let Some(will) = self.wills.take(client.app, &client.id).filter(|_| ended.is_some()) {
-            self.publish_will(client.app, &client.id, &will);
-        }
         if let Some(old) = old_connection {
             self.connections().close(old, Farewell::TakenOver);
         }
-        if let Some(will) = old_will {
-            // Taken over: the old network connection closed without a goodbye. A delayed will of a session that goes on is void.
-            if will.delay_secs == 0 || !present {
-                self.publish_will(client.app, &client.id, &will);
-            }
-        }
+        self.settle_wills(&client, (ended.is_some(), present), old_will);
         Ok(Attached { session: no, present: resumes, expiry_secs, saved, state_lost })
+    }
+
+    /// What becomes of wills when a client connects: of one that waits for its delay, and of that of a connection taken over.
+    fn settle_wills(&self, client: &Client, (ended, present): (bool, bool), old: Option<Box<Will>>) {
+        // Back in time, the will is void; beginning anew ends the old session, and with it the will's delay.
+        if let Some(will) = self.wills.take(client.app, &client.id).filter(|_| ended) {
+            self.publish_will(client.app, &client.id, &will);
+        }
+        // Taken over: the old network connection closed without a goodbye. A delayed will of a session that goes on is void.
+        if let Some(will) = old.filter(|will| will.delay_secs == 0 || !present) {
+            self.publish_will(client.app, &client.id, &will);
+        }
     }
 
     /// A poll waits on this connection until something is put into the device's inbox; false when too many do (L29).
