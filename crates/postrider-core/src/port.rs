@@ -99,6 +99,10 @@ pub trait Store: Send + Sync + 'static {
     fn next_expiry(&self) -> Option<UnixMillis>;
     /// Why nothing is accepted now, where that is so.
     fn refuses(&self) -> Option<StoreError>;
+    /// What an operator should know although everything is accepted.
+    fn warnings(&self) -> Vec<String> {
+        Vec::new()
+    }
     /// The latest time in any command: the clock must not start before it.
     fn last_time(&self) -> UnixMillis;
 }
@@ -268,6 +272,8 @@ pub struct StoreStats {
     pub sync_micros_total: u64,
     pub checkpoints: u64,
     pub quarantined: u64,
+    /// Bytes of receipts that could not be written to their file so far.
+    pub receipts_waiting_bytes: u64,
 }
 
 /// Where time comes from. Two clocks in one: both grow steadily, whatever the wall clock does.

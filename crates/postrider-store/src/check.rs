@@ -3,12 +3,13 @@
 use crate::embedded::OpenError;
 use crate::embedded::Problem;
 use crate::embedded::events;
-use crate::embedded::folder::{Folder, Identity, Name};
+use crate::embedded::folder::{Folder, Identity, LOCK, Name};
 use crate::embedded::record::{self, FRAME_LEN, HEADER_LEN, Header};
 use crate::embedded::recover::{self, Repair, Unusable};
 use crate::files::Files;
 use postrider_core::id::Seq;
 use postrider_core::port::{Audit, StoreError};
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -43,6 +44,29 @@ impl CheckReport {
     pub fn is_good(&self) -> bool {
         self.problems.is_empty() && self.audit.apps.iter().all(|(_, app)| app.gap() == 0)
     }
+}
+
+/// The same as [`check`], of a folder that is there and whose server is stopped.
+pub fn check_stopped(dir: &Path, files: Arc<dyn Files>) -> Result<CheckReport, OpenError> {
+    if let Err(source) = files.list(dir) {
+        return Err(match source.kind() {
+            io::ErrorKind::NotFound => OpenError::NoSuchFolder(dir.to_path_buf()),
+            _ => OpenError::Io { what: format!("the folder {}", dir.display()), source },
+        });
+    }
+    if Identity::read(dir, &*files)?.is_none() && !has_data(dir, &*files)? {
+        return Err(OpenError::NoDataFolder(dir.to_path_buf()));
+    }
+    let _lock = files.lock(&dir.join(LOCK)).map_err(|source| match source.kind() {
+        io::ErrorKind::WouldBlock => OpenError::Running(dir.to_path_buf()),
+        _ => OpenError::io("the lock of the data folder", source),
+    })?;
+    check(dir, files)
+}
+
+fn has_data(dir: &Path, files: &dyn Files) -> Result<bool, OpenError> {
+    let names = files.list(dir).map_err(|error| OpenError::io("the data folder", error))?;
+    Ok(names.iter().any(|name| !matches!(Name::parse(name), Name::Other | Name::Unfinished)))
 }
 
 /// Reads everything in a data folder. The store should be closed: else its youngest commands may look unfinished.

@@ -4,8 +4,9 @@
 //! disk or cut the power (see `faulty.rs`). It knows nothing of records; it never retries and never hides an error.
 
 use std::io;
-use std::path::Path;
-use std::sync::Arc;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 /// A folder's worth of file operations.
 pub trait Files: Send + Sync + 'static {
@@ -63,6 +64,12 @@ pub fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
+/// The disk has no room, or this process may open no more files: trying again later may help.
+pub fn is_passing(error: &io::Error) -> bool {
+    let out_of_descriptors = [rustix::io::Errno::MFILE, rustix::io::Errno::NFILE];
+    is_full(error) || out_of_descriptors.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
+}
+
 /// Reads a whole file.
 pub fn read_all(file: &dyn File) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; usize::try_from(file.len()?).map_err(io::Error::other)?];
@@ -75,6 +82,17 @@ pub fn read_all(file: &dyn File) -> io::Result<Vec<u8>> {
 pub struct OsFiles;
 
 struct OsFile(std::fs::File);
+
+/// A link where a file of ours should be is somebody's trick, or a mistake.
+const NO_FOLLOW: i32 = rustix::fs::OFlags::NOFOLLOW.bits() as i32;
+
+/// Folders that are locked stay open, and so can be synced when no more files may be opened.
+static LOCKED: Mutex<Vec<(PathBuf, Weak<std::fs::File>)>> = Mutex::new(Vec::new());
+
+fn locked_dir(dir: &Path) -> Option<Arc<std::fs::File>> {
+    let locked = LOCKED.lock().unwrap_or_else(PoisonError::into_inner);
+    locked.iter().rev().filter(|(path, _)| path == dir).find_map(|(_, open)| open.upgrade())
+}
 
 impl Files for OsFiles {
     fn create_dir(&self, dir: &Path) -> io::Result<()> {
@@ -94,7 +112,6 @@ impl Files for OsFiles {
     }
 
     fn create(&self, path: &Path) -> io::Result<Arc<dyn File>> {
-        use std::os::unix::fs::OpenOptionsExt;
         let file =
             std::fs::OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)?;
         Ok(Arc::new(OsFile(file)))
@@ -113,7 +130,10 @@ impl Files for OsFiles {
     }
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
-        std::fs::File::open(dir)?.sync_all()
+        match locked_dir(dir) {
+            Some(open) => open.sync_all(),
+            None => std::fs::File::open(dir)?.sync_all(),
+        }
     }
 
     fn space(&self, dir: &Path) -> io::Result<Space> {
@@ -121,17 +141,32 @@ impl Files for OsFiles {
         Ok(Space { free: stat.f_bavail * stat.f_frsize, total: stat.f_blocks * stat.f_frsize })
     }
 
+    /// Locks the folder itself too: a file in it can be removed by somebody who tidies up, and then be made anew and
+    /// locked by a second process.
     fn lock(&self, path: &Path) -> io::Result<Box<dyn Send + Sync>> {
-        use std::os::unix::fs::OpenOptionsExt;
+        let dir = path.parent().unwrap_or(Path::new("."));
+        let folder = Arc::new(std::fs::File::open(dir)?);
+        match folder.try_lock() {
+            Ok(()) => {}
+            Err(std::fs::TryLockError::WouldBlock) => return Err(io::ErrorKind::WouldBlock.into()),
+            // Some network file systems lock no folders; the file below is what they have.
+            Err(std::fs::TryLockError::Error(error)) => {
+                tracing::debug!(%error, "the data folder itself cannot be locked");
+            }
+        }
         let file = std::fs::OpenOptions::new()
             .read(true)
             .write(true)
             .create(true)
             .truncate(false)
             .mode(0o600)
+            .custom_flags(NO_FOLLOW)
             .open(path)?;
         file.try_lock().map_err(io::Error::from)?;
-        Ok(Box::new(file))
+        let mut locked = LOCKED.lock().unwrap_or_else(PoisonError::into_inner);
+        locked.retain(|(_, open)| open.strong_count() > 0);
+        locked.push((dir.to_path_buf(), Arc::downgrade(&folder)));
+        Ok(Box::new((file, folder)))
     }
 
     fn is_open_to_others(&self, dir: &Path) -> io::Result<bool> {

@@ -23,11 +23,12 @@ mod embedded;
 pub mod faulty;
 pub mod files;
 mod memory;
+pub mod planted;
 mod time_mark;
 mod watch;
 
-pub use check::{CheckReport, FileReport, check};
-pub use embedded::config::{EmbeddedConfig, FatalHook, SyncMode};
+pub use check::{CheckReport, FileReport, check, check_stopped};
+pub use embedded::config::{EmbeddedConfig, FailedBy, FatalHook, SyncMode};
 pub use embedded::stepped::{Stepped, Stepper};
 pub use embedded::{EmbeddedStore, OpenError, Problem};
 pub use files::{Files, OsFiles};

@@ -131,7 +131,7 @@ fn finish(shared: &Shared, mut state: State) -> Result<(), Failure> {
     let _calm = shared.maintenance.lock().unwrap_or_else(PoisonError::into_inner);
     shared.folder.inventory().checkpoints.push(written);
     {
-        let mut live = shared.state.write().unwrap_or_else(PoisonError::into_inner);
+        let mut live = shared.state_mut();
         live.for_each_blob(&mut |blob| moved.apply(blob));
     }
     done(shared)
@@ -143,7 +143,7 @@ pub fn of_live_state(shared: &Shared) -> Result<(), Failure> {
     let _calm = shared.maintenance.lock().unwrap_or_else(PoisonError::into_inner);
     shared.events.sync(&shared.folder)?;
     let written = {
-        let mut live = shared.state.write().unwrap_or_else(PoisonError::into_inner);
+        let mut live = shared.state_mut();
         if shared.folder.inventory().checkpoints.last().is_some_and(|last| last.seq >= live.seq()) {
             return Ok(());
         }

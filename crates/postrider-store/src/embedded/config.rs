@@ -18,8 +18,17 @@ pub enum SyncMode {
     Relaxed,
 }
 
-/// Is told why the store has failed.
-pub type FatalHook = Arc<dyn Fn(&str) + Send + Sync>;
+/// What made a store fail for good.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FailedBy {
+    /// The disk did not do what it has to.
+    Disk,
+    /// A bug of ours: a thread of the store ended, or a panic left the state half changed.
+    Panic,
+}
+
+/// Is told what made the store fail, and why.
+pub type FatalHook = Arc<dyn Fn(FailedBy, &str) + Send + Sync>;
 
 /// How an embedded store is to be; [`EmbeddedConfig::new`] gives sane values.
 #[derive(Clone)]

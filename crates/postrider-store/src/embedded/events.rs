@@ -3,10 +3,14 @@
 //! Rows are appended after the commands that caused them are on stable storage, and not synced: what a crash takes is
 //! made again from the journal, since positions are decided by the state. Before a segment of the journal may go, the
 //! stream is synced. Readers use the files without the lock; only the last rows of a page cost more than a copy.
+//!
+//! So a file of receipts that cannot be written is no reason to end: rows wait in memory, are tried again with each
+//! group, and while too many wait the store takes nothing. After a sync that failed nothing can be said of what the
+//! file holds: then the stream is not synced any more, the journal stays, and the next start makes the rows again.
 
 use super::folder::{Folder, Name};
 use super::record::{self, FRAME_LEN, HEADER_LEN, Header};
-use crate::files::{File, is_full};
+use crate::files::File;
 use crate::watch::EventWatch;
 use postrider_core::id::{AppNo, UnixMillis};
 use postrider_core::model::ReceiptEvent;
@@ -22,8 +26,18 @@ const INDEX_EVERY: u64 = 512;
 const SCAN_MAX: usize = 50_000;
 /// Bytes read at once.
 const WINDOW: usize = 64 * 1024;
-/// Rows that wait while the disk is full; beyond, the store gives up (they are in the journal).
+/// Rows that wait while they cannot be written; beyond it the store takes nothing.
 const WAITING_BYTES_MAX: usize = 32 * 1024 * 1024;
+
+/// How much could not be written so far.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Waiting {
+    /// Nothing, or little.
+    Little,
+    /// Nothing more may come.
+    TooMuch,
+}
 
 /// How long rows are kept.
 #[derive(Clone, Copy, Debug)]
@@ -44,12 +58,16 @@ pub struct EventLog {
 struct Inner {
     segments: VecDeque<EventSegment>,
     /// Rows not written yet: one group's, more while the disk is full.
-    waiting: Waiting,
+    waiting: Rows,
     unsynced: bool,
+    /// A sync failed: what the newest file holds is not certain.
+    is_doubtful: bool,
+    /// Why rows wait.
+    trouble: Option<String>,
 }
 
 #[derive(Default)]
-struct Waiting {
+struct Rows {
     bytes: Vec<u8>,
     /// Position and place in `bytes` of rows that go into the index.
     index: Vec<(u64, u64)>,
@@ -143,30 +161,43 @@ impl EventLog {
         Ok(rewound)
     }
 
-    /// Appends rows and tells those who wait. On a full disk they wait for the next time.
-    pub fn append(&self, folder: &Folder, events: &[ReceiptEvent]) -> io::Result<()> {
+    /// Appends rows and tells those who wait for them. What cannot be written waits for the next time.
+    pub fn append(&self, folder: &Folder, events: &[ReceiptEvent]) -> Waiting {
         let mut inner = self.inner();
         let waiting_from = if inner.waiting.bytes.is_empty() { 0 } else { inner.waiting.last };
         let from = self.last().max(waiting_from);
+        let mut pushed = Ok(());
         for event in events.iter().filter(|event| event.position > from) {
-            inner.waiting.push(event)?;
+            pushed = pushed.and_then(|()| inner.waiting.push(event));
         }
-        if inner.waiting.bytes.is_empty() {
-            return Ok(());
+        let written = pushed.and_then(|()| inner.write_waiting(folder, self.retention));
+        inner.note(written);
+        let waits = inner.waiting.bytes.len();
+        let last = inner.segments.back().map_or(0, |segment| segment.last);
+        drop(inner);
+        // While rows wait, those before them may be new all the same.
+        self.watch.tell(last);
+        if waits < WAITING_BYTES_MAX { Waiting::Little } else { Waiting::TooMuch }
+    }
+
+    /// Too much waits, also after one more try: nothing may be added now.
+    pub fn is_overdue(&self, folder: &Folder) -> bool {
+        let waits = self.inner().waiting.bytes.len();
+        waits >= WAITING_BYTES_MAX && self.append(folder, &[]) == Waiting::TooMuch
+    }
+
+    /// Why receipts are not written, where that is so. Tries once more before it says so, for else a quiet store would go
+    /// on saying it after the cause has gone.
+    pub fn trouble(&self, folder: &Folder) -> Option<String> {
+        if !self.inner().waiting.bytes.is_empty() {
+            _ = self.append(folder, &[]);
         }
-        match inner.write_waiting(folder, self.retention) {
-            Ok(()) => {
-                let last = inner.segments.back().map_or(0, |segment| segment.last);
-                drop(inner);
-                self.watch.tell(last);
-                Ok(())
-            }
-            Err(error) if is_full(&error) && inner.waiting.bytes.len() < WAITING_BYTES_MAX => {
-                tracing::warn!("no space for receipts: they wait");
-                Ok(())
-            }
-            Err(error) => Err(error),
-        }
+        self.inner().trouble.clone()
+    }
+
+    /// Bytes of rows that wait to be written.
+    pub fn waiting_bytes(&self) -> u64 {
+        self.inner().waiting.bytes.len() as u64
     }
 
     /// Makes all rows lasting; after that the journal is not needed for them. Fails while rows wait.
@@ -175,13 +206,11 @@ impl EventLog {
         if !inner.waiting.bytes.is_empty() {
             return Err(io::Error::from(io::ErrorKind::StorageFull));
         }
-        if inner.unsynced
-            && let Some(segment) = inner.segments.back()
-        {
-            segment.file.sync()?;
-            folder.files.sync_dir(&folder.dir)?;
+        let synced = inner.sync_newest(folder);
+        if synced.is_err() {
+            inner.note(synced);
+            return Err(io::Error::other("receipts cannot be synced"));
         }
-        inner.unsynced = false;
         Ok(())
     }
 
@@ -239,7 +268,7 @@ fn failed(error: io::Error) -> StoreError {
     StoreError::Failed(format!("reading receipts: {error}"))
 }
 
-impl Waiting {
+impl Rows {
     fn push(&mut self, event: &ReceiptEvent) -> io::Result<()> {
         if self.bytes.is_empty() {
             (self.first, self.index) = (event.position, Vec::new());
@@ -254,9 +283,50 @@ impl Waiting {
 }
 
 impl Inner {
+    /// Keeps why rows wait, and tells when that begins and ends.
+    fn note(&mut self, result: io::Result<()>) {
+        match result {
+            Ok(()) if self.is_doubtful => {}
+            Ok(()) => {
+                if self.trouble.take().is_some() {
+                    tracing::info!("receipts can be written again");
+                }
+            }
+            Err(error) => {
+                let why = format!("receipts cannot be written: {error}");
+                if self.trouble.is_none() {
+                    tracing::error!(%error, "receipts cannot be written: they wait, and the journal is kept for them");
+                }
+                self.trouble = Some(why);
+            }
+        }
+    }
+
+    /// A sync that fails is not believed when it succeeds later: what it was to write may be gone.
+    fn sync_newest(&mut self, folder: &Folder) -> io::Result<()> {
+        if self.is_doubtful {
+            return Err(io::Error::other("an earlier sync failed; the next start makes them again"));
+        }
+        if self.unsynced
+            && let Some(segment) = self.segments.back()
+        {
+            let synced = segment.file.sync();
+            self.is_doubtful = synced.is_err();
+            synced?;
+            folder.files.sync_dir(&folder.dir)?;
+        }
+        self.unsynced = false;
+        Ok(())
+    }
+
     fn write_waiting(&mut self, folder: &Folder, retention: Retention) -> io::Result<()> {
+        if self.waiting.bytes.is_empty() {
+            return Ok(());
+        }
         let fits = self.segments.back().is_some_and(|segment| {
-            segment.last + 1 == self.waiting.first && segment.len < retention.segment_bytes
+            // All that is doubtful has to be in the newest file: the next start looks through that one only.
+            let has_room = segment.len < retention.segment_bytes || self.is_doubtful;
+            segment.last + 1 == self.waiting.first && has_room
         });
         if !fits {
             self.start_segment(folder)?;
@@ -280,17 +350,21 @@ impl Inner {
     }
 
     fn start_segment(&mut self, folder: &Folder) -> io::Result<()> {
-        if let Some(segment) = self.segments.back() {
-            segment.file.sync()?;
-            folder.files.sync_dir(&folder.dir)?;
-        }
+        self.sync_newest(folder)?;
         let first = self.waiting.first;
         let last = self.segments.back().map_or(0, |segment| segment.last);
         if last + 1 < first {
             tracing::error!(last, first, "receipts between these positions are gone");
         }
         let path = folder.path(&Name::Events { first }.text());
-        let file = folder.files.create(&path)?;
+        let file = match folder.files.create(&path) {
+            // Left by a try whose header could not be written, and which could not be removed then.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                folder.files.remove(&path)?;
+                folder.files.create(&path)?
+            }
+            created => created?,
+        };
         let header = folder.header(record::EVENTS, 0, first).encode();
         if let Err(error) = file.write_all_at(&header, 0) {
             let _ = folder.files.remove(&path);

@@ -17,19 +17,22 @@ mod store;
 mod writer;
 
 use crate::files::{Files, is_full};
+use crate::planted;
 use crate::watch::EventWatch;
-use config::{EmbeddedConfig, SyncMode};
-use events::{EventLog, Retention};
+use config::{EmbeddedConfig, FailedBy, SyncMode};
+use events::{EventLog, Retention, Waiting};
 use folder::{EMPTY_LEN, Folder, Identity, LOCK, Name};
 use postrider_core::port::StoreError;
 use postrider_core::state::State;
-use queue::{Errand, Queue};
+use queue::{Errand, Item, Queue};
 use recover::{Recovered, Repair};
 use space::SpaceWatch;
 use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError, RwLock};
+use std::sync::{
+    Arc, Condvar, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
+};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -38,6 +41,12 @@ use std::time::{Duration, Instant};
 pub enum OpenError {
     #[error("the data folder {0} is in use by another process")]
     Locked(PathBuf),
+    #[error("there is no folder {0}")]
+    NoSuchFolder(PathBuf),
+    #[error("{0} is no data folder: nothing of postrider is in it")]
+    NoDataFolder(PathBuf),
+    #[error("the server of the data folder {0} is running: stop it first")]
+    Running(PathBuf),
     #[error(
         "the data folder {0} can be read by others than its owner: chmod 700, or allow it in the configuration"
     )]
@@ -115,14 +124,41 @@ impl Shared {
     }
 
     /// The store is over, for this reason; the first one counts.
-    fn fail(&self, why: &str) {
+    fn fail(&self, by: FailedBy, why: &str) {
         self.queue.close(StoreError::Failed(why.to_owned()));
         if self.failed.set(why.to_owned()).is_ok() {
             tracing::error!(why, "the store has failed; nothing more is stored");
             if let Some(hook) = &self.config.on_fatal {
-                hook(why);
+                hook(by, why);
             }
         }
+    }
+
+    /// Tells everybody who still waits for a store that has failed.
+    fn abandon_queue(&self) {
+        let why = self.failed.get().cloned().unwrap_or_default();
+        for item in self.queue.drain() {
+            let error = StoreError::Failed(why.clone());
+            match item {
+                Item::Batch(batch) => batch.tell(Err(error)),
+                Item::Errand(Errand::Roll(tell) | Errand::Checkpoint(tell)) => drop(tell.send(Err(error))),
+            }
+        }
+    }
+
+    fn state(&self) -> RwLockReadGuard<'_, State> {
+        self.state.read().unwrap_or_else(|_| self.half_changed())
+    }
+
+    fn state_mut(&self) -> RwLockWriteGuard<'_, State> {
+        self.state.write().unwrap_or_else(|_| self.half_changed())
+    }
+
+    /// A panic while the state was being changed: what it says now may be wrong, so nobody reads it any more. Whoever
+    /// waits in the queue is told by the writer's thread, since the caller may hold locks of its own.
+    fn half_changed(&self) -> ! {
+        self.fail(FailedBy::Panic, "a panic left the state half changed");
+        std::panic::resume_unwind(Box::new("the state was left half changed by a panic"))
     }
 
     fn segment_closed(&self) {
@@ -160,9 +196,9 @@ impl EmbeddedStore {
     /// Opens the folder, or makes it, and recovers what is in it.
     pub fn open(config: EmbeddedConfig, files: Arc<dyn Files>) -> Result<EmbeddedStore, OpenError> {
         let (store, writer) = Self::recover(config, files)?;
-        let mut threads = vec![spawn("store-writer", move || writer.run())?];
-        let shared = store.shared.clone();
-        threads.push(spawn("store-checkpoint", move || checkpointer(&shared))?);
+        let shared = &store.shared;
+        let mut threads = vec![spawn(shared, "store-writer", move |_| writer.run())?];
+        threads.push(spawn(shared, "store-checkpoint", checkpointer)?);
         *store.threads.lock().unwrap_or_else(PoisonError::into_inner) = threads;
         Ok(store)
     }
@@ -183,7 +219,10 @@ impl EmbeddedStore {
         sweep_unfinished(&folder).map_err(|error| OpenError::io("the data folder", error))?;
         let events = EventLog::open(&folder, retention).map_err(|error| OpenError::io("receipts", error))?;
         let began = Instant::now();
-        let mut sink = |rows: Vec<_>| events.append(&folder, &rows);
+        let mut sink = |rows: Vec<_>| match events.append(&folder, &rows) {
+            Waiting::TooMuch => Err(io::Error::other("they cannot be written, and too many wait")),
+            Waiting::Little => Ok(()),
+        };
         let Recovered { mut state, problems, inventory, clean, relaxed, records } =
             recover::recover(&folder, Repair::Yes, &mut sink)?;
         tracing::info!(seq = state.seq(), records, millis = began.elapsed().as_millis(), "recovered");
@@ -275,9 +314,8 @@ impl EmbeddedStore {
             return;
         }
         for thread in threads {
-            if thread.join().is_err() {
-                self.shared.fail("a thread of the store panicked");
-            }
+            // A panic was told where it happened.
+            let _ = thread.join();
         }
         if !self.shared.has_failed() && self.close_checkpoint_is_cheap() {
             // Only for speed: the journal has it all.
@@ -302,20 +340,38 @@ impl Drop for EmbeddedStore {
     }
 }
 
-fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, OpenError> {
+/// A thread of the store. One that ends before the store is closed takes the store with it: without its writer nobody
+/// would ever be answered, without its checkpointer the journal would grow for ever.
+fn spawn(
+    shared: &Arc<Shared>,
+    name: &'static str,
+    work: impl FnOnce(&Shared) + Send + 'static,
+) -> Result<JoinHandle<()>, OpenError> {
+    let shared = shared.clone();
+    let supervised = move || {
+        let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| work(&shared)));
+        if ended.is_err() {
+            shared.fail(FailedBy::Panic, &format!("the thread {name} panicked"));
+        } else if !shared.is_closing() && !shared.has_failed() {
+            shared.fail(FailedBy::Panic, &format!("the thread {name} ended"));
+        }
+        if shared.has_failed() {
+            shared.abandon_queue();
+        }
+    };
     std::thread::Builder::new()
         .name(name.to_owned())
-        .spawn(work)
+        .spawn(supervised)
         .map_err(|error| OpenError::io("a thread", error))
 }
 
 fn take_folder(config: &EmbeddedConfig, files: &dyn Files) -> Result<Box<dyn Send + Sync>, OpenError> {
     let dir = &config.dir;
-    let io = |error| OpenError::io("the data folder", error);
+    let io = |error| OpenError::io(&format!("the data folder {}", dir.display()), error);
     files.create_dir(dir).map_err(io)?;
     let lock = files.lock(&dir.join(LOCK)).map_err(|error| match error.kind() {
         io::ErrorKind::WouldBlock => OpenError::Locked(dir.clone()),
-        _ => OpenError::io("the lock of the data folder", error),
+        _ => OpenError::io(&format!("the lock of the data folder {}", dir.display()), error),
     })?;
     if !config.allow_open_to_others && files.is_open_to_others(dir).map_err(io)? {
         // A folder that somebody just made for us is shut; one that has been open with data in it is a mistake to tell.
@@ -388,6 +444,7 @@ fn checkpointer(shared: &Shared) {
         if shared.is_closing() || shared.has_failed() {
             return;
         }
+        planted::panic_in("checkpoint");
         if last.elapsed() >= shared.config.checkpoint_every {
             roll_for_age(shared);
         }

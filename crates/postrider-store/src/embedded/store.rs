@@ -9,15 +9,15 @@ use postrider_core::port::*;
 use postrider_core::seeded::{self, Bug};
 use postrider_core::state::State;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, RwLockReadGuard, RwLockWriteGuard};
 
 impl EmbeddedStore {
     fn state(&self) -> RwLockReadGuard<'_, State> {
-        self.shared.state.read().unwrap_or_else(PoisonError::into_inner)
+        self.shared.state()
     }
 
     fn state_mut(&self) -> RwLockWriteGuard<'_, State> {
-        self.shared.state.write().unwrap_or_else(PoisonError::into_inner)
+        self.shared.state_mut()
     }
 }
 
@@ -81,6 +81,7 @@ impl Store for EmbeddedStore {
             sync_micros_total: of(&stats.sync_micros),
             checkpoints: of(&stats.checkpoints),
             quarantined: of(&stats.quarantined),
+            receipts_waiting_bytes: shared.events.waiting_bytes(),
         }
     }
 
@@ -91,6 +92,10 @@ impl Store for EmbeddedStore {
         // Looked at anew while it is low, else nobody would notice that space came back.
         let shared = &self.shared;
         (shared.space.is_low() && shared.space.look(&shared.folder)).then(|| shared.space.refusal())
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        self.shared.events.trouble(&self.shared.folder).into_iter().collect()
     }
 
     crate::delegate_reads!();

@@ -9,14 +9,15 @@
 //! ends the store: nobody is told that anything was stored, and the sync is never tried again, because after one failure
 //! a second success would mean nothing. Only a full disk is survived: the group is undone and refused.
 
-use super::config::SyncMode;
+use super::config::{FailedBy, SyncMode};
 use super::folder::{EMPTY_LEN, Name, Segment};
-use super::queue::{Batch, Errand, Item, Next};
+use super::queue::{Batch, Errand, Next};
 use super::record::{self, Head, Kind};
 use super::recover::{self, Repair};
 use super::replay::blob_of;
 use super::{Shared, checkpoint};
-use crate::files::{File, is_full};
+use crate::files::{File, is_full, is_passing};
+use crate::planted;
 use postrider_core::command::Outcome;
 use postrider_core::id::Seq;
 use postrider_core::port::StoreError;
@@ -49,6 +50,8 @@ struct Current {
     synced: u64,
     /// Up to here the disk has promised room.
     allocated: u64,
+    /// Beyond this length another segment is begun.
+    ends_at: u64,
 }
 
 /// A group that is executed and written, and not on stable storage yet.
@@ -75,6 +78,8 @@ enum Trouble {
     /// The disk is full; everything is as before the group.
     Full,
     Fatal(String),
+    /// A bug of the state machine's.
+    Panicked,
 }
 
 fn fatal(what: &str) -> impl FnOnce(io::Error) -> Trouble + '_ {
@@ -103,7 +108,7 @@ impl Writer {
             }
         }
         if let Err(error) = self.seal() {
-            self.fail(&format!("sealing the journal: {error}"), Vec::new());
+            self.fail(FailedBy::Disk, &format!("sealing the journal: {error}"), Vec::new());
         }
     }
 
@@ -133,6 +138,11 @@ impl Writer {
         if !low {
             shared.space.lay_by(&shared.folder);
         }
+        if shared.events.is_overdue(&shared.folder) {
+            group.into_iter().for_each(|batch| batch.tell(Err(StoreError::Overloaded)));
+            return None;
+        }
+        planted::panic_in("writer");
         let (refused, mut group): (Vec<Batch>, Vec<Batch>) =
             group.into_iter().partition(|batch| low && batch.grows);
         refused.into_iter().for_each(|batch| batch.tell(Err(shared.space.refusal())));
@@ -153,7 +163,11 @@ impl Writer {
                 None
             }
             Err(Trouble::Fatal(why)) => {
-                self.fail(&why, group);
+                self.fail(FailedBy::Disk, &why, group);
+                None
+            }
+            Err(Trouble::Panicked) => {
+                self.fail(FailedBy::Panic, "the state machine panicked", group);
                 None
             }
         }
@@ -175,7 +189,7 @@ impl Writer {
         match self.sync(&staged) {
             Ok(()) => Some(Stored { group: staged.group, outcomes: staged.outcomes }),
             Err(why) => {
-                self.fail(&why, staged.group);
+                self.fail(FailedBy::Disk, &why, staged.group);
                 None
             }
         }
@@ -200,8 +214,8 @@ impl Writer {
         stats.commands.fetch_add(commands as u64, Ordering::Relaxed);
         shared.folder.set_readable(segment.number, segment.len);
         shared.durable.fetch_add(commands as u64, Ordering::Release);
-        let appended = shared.events.append(&shared.folder, &staged.effects.events);
-        appended.map_err(|error| format!("writing receipts: {error}"))?;
+        // Receipts that cannot be written wait, and the journal has them: no reason to tell anybody that it failed.
+        _ = shared.events.append(&shared.folder, &staged.effects.events);
         stats.commits.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
@@ -217,17 +231,25 @@ impl Writer {
                 return Err(Trouble::Full);
             }
         }
-        let ends = self.segment.len + bytes > shared.config.segment_bytes && self.segment.len > EMPTY_LEN;
+        let ends = self.segment.len + bytes > self.segment.ends_at && self.segment.len > EMPTY_LEN;
         if ends {
             match self.roll() {
                 // Then the segment becomes longer than it should be.
                 Err(error) if is_full(&error) => {
                     shared.space.give_up_reserve(&shared.folder);
                 }
+                Err(error) if is_passing(&error) => self.roll_later(&error),
                 other => other.map_err(fatal("beginning a journal segment"))?,
             }
         }
         if self.segment.len + bytes > u64::from(u32::MAX) { Err(Trouble::Full) } else { Ok(()) }
+    }
+
+    /// No file can be opened now. The segment grows by another quarter of its size before the next try, so that not every
+    /// group tries in vain.
+    fn roll_later(&mut self, error: &io::Error) {
+        tracing::warn!(%error, "no journal segment can be begun now; this one becomes longer");
+        self.segment.ends_at = self.segment.len + self.shared.config.segment_bytes / 4;
     }
 
     /// Executes in turns, so that readers wait for a few hundred commands at most. A panic here is a bug of the state
@@ -235,13 +257,13 @@ impl Writer {
     fn execute(&mut self, group: &[Batch], effects: &mut Effects) -> Result<Vec<Vec<Outcome>>, Trouble> {
         self.buffer.clear();
         let executed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.turns(group, effects)));
-        executed.map_err(|_| Trouble::Fatal("the state machine panicked".to_owned()))
+        executed.map_err(|_| Trouble::Panicked)
     }
 
     fn turns(&mut self, group: &[Batch], effects: &mut Effects) -> Vec<Vec<Outcome>> {
         let mut all = Vec::with_capacity(group.len());
         let salt = self.shared.folder.salt(self.segment.number);
-        let lock = || self.shared.state.write().unwrap_or_else(PoisonError::into_inner);
+        let lock = || self.shared.state_mut();
         let mut state = lock();
         // The group before this one is on stable storage.
         state.settle(self.shared.durable.load(Ordering::Acquire));
@@ -311,7 +333,7 @@ impl Writer {
             return Err(format!("found {} commands instead of {durable}", recovered.state.seq()));
         }
         shared.note_problems(&recovered.problems);
-        *shared.state.write().unwrap_or_else(PoisonError::into_inner) = recovered.state;
+        *shared.state_mut() = recovered.state;
         Ok(())
     }
 
@@ -342,10 +364,11 @@ impl Writer {
                 let told = match &rolled {
                     Ok(()) => Ok(()),
                     Err(error) if is_full(error) => Err(self.shared.space.refusal()),
+                    Err(error) if is_passing(error) => Err(StoreError::Overloaded),
                     Err(error) => Err(StoreError::Failed(error.to_string())),
                 };
                 if let Err(StoreError::Failed(why)) = &told {
-                    self.fail(&format!("beginning a journal segment: {why}"), Vec::new());
+                    self.fail(FailedBy::Disk, &format!("beginning a journal segment: {why}"), Vec::new());
                 }
                 let _ = tell.send(told);
             }
@@ -389,18 +412,11 @@ impl Writer {
     }
 
     /// The store is over: everybody is told so.
-    fn fail(&self, why: &str, group: Vec<Batch>) {
+    fn fail(&self, by: FailedBy, why: &str, group: Vec<Batch>) {
         let error = StoreError::Failed(why.to_owned());
-        self.shared.fail(why);
+        self.shared.fail(by, why);
         group.into_iter().for_each(|batch| batch.tell(Err(error.clone())));
-        for item in self.shared.queue.drain() {
-            match item {
-                Item::Batch(batch) => batch.tell(Err(error.clone())),
-                Item::Errand(Errand::Roll(tell) | Errand::Checkpoint(tell)) => {
-                    let _ = tell.send(Err(error.clone()));
-                }
-            }
-        }
+        self.shared.abandon_queue();
     }
 }
 
@@ -430,5 +446,6 @@ fn begin_segment(shared: &Shared, first: Seq) -> io::Result<Current> {
     }
     shared.folder.keep_handle(number, file.clone());
     shared.folder.set_readable(number, EMPTY_LEN);
-    Ok(Current { file, number, first, len: EMPTY_LEN, synced: EMPTY_LEN, allocated })
+    let ends_at = shared.config.segment_bytes;
+    Ok(Current { file, number, first, len: EMPTY_LEN, synced: EMPTY_LEN, allocated, ends_at })
 }

@@ -90,7 +90,7 @@ fn a_failed_sync_ends_the_store_and_is_never_tried_again() {
     let reasons = Arc::new(Mutex::new(Vec::new()));
     let told = reasons.clone();
     let config = EmbeddedConfig {
-        on_fatal: Some(Arc::new(move |why: &str| told.lock().unwrap().push(why.to_owned()))),
+        on_fatal: Some(Arc::new(move |_, why: &str| told.lock().unwrap().push(why.to_owned()))),
         ..small(DIR)
     };
     let store = EmbeddedStore::open(config, Arc::new(files.clone())).unwrap();

@@ -26,7 +26,7 @@ enum What {
 
 pub fn run(args: Args, screen: &Screen) -> Result<(), Failure> {
     let What::Check { dir } = args.what;
-    let report = postrider_store::check(&dir, Arc::new(OsFiles)).map_err(Failure::failed)?;
+    let report = postrider_store::check_stopped(&dir, Arc::new(OsFiles)).map_err(Failure::failed)?;
     show(&report, screen);
     if report.is_good() { Ok(()) } else { Err(Failure::Quiet) }
 }
