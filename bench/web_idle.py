@@ -20,7 +20,7 @@ import tempfile
 from process import settled
 
 KINDS = ("websocket", "sse", "long-poll", "mqtt")
-APP_KEY = "prk_bench-key-of-the-app"
+APP_KEY = "prk_bench-key-of-the-app-0123456789abcdef"
 
 
 class Server:

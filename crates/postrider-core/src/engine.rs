@@ -11,7 +11,7 @@ use crate::limits::Limits;
 use crate::port::*;
 use std::ops::Deref;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, OnceLock, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 /// Cheap to clone.
 #[derive(Clone)]
@@ -54,6 +54,11 @@ impl Connections for Nobody {
 
 static NOBODY: Nobody = Nobody;
 
+/// Goes on as the panic that left the sessions half changed: what they say now may be wrong.
+fn half_changed() -> ! {
+    std::panic::resume_unwind(Box::new("the sessions were left half changed by a panic"))
+}
+
 impl Engine {
     /// An engine over a store, with the sessions that the store knows.
     pub fn new(
@@ -94,11 +99,16 @@ impl Engine {
     }
 
     pub(crate) fn hub(&self) -> RwLockReadGuard<'_, Hub> {
-        self.hub.read().unwrap_or_else(PoisonError::into_inner)
+        self.hub.read().unwrap_or_else(|_| half_changed())
     }
 
     pub(crate) fn hub_mut(&self) -> RwLockWriteGuard<'_, Hub> {
-        self.hub.write().unwrap_or_else(PoisonError::into_inner)
+        self.hub.write().unwrap_or_else(|_| half_changed())
+    }
+
+    /// A panic interrupted a change of the sessions: nobody may use them any more, and the process has to end.
+    pub fn is_half_changed(&self) -> bool {
+        self.hub.is_poisoned()
     }
 
     pub(crate) fn app_name(&self, app: AppNo) -> String {

@@ -25,6 +25,10 @@ pub enum Fault {
     Full,
     /// Half of the bytes are written, then the device has an error.
     Short,
+    /// The process may open no more files.
+    Descriptors,
+    /// A bug: whoever does it panics.
+    Panic,
 }
 
 impl Fault {
@@ -32,6 +36,8 @@ impl Fault {
         match self {
             Fault::Io | Fault::Short => io::Error::from_raw_os_error(5),
             Fault::Full => io::Error::from_raw_os_error(28),
+            Fault::Descriptors => io::Error::from_raw_os_error(24),
+            Fault::Panic => panic!("a bug, on purpose"),
         }
     }
 }
@@ -57,6 +63,8 @@ struct Disk {
     operations: u64,
     syncs: u64,
     fail_at: Option<(u64, Fault, bool)>,
+    /// What is done to files whose line in the log begins with one of these.
+    fail_lines: Option<(Vec<String>, Fault)>,
     power_fails_at_sync: Option<u64>,
     /// Every sync fails; what was written stays unsynced.
     syncs_fail: bool,
@@ -128,6 +136,7 @@ impl FaultyFiles {
             operations: 0,
             syncs: 0,
             fail_at: None,
+            fail_lines: None,
             power_fails_at_sync: None,
             syncs_fail: false,
             quota: None,
@@ -145,6 +154,13 @@ impl FaultyFiles {
     pub fn fail_at(&self, n: u64, fault: Fault, for_good: bool) {
         let mut disk = self.disk();
         disk.fail_at = Some((disk.operations + n, fault, for_good));
+    }
+
+    /// From now every operation fails whose line in the log begins with one of these, such as `write events-`; none: all go
+    /// well again.
+    pub fn fail_lines(&self, beginnings: &[&str], fault: Fault) {
+        let beginnings: Vec<String> = beginnings.iter().map(|beginning| (*beginning).to_owned()).collect();
+        self.disk().fail_lines = Some((beginnings, fault)).filter(|(lines, _)| !lines.is_empty());
     }
 
     /// At the `n`-th sync from now the power fails before anything of it is lasting: it and all later operations fail.
@@ -297,11 +313,12 @@ impl FaultyFiles {
         if disk.log.len() == LOG_MAX {
             disk.log.clear();
         }
-        disk.log.push(what());
-        match disk.fate() {
-            Some(fault) => Err(fault.error()),
-            None => Ok(disk),
-        }
+        let line = what();
+        let fate = disk.fate().or_else(|| disk.fate_of(&line));
+        disk.log.push(line);
+        let Some(fault) = fate else { return Ok(disk) };
+        drop(disk);
+        Err(fault.error())
     }
 }
 
@@ -313,6 +330,11 @@ impl Disk {
     fn fate(&self) -> Option<Fault> {
         let (at, fault, for_good) = self.fail_at?;
         (self.operations == at || (for_good && self.operations > at)).then_some(fault)
+    }
+
+    fn fate_of(&self, line: &str) -> Option<Fault> {
+        let (beginnings, fault) = self.fail_lines.as_ref()?;
+        beginnings.iter().any(|beginning| line.starts_with(beginning)).then_some(*fault)
     }
 
     fn sync_is_cut(&mut self) -> bool {

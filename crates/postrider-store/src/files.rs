@@ -67,7 +67,8 @@ pub fn is_full(error: &io::Error) -> bool {
 /// The disk has no room, or this process may open no more files: trying again later may help.
 pub fn is_passing(error: &io::Error) -> bool {
     let out_of_descriptors = [rustix::io::Errno::MFILE, rustix::io::Errno::NFILE];
-    is_full(error) || out_of_descriptors.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
+    is_full(error)
+        || out_of_descriptors.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
 }
 
 /// Reads a whole file.

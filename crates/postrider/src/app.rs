@@ -1,25 +1,26 @@
 //! Builds the whole from its parts, and takes it apart in order: store → engine → gateways → HTTP, and back.
 
-use crate::bootstrap::{self, NewKeys};
+use crate::bootstrap::{self, FirstKeys};
 use crate::config::Config;
-use crate::gateway::listener::{self, Listens};
 use crate::gateway::{Gateway, GatewayConfig, GatewayMetrics};
+use crate::http::HttpConfig;
+use crate::opened::{OPS_CONNECTIONS_MAX, Opened, Seats};
 use crate::platform::{OsChance, SteadyClock};
+use crate::supervise::{EXIT_PART_ENDED, EXIT_STORE_FAILED, Supervisor, TOLD_FOR};
 use crate::tokens::Tokens;
-use crate::{api, http, platform, tls};
+use crate::{api, http, planted, platform};
 use postrider_core::Engine;
 use postrider_core::id::AppNo;
 use postrider_core::port::{Chance, Clock, Store, StoreError};
-use postrider_store::{EmbeddedStore, OpenError, OsFiles};
+use postrider_store::{EmbeddedStore, FailedBy, OpenError, OsFiles};
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-
-/// The process ended because the disk failed: restart me, after looking at the disk (sysexits' EX_IOERR).
-pub const EXIT_STORE_FAILED: i32 = 74;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// How often time passes for the core.
 const TICK: Duration = Duration::from_millis(250);
@@ -40,6 +41,11 @@ pub enum ServeError {
     #[error("{0}")]
     Config(String),
     #[error(transparent)]
+    Keys(#[from] bootstrap::KeysError),
+    /// It served, and could not go on.
+    #[error("{why}")]
+    Ended { exit_code: u8, why: String },
+    #[error(transparent)]
     Io(#[from] io::Error),
 }
 
@@ -52,8 +58,23 @@ pub struct Listening {
     pub mqtt_tls: Option<SocketAddr>,
     pub xmpp: Option<SocketAddr>,
     pub xmpp_tls: Option<SocketAddr>,
-    /// Made at this start, and shown never again.
-    pub new_keys: NewKeys,
+    /// Where the first keys lie, until somebody has noted them.
+    pub first_keys: Option<PathBuf>,
+}
+
+impl Listening {
+    fn of(opened: &Opened, config: &Config, first_keys: Option<PathBuf>) -> Listening {
+        let at = |what| opened.place(what);
+        Listening {
+            http: at("listen.http").unwrap_or(config.listen.http),
+            ops: at("listen.ops").unwrap_or(config.listen.ops),
+            mqtt: at("listen.mqtt").unwrap_or(config.listen.mqtt),
+            mqtt_tls: at("listen.mqtt_tls"),
+            xmpp: at("listen.xmpp"),
+            xmpp_tls: at("listen.xmpp_tls"),
+            first_keys,
+        }
+    }
 }
 
 impl fmt::Display for Listening {
@@ -75,58 +96,99 @@ pub fn serve(
 ) -> Result<(), ServeError> {
     let open_files_max = platform::raise_open_files();
     tracing::info!(open_files_max, version = env!("CARGO_PKG_VERSION"), "starting");
-    let store = Arc::new(open_store(&config)?);
-    let clock: Arc<dyn Clock> = Arc::new(start_clock(&store));
-    let chance: Arc<dyn Chance> = Arc::new(OsChance);
-    let (_, new_keys) = bootstrap::ensure(&*store, &*chance, clock.now(), &config.preset_keys())?;
-    let app = store
-        .app_by_id(&config.mqtt.app)
-        .ok_or_else(|| ServeError::Config(format!("mqtt.app: there is no app {:?}", config.mqtt.app)))?;
-    let as_port: Arc<dyn Store> = store.clone();
-    let engine = Engine::new(as_port, config.core_limits(), config.core_access(), clock, chance);
-    let metrics = GatewayMetrics::default();
-    let issuer = config.issuer(|id| store.app_by_id(id)).map_err(ServeError::Config)?;
-    let tokens = Arc::new(Tokens::new(issuer, &OsChance));
-    let (gateway, places) = start_gateway(&config, &engine, tokens, app, &metrics)?;
-    let gateway = Arc::new(gateway);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(config.http_workers())
         .thread_name("http")
         .enable_all()
         .build()?;
-    let ticking = Ticker::start(engine.clone())?;
-    let served = runtime.block_on(async {
-        let web = Web::start(&config, &engine, app, (&gateway, &metrics), &store)?;
-        let at = |what| places.iter().find(|(name, _)| *name == what).map(|(_, at)| *at);
-        ready(&Listening {
-            http: web.http,
-            ops: web.ops,
-            mqtt: at("listen.mqtt").unwrap_or(config.listen.mqtt),
-            mqtt_tls: at("listen.mqtt_tls"),
-            xmpp: at("listen.xmpp"),
-            xmpp_tls: at("listen.xmpp_tls"),
-            new_keys,
-        });
-        wait_for_stop(&stop).await;
+    let signals = {
+        let _context = runtime.enter();
+        Signals::new()?
+    };
+    let supervisor = Supervisor::default();
+    let store = Arc::new(open_store(&config, &supervisor)?);
+    // Whatever may fail comes before the keys: a start that fails must not take them with it.
+    let mut opened = Opened::open(&config)?;
+    check_apps(&config, &*store)?;
+    let clock: Arc<dyn Clock> = Arc::new(start_clock(&store));
+    let chance: Arc<dyn Chance> = Arc::new(OsChance);
+    let first_keys = FirstKeys::in_folder(&config.data_dir());
+    bootstrap::ensure(&*store, &*chance, clock.now(), &config.preset_keys(), &first_keys)?;
+    let app = store
+        .app_by_id(&config.mqtt.app)
+        .ok_or_else(|| ServeError::Config(format!("mqtt.app: there is no app {:?}", config.mqtt.app)))?;
+    let seats = seats(&config, open_files_max);
+    let as_port: Arc<dyn Store> = store.clone();
+    let engine = Engine::new(as_port, config.core_limits(), config.core_access(), clock, chance);
+    let metrics = GatewayMetrics::default();
+    let issuer = config.issuer(|id| store.app_by_id(id)).map_err(ServeError::Config)?;
+    let tokens = Arc::new(Tokens::new(issuer, &OsChance));
+    let watched = (&engine, &supervisor);
+    let gateway = start_gateway(&config, watched, tokens, (app, seats), &metrics, &mut opened)?;
+    let gateway = Arc::new(gateway);
+    let ticking = Ticker::start(engine.clone(), &supervisor)?;
+    let listening = Listening::of(&opened, &config, first_keys.is_there());
+    let web = runtime.block_on(async {
+        let web = Web::start(&config, watched, (app, seats), (&gateway, &metrics), &store, opened)?;
+        ready(&listening);
+        until_stop(&stop, signals, &supervisor).await;
+        supervisor.stopping();
         tracing::info!("stopping");
-        web.stop().await;
-        Ok::<(), ServeError>(())
+        let mut web = web;
+        web.stop_api().await;
+        Ok::<Web, ServeError>(web)
     });
-    drop(runtime);
-    if let Ok(gateway) = Arc::try_unwrap(gateway) {
-        gateway.stop();
-    }
+    gateway.stop();
     ticking.stop();
     store.close();
-    tracing::info!("stopped");
-    served
+    // Until the end, whoever probes it is told.
+    web.map(|web| runtime.block_on(web.stop_ops()))?;
+    drop(runtime);
+    match supervisor.ended() {
+        Some(ended) => Err(ServeError::Ended { exit_code: ended.exit_code, why: ended.why.clone() }),
+        None => {
+            tracing::info!("stopped");
+            Ok(())
+        }
+    }
 }
 
-fn open_store(config: &Config) -> Result<EmbeddedStore, ServeError> {
+/// Apps that the settings name are there, or are about to be made.
+fn check_apps(config: &Config, store: &dyn Store) -> Result<(), ServeError> {
+    let jwt = Some(&config.jwt.app).filter(|_| !config.jwt.key_file.is_empty());
+    for (setting, app) in [("mqtt.app", Some(&config.mqtt.app)), ("jwt.app", jwt)] {
+        let Some(app) = app else { continue };
+        if app != bootstrap::FIRST_APP && store.app_by_id(app).is_none() {
+            return Err(ServeError::Config(format!("{setting}: there is no app {app:?}")));
+        }
+    }
+    Ok(())
+}
+
+/// How many connections there may be, by the settings and by what the operating system allows.
+fn seats(config: &Config, open_files_max: Option<u64>) -> Seats {
+    let (http, gateway) = (config.http.connections_max, config.gateway.connections_max);
+    let seats = Seats::new(open_files_max, platform::open_files(), http, gateway);
+    if seats.http < http || (gateway > 0 && seats.gateway < gateway) {
+        tracing::warn!(
+            open_files_max,
+            http = seats.http,
+            gateway = seats.gateway,
+            "the limit of open files allows fewer connections than the settings (ulimit -n, LimitNOFILE)"
+        );
+    }
+    seats
+}
+
+fn open_store(config: &Config, supervisor: &Supervisor) -> Result<EmbeddedStore, ServeError> {
     let mut settings = config.store_settings();
-    settings.on_fatal = Some(Arc::new(|why| {
-        tracing::error!(why, "the store failed; nothing more can be accepted, the process ends");
-        std::process::exit(EXIT_STORE_FAILED);
+    let supervisor = supervisor.clone();
+    settings.on_fatal = Some(Arc::new(move |by, why| {
+        let exit_code = match by {
+            FailedBy::Disk => EXIT_STORE_FAILED,
+            FailedBy::Panic => EXIT_PART_ENDED,
+        };
+        supervisor.fail(exit_code, &format!("the store failed: {why}"));
     }));
     if settings.sync == postrider_store::SyncMode::Relaxed {
         tracing::warn!(
@@ -161,73 +223,60 @@ fn report_gaps(store: &dyn Store) {
     }
 }
 
-/// The names of settings, and where their listeners are.
-type Places = Vec<(&'static str, SocketAddr)>;
-
-/// Listeners first, so that a taken port is found before anything runs.
+/// The gateways, on listeners that are open.
 fn start_gateway(
     config: &Config,
-    engine: &Engine,
+    (engine, supervisor): (&Engine, &Supervisor),
     tokens: Arc<Tokens>,
-    app: AppNo,
+    (app, seats): (AppNo, Seats),
     metrics: &GatewayMetrics,
-) -> Result<(Gateway, Places), ServeError> {
-    let tls = tls_of(config).map_err(ServeError::Tls)?;
-    let settings: GatewayConfig = config.gateway_settings(app, tls.clone());
-    let (mut places, mut by_worker) = (Places::new(), Vec::new());
-    by_worker.resize_with(settings.workers, Vec::new);
-    let listen = &config.listen;
-    let over_tls = |address: Option<SocketAddr>, speaks: fn(_) -> Listens| {
-        address.zip(tls.as_ref()).map(|(address, tls)| (address, speaks(tls.config.clone())))
-    };
-    let wanted = [
-        ("listen.mqtt", Some((listen.mqtt, Listens::Mqtt))),
-        ("listen.mqtt_tls", over_tls(listen.mqtt_tls, Listens::MqttTls)),
-        ("listen.xmpp", listen.xmpp.map(|address| (address, Listens::Xmpp))),
-        ("listen.xmpp_tls", over_tls(listen.xmpp_tls, Listens::XmppTls)),
-    ];
-    for (what, wanted) in wanted {
-        let Some((address, speaks)) = wanted else { continue };
-        let (bound, listeners) = listener::bind(address, settings.workers)
-            .map_err(|why| ServeError::Listen { what, address, why })?;
-        places.push((what, bound));
-        for (mine, listener) in by_worker.iter_mut().zip(listeners) {
-            mine.push((listener, speaks.clone()));
-        }
-    }
-    let gateway = Gateway::start(engine.clone(), tokens, settings, metrics.clone(), by_worker)?;
-    Ok((gateway, places))
-}
-
-/// The certificate of the settings, or one of our own.
-fn tls_of(config: &Config) -> Result<Option<tls::ServerTls>, String> {
-    if config.tls.certificate.is_empty() && config.tls.self_signed {
-        let file = config.data_dir().join("self-signed.pem");
-        tls::make_self_signed(&file)?;
-        return tls::server_tls(&file, &file).map(Some);
-    }
-    if config.tls.certificate.is_empty() {
-        return Ok(None);
-    }
-    let (certificate, key) = config.tls.files()?;
-    tls::server_tls(certificate, key).map(Some)
+    opened: &mut Opened,
+) -> Result<Gateway, ServeError> {
+    let mut settings: GatewayConfig = config.gateway_settings(app, opened.tls.clone());
+    settings.admission.connections_max = seats.gateway;
+    let listeners = std::mem::take(&mut opened.gateway);
+    Ok(Gateway::start(engine.clone(), tokens, settings, metrics.clone(), (listeners, supervisor.clone()))?)
 }
 
 /// The HTTP side: the API on one listener, operations on the other.
 struct Web {
-    http: SocketAddr,
-    ops: SocketAddr,
+    api: Served,
+    ops: Served,
+}
+
+/// A listener that serves.
+struct Served {
     stop: tokio::sync::watch::Sender<bool>,
-    tasks: Vec<tokio::task::JoinHandle<()>>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Served {
+    fn start(
+        (what, listener): (&'static str, TcpListener),
+        router: axum::Router,
+        settings: HttpConfig,
+        metrics: api::health::HttpMetrics,
+        supervisor: &Supervisor,
+    ) -> Served {
+        let (stop, stopping) = tokio::sync::watch::channel(false);
+        let serving = tokio::spawn(http::serve(listener, router, settings, metrics, stopping));
+        Served { stop, task: tokio::spawn(supervisor.clone().watch_task(what, serving)) }
+    }
+
+    async fn stop(&mut self) {
+        _ = self.stop.send(true);
+        _ = tokio::time::timeout(Duration::from_secs(10), &mut self.task).await;
+    }
 }
 
 impl Web {
     fn start(
         config: &Config,
-        engine: &Engine,
-        app: AppNo,
+        (engine, supervisor): (&Engine, &Supervisor),
+        (app, seats): (AppNo, Seats),
         (gateway, metrics): (&Arc<Gateway>, &GatewayMetrics),
         store: &Arc<EmbeddedStore>,
+        opened: Opened,
     ) -> Result<Web, ServeError> {
         let changed = Arc::new(tokio::sync::Notify::new());
         let notify = changed.clone();
@@ -238,48 +287,68 @@ impl Web {
             api::Api::new(engine.clone(), app, changed, config.api_limits(), (tokens, config.proofs()), door);
         let counts = Arc::downgrade(gateway);
         let connections = move || counts.upgrade().map_or((0, 0), |g| g.counts());
-        let ops = api::health::Ops::new(engine.clone(), api.metrics.clone(), metrics.clone(), connections);
-        let (stop, stopping) = tokio::sync::watch::channel(false);
+        let watched = (engine.clone(), supervisor.clone());
+        let ops = api::health::Ops::new(watched, api.metrics.clone(), metrics.clone(), connections);
         let settings = config.http_settings();
-        let mut tasks = Vec::new();
-        let mut bind = |what, address, router, metrics| {
-            let listener = listener::open(address, false);
-            let listener = listener.map_err(|why| ServeError::Listen { what, address, why })?;
-            let bound = listener.local_addr()?;
-            let (settings, stopping) = (settings.clone(), stopping.clone());
-            tasks.push(tokio::spawn(async move {
-                if let Err(error) = http::serve(listener, router, settings, metrics, stopping).await {
-                    tracing::error!(%error, what, "a listener ended");
-                }
-            }));
-            Ok::<SocketAddr, ServeError>(bound)
-        };
+        let few = HttpConfig { connections_max: OPS_CONNECTIONS_MAX, ..settings.clone() };
+        let settings = HttpConfig { connections_max: seats.http, ..settings };
         let seen = api.metrics.http.clone();
-        let http = bind("listen.http", config.listen.http, api::router(api), seen)?;
+        let http = ("listen.http", opened.http);
+        let api = Served::start(http, api::router(api), settings, seen, supervisor);
         let unseen = api::health::HttpMetrics::default();
-        let ops = bind("listen.ops", config.listen.ops, api::health::router(ops), unseen)?;
-        Ok(Web { http, ops, stop, tasks })
+        let at = ("listen.ops", opened.ops);
+        let ops = Served::start(at, api::health::router(ops), few, unseen, supervisor);
+        Ok(Web { api, ops })
     }
 
-    async fn stop(self) {
-        _ = self.stop.send(true);
-        for task in self.tasks {
-            _ = tokio::time::timeout(Duration::from_secs(10), task).await;
+    async fn stop_api(&mut self) {
+        self.api.stop().await;
+    }
+
+    async fn stop_ops(mut self) {
+        self.ops.stop().await;
+    }
+}
+
+/// What the process is told by signals.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+    user: [Signal; 2],
+}
+
+impl Signals {
+    fn new() -> io::Result<Signals> {
+        Ok(Signals {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+            user: [signal(SignalKind::user_defined1())?, signal(SignalKind::user_defined2())?],
+        })
+    }
+
+    /// Until one comes that asks to stop. The others have ended many a server that somebody only wanted to tell something:
+    /// a terminal that closes, a log that was rotated.
+    async fn ask_to_stop(mut self) {
+        let [first, second] = &mut self.user;
+        loop {
+            tokio::select! {
+                _ = self.terminate.recv() => return,
+                _ = self.interrupt.recv() => return,
+                _ = self.hangup.recv() => tracing::info!("SIGHUP: nothing is read anew; restart to change settings"),
+                _ = first.recv() => tracing::info!("SIGUSR1 is ignored"),
+                _ = second.recv() => tracing::info!("SIGUSR2 is ignored"),
+            }
         }
     }
 }
 
-async fn wait_for_stop(stop: &tokio::sync::Notify) {
-    let terminated = async {
-        match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
-            Ok(mut signal) => _ = signal.recv().await,
-            Err(_) => std::future::pending().await,
-        }
-    };
+async fn until_stop(stop: &tokio::sync::Notify, signals: Signals, supervisor: &Supervisor) {
     tokio::select! {
         () = stop.notified() => {}
-        () = terminated => {}
-        _ = tokio::signal::ctrl_c() => {}
+        () = signals.ask_to_stop() => {}
+        () = supervisor.failed() => tokio::time::sleep(TOLD_FOR).await,
     }
 }
 
@@ -290,13 +359,17 @@ struct Ticker {
 }
 
 impl Ticker {
-    fn start(engine: Engine) -> io::Result<Ticker> {
+    fn start(engine: Engine, supervisor: &Supervisor) -> io::Result<Ticker> {
         let stop = Arc::new(AtomicBool::new(false));
-        let stopped = stop.clone();
+        let (stopped, supervisor, watched) = (stop.clone(), supervisor.clone(), supervisor.clone());
         let run = move || {
             let mut audited = std::time::Instant::now();
             while !stopped.load(Ordering::Relaxed) {
+                planted::panic_in_thread("time");
                 engine.tick();
+                if engine.is_half_changed() {
+                    supervisor.fail(EXIT_PART_ENDED, "a panic left the sessions half changed");
+                }
                 if audited.elapsed() >= AUDIT_EVERY {
                     audited = std::time::Instant::now();
                     report_gaps(&*engine.store);
@@ -304,7 +377,8 @@ impl Ticker {
                 std::thread::park_timeout(TICK);
             }
         };
-        let thread = std::thread::Builder::new().name("time".into()).spawn(run)?;
+        let thread =
+            std::thread::Builder::new().name("time".into()).spawn(move || watched.watch("time", run))?;
         Ok(Ticker { stop, thread })
     }
 

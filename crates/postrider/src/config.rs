@@ -20,6 +20,6 @@ mod values;
 
 #[cfg(test)]
 use load::ConfigError;
-pub use load::Sources;
+pub use load::{PRESETS, Sources};
 pub use sections::*;
 pub use values::LogFormat;

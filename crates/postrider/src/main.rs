@@ -9,9 +9,11 @@ mod config;
 mod gateway;
 mod http;
 mod networks;
+mod opened;
 mod planted;
 mod platform;
 mod proof;
+mod supervise;
 mod tls;
 mod tokens;
 

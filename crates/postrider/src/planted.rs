@@ -5,9 +5,17 @@
 /// Panics where the feature is on and the bytes are `panic in <place>`.
 #[cfg(feature = "planted-panics")]
 pub fn panic_in(place: &str, bytes: &[u8]) {
+    if let Some(thread) = bytes.strip_prefix(b"panic in thread ") {
+        return postrider_store::planted::plant(&String::from_utf8_lossy(thread));
+    }
     if bytes.strip_prefix(b"panic in ").is_some_and(|named| named == place.as_bytes()) {
         panic!("planted in {place}");
     }
+}
+
+/// Panics where a payload `panic in thread <name>` came before.
+pub fn panic_in_thread(name: &str) {
+    postrider_store::planted::panic_in(name);
 }
 
 #[cfg(not(feature = "planted-panics"))]

@@ -100,3 +100,29 @@ impl Store for EmbeddedStore {
 
     crate::delegate_reads!();
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::embedded::config::EmbeddedConfig;
+    use crate::faulty::FaultyFiles;
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    #[test]
+    fn a_state_that_a_panic_left_half_changed_is_not_used_on() {
+        let config =
+            EmbeddedConfig { min_free_bytes: 0, min_free_percent: 0, ..EmbeddedConfig::new("/data") };
+        let store = EmbeddedStore::open(config, Arc::new(FaultyFiles::new(1))).unwrap();
+        let changing = catch_unwind(AssertUnwindSafe(|| {
+            let _state = store.state_mut();
+            panic!("in the middle of a change");
+        }));
+        assert!(changing.is_err());
+        assert!(catch_unwind(AssertUnwindSafe(|| store.apps())).is_err(), "what it would say may be wrong");
+        assert!(matches!(store.refuses(), Some(StoreError::Failed(_))));
+        let (tell, told) = std::sync::mpsc::channel();
+        store.submit(Vec::new(), Box::new(move |result| drop(tell.send(result))));
+        assert!(matches!(told.recv().unwrap(), Err(StoreError::Failed(_))));
+        store.close();
+    }
+}

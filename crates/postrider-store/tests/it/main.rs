@@ -9,5 +9,6 @@ mod expiry;
 mod faults;
 mod full;
 mod gate;
+mod ill;
 mod kit;
 mod rot;

@@ -1,6 +1,7 @@
 //! The operations listener: alive, ready, measured. For operators and their machines; it has no secrets and takes no input.
 
 use crate::gateway::GatewayMetrics;
+use crate::supervise::Supervisor;
 use axum::Json;
 use axum::Router;
 use axum::extract::State;
@@ -162,6 +163,8 @@ impl StoreCollector {
             seconds.encode(encoder.encode_descriptor(name, help, unit, seconds.metric_type())?)?;
         }
         gauge(encoder, "store_disk", "Bytes that the store's files take", bytes, stats.disk_bytes)?;
+        let help = "Bytes of receipts that could not be written to their file so far";
+        gauge(encoder, "store_receipts_waiting", help, bytes, stats.receipts_waiting_bytes)?;
         gauge(encoder, "store_queue", "Commands that wait for a commit", None, stats.queue)?;
         gauge(encoder, "open_messages", "Messages with open deliveries", None, stats.open_messages)?;
         gauge(encoder, "open_deliveries", "Deliveries that have not ended", None, stats.open_deliveries)?;
@@ -250,13 +253,14 @@ fn gauge(
 #[derive(Clone)]
 pub struct Ops {
     engine: Engine,
+    supervisor: Supervisor,
     registry: Arc<Registry>,
 }
 
 impl Ops {
     /// `connections`: those of the gateways that are open, and of these the ones that have not signed in.
     pub fn new(
-        engine: Engine,
+        (engine, supervisor): (Engine, Supervisor),
         api: ApiMetrics,
         gateway: GatewayMetrics,
         connections: impl Fn() -> (usize, usize) + Send + Sync + 'static,
@@ -266,7 +270,7 @@ impl Ops {
         register_gateway(&gateway, &mut registry);
         let connections = Box::new(connections);
         registry.register_collector(Box::new(StoreCollector { engine: engine.clone(), connections }));
-        Ops { engine, registry: Arc::new(registry) }
+        Ops { engine, supervisor, registry: Arc::new(registry) }
     }
 }
 
@@ -286,17 +290,41 @@ struct Readiness {
     /// Why not.
     #[serde(skip_serializing_if = "Option::is_none")]
     refuses: Option<String>,
+    /// What an operator should know although everything is accepted.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    warnings: Vec<String>,
     sessions_connected: usize,
 }
 
+impl Readiness {
+    fn of(ops: &Ops) -> Readiness {
+        if let Some(ended) = ops.supervisor.ended() {
+            // Nothing else is asked: what ended may be what would answer.
+            let refuses = Some(ended.why.clone());
+            return Readiness { ready: false, refuses, warnings: Vec::new(), sessions_connected: 0 };
+        }
+        let stopping = ops.supervisor.is_stopping().then(|| "the server is stopping".to_owned());
+        let refuses = stopping.or_else(|| ops.engine.store.refuses().map(|why| why.to_string()));
+        Readiness {
+            ready: refuses.is_none(),
+            refuses,
+            warnings: ops.engine.store.warnings(),
+            sessions_connected: ops.engine.connected_count(),
+        }
+    }
+}
+
 async fn ready(State(ops): State<Ops>) -> Response {
-    let refuses = ops.engine.store.refuses();
-    let status = if refuses.is_none() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    let readiness = Readiness {
-        ready: refuses.is_none(),
-        refuses: refuses.map(|why| why.to_string()),
-        sessions_connected: ops.engine.connected_count(),
+    // It looks at the disk, and tries what failed once more.
+    let readiness = super::aside(move || Readiness::of(&ops)).await;
+    let refusal = |_| Readiness {
+        ready: false,
+        refuses: Some("looking after it failed".to_owned()),
+        warnings: Vec::new(),
+        sessions_connected: 0,
     };
+    let readiness = readiness.unwrap_or_else(refusal);
+    let status = if readiness.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, Json(readiness)).into_response()
 }
 

@@ -7,6 +7,7 @@ mod bench;
 mod config;
 mod demo;
 mod device;
+mod key;
 mod listen;
 mod message;
 mod push;
@@ -31,7 +32,8 @@ First steps:
 
 The commands that ask a server take --server (or POSTRIDER_SERVER) and --key (or POSTRIDER_APP_KEY).
 
-Exit codes: 0 done; 1 refused or failed; 2 wrong usage or configuration; 3 the server cannot be reached.";
+Exit codes: 0 done; 1 refused or failed; 2 wrong usage or configuration; 3 the server cannot be reached.
+Of `serve` also: 70 a part of it ended by a bug; 74 the disk failed. Start it again after either.";
 
 /// A self-hosted message push platform that knows what became of every message.
 #[derive(Debug, Parser)]
@@ -60,6 +62,8 @@ enum Command {
     Device(device::Args),
     /// Apps (tenants) and their keys. Needs the administrator's key.
     App(app::Args),
+    /// The first keys, and new ones for whoever has lost them.
+    Key(key::Args),
     /// Measure a running server.
     Bench(bench::Args),
     /// Check a configuration, or print an example.
@@ -90,6 +94,11 @@ pub enum Failure {
         why: String,
     },
     Failed(String),
+    /// The server could not go on; the code says why (sysexits).
+    Ended {
+        exit_code: u8,
+        why: String,
+    },
     /// Said already.
     Quiet,
 }
@@ -104,6 +113,7 @@ impl Failure {
             Failure::Refused(_) | Failure::Failed(_) | Failure::Quiet => 1,
             Failure::Usage(_) => 2,
             Failure::Unreachable { .. } => 3,
+            Failure::Ended { exit_code, .. } => *exit_code,
         }
     }
 
@@ -116,6 +126,9 @@ impl Failure {
                 &format!("no answer from {server}: {why}"),
                 Some("Is it running? Start one with `postrider serve`, or name another with --server URL."),
             ),
+            Failure::Ended { why, .. } => {
+                screen.error("ended", why, Some("Start it again; the log tells more."))
+            }
             Failure::Failed(why) => screen.error("failed", why, None),
             Failure::Quiet => {}
         }
@@ -144,6 +157,7 @@ fn carry_out(command: Command, screen: &Screen) -> Result<(), Failure> {
         Command::Message(args) => message::run(args, screen),
         Command::Device(args) => device::run(args, screen),
         Command::App(args) => app::run(args, screen),
+        Command::Key(args) => key::run(args, screen),
         Command::Bench(args) => bench::run(args, screen),
         Command::Config(args) => config::run(args, screen),
         Command::Store(args) => store::run(args, screen),
@@ -201,6 +215,8 @@ mod tests {
             "postrider device tag d a",
             "postrider app key add default --scope send",
             "postrider app key add default --scope register",
+            "postrider key reset --data x --app y --revoke",
+            "postrider key seen --data x",
             "postrider bench push --devices 10 --messages 100 --rate 5",
             "postrider config check --config x",
             "postrider store check ./data",

@@ -2,7 +2,7 @@
 
 use super::Failure;
 use super::screen::{Screen, Style};
-use crate::app::{self, Listening};
+use crate::app::{self, Listening, ServeError};
 use crate::config::{Config, LogFormat, Sources};
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -17,6 +17,7 @@ Examples:
   postrider serve --set listen.http=0.0.0.0:8080 --set listen.mqtt=0.0.0.0:1883
 
 Once ready, one line goes to standard output: listening http=… ops=… mqtt=… xmpp=…
+The first start makes keys; they lie in DIR/first-keys until you remove it. Lost them? `postrider key reset`.
 Settings: `postrider config example`, docs/config.md. Every one is also a variable, such as POSTRIDER_LOG_LEVEL.")]
 pub struct Args {
     /// The data folder.
@@ -36,11 +37,15 @@ pub fn run(args: Args, screen: &Screen) -> Result<(), Failure> {
     start_logging(&config)?;
     config.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
     let stop = Arc::new(tokio::sync::Notify::new());
+    let are_shown = config.log.format == LogFormat::Text && std::env::var_os("JOURNAL_STREAM").is_none();
     app::serve(config, stop, |listening| {
-        show_new_keys(listening, screen);
+        show_first_keys(listening, are_shown, screen);
         screen.line(listening.to_string());
     })
-    .map_err(Failure::failed)
+    .map_err(|error| match error {
+        ServeError::Ended { exit_code, why } => Failure::Ended { exit_code, why },
+        other => Failure::failed(other),
+    })
 }
 
 /// Log lines go to standard error; standard output has the one line for programs.
@@ -55,17 +60,17 @@ pub fn start_logging(config: &Config) -> Result<(), Failure> {
     started.map_err(Failure::failed)
 }
 
-/// Keys made at this start, on standard error: once, and in no log file format.
-fn show_new_keys(listening: &Listening, screen: &Screen) {
-    let keys = &listening.new_keys;
-    for (what, variable, key) in
-        [("app", "POSTRIDER_APP_KEY", &keys.app), ("administrator", "POSTRIDER_ADMIN_KEY", &keys.admin)]
-    {
-        if let Some(key) = key {
-            screen.note(format!(
-                "New key of the {what}, shown this once:  {}",
-                screen.style(Style::Bold, format!("{variable}={key}"))
-            ));
-        }
+/// The first keys, as long as nobody has noted them. What reads logs of a server is not its administrator: lines in JSON, and
+/// a journal, are told of the file only.
+fn show_first_keys(listening: &Listening, are_shown: bool, screen: &Screen) {
+    let Some(path) = &listening.first_keys else { return };
+    let file = path.display();
+    if !are_shown {
+        tracing::info!(%file, "the first keys lie in a file; remove it when they are noted: postrider key seen");
+        return;
     }
+    let keys = std::fs::read_to_string(path).unwrap_or_default();
+    screen.note("The first keys, of the app and of the administrator:");
+    keys.lines().for_each(|key| screen.note(format!("  {}", screen.style(Style::Bold, key))));
+    screen.note(format!("They lie in {file}, and are shown until you remove it: postrider key seen"));
 }

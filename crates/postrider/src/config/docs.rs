@@ -73,7 +73,9 @@ pub fn reference() -> String {
         _ = writeln!(text, "| `{name}` | `{section}.{key}` (also `{}`) |", env_name(section, key));
     }
     text.push_str(
-        "\n`POSTRIDER_APP_KEY` and `POSTRIDER_ADMIN_KEY` preset the key of the first app and the administrator's key. Keys \
+        "\n`POSTRIDER_PRESET_APP_KEY` and `POSTRIDER_PRESET_ADMIN_KEY` preset the key of the first app and the administrator's \
+         key: 32 characters at least, drawn at random. Where they are not set, `POSTRIDER_APP_KEY` and \
+         `POSTRIDER_ADMIN_KEY` do, which the command line reads as well. A preset key that was revoked stays revoked. Keys \
          are not read from the file: secrets do not belong there.\n",
     );
     SECTIONS.iter().for_each(|section| push_section(&mut text, section));

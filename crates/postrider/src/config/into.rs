@@ -179,7 +179,6 @@ impl Config {
     pub fn gateway_settings(&self, app: AppNo, tls: Option<ServerTls>) -> GatewayConfig {
         let g = &self.gateway;
         GatewayConfig {
-            workers: threads(g.workers),
             admission: AdmissionLimits {
                 connections_max: g.connections_max,
                 unauthenticated_max: g.unauthenticated_max,
@@ -208,6 +207,11 @@ impl Config {
             publishes_per_sec: g.publishes_per_sec,
             publishes_burst: g.publishes_burst,
         }
+    }
+
+    /// Threads that serve connections of devices.
+    pub fn gateway_workers(&self) -> usize {
+        threads(self.gateway.workers)
     }
 
     /// The embedded store. `on_fatal` is the caller's to set.

@@ -50,8 +50,12 @@ pub const ENV_ALIASES: [(&str, &str, &str); 8] = [
 ];
 
 /// Variables that are read elsewhere.
-const ENV_OTHERS: [&str; 5] =
-    ["POSTRIDER_APP_KEY", "POSTRIDER_ADMIN_KEY", "POSTRIDER_SERVER", "POSTRIDER_MQTT", "POSTRIDER_CONFIG"];
+const ENV_OTHERS: [&str; 3] = ["POSTRIDER_SERVER", "POSTRIDER_MQTT", "POSTRIDER_CONFIG"];
+
+/// Preset keys. The last two are what the commands of the command line read too: whoever has them in a shell for those, and
+/// starts a server there, presets its keys without meaning to. The first two are for servers only, and win.
+pub const PRESETS: [&str; 4] =
+    ["POSTRIDER_PRESET_APP_KEY", "POSTRIDER_PRESET_ADMIN_KEY", "POSTRIDER_APP_KEY", "POSTRIDER_ADMIN_KEY"];
 
 /// So alike that it is a slip of the finger.
 const ALIKE: f64 = 0.75;
@@ -190,8 +194,9 @@ impl Loading {
         ours.sort();
         for (name, value) in ours {
             match name.as_str() {
-                "POSTRIDER_APP_KEY" => keys.app = Some(value.clone()),
-                "POSTRIDER_ADMIN_KEY" => keys.admin = Some(value.clone()),
+                // In order of their names, so that these come last.
+                "POSTRIDER_PRESET_APP_KEY" | "POSTRIDER_APP_KEY" => keys.app = Some(value.clone()),
+                "POSTRIDER_PRESET_ADMIN_KEY" | "POSTRIDER_ADMIN_KEY" => keys.admin = Some(value.clone()),
                 _ => match known.iter().find(|(variable, ..)| variable == name) {
                     Some((_, section, key)) => self.add_text(name, section, key, value),
                     None if ENV_OTHERS.contains(&name.as_str()) => {}

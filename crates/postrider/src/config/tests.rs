@@ -55,6 +55,8 @@ fn a_file_that_is_no_toml_is_told_with_its_line() {
     assert_eq!(found, ["a.toml:1: `inbox_max` stands outside of any section; it belongs into [limits]"]);
 }
 
+const KEY: &str = "a-preset-key-0123456789abcdefghij";
+
 #[test]
 fn the_environment_overrides_the_file_and_flags_override_both() {
     let dir = tempfile::tempdir().unwrap();
@@ -70,7 +72,8 @@ fn the_environment_overrides_the_file_and_flags_override_both() {
             ("POSTRIDER_LISTEN_OPS", "localhost:1"),
             ("POSTRIDER_LISTEN_MQTT_TLS", "off"),
             ("POSTRIDER_DATA", "/env"),
-            ("POSTRIDER_APP_KEY", "k"),
+            ("POSTRIDER_APP_KEY", "of-the-command-line-0123456789abcdef"),
+            ("POSTRIDER_PRESET_APP_KEY", KEY),
         ]),
         set: vec!["mqtt.keepalive_max_secs=1_00".into()],
         data: Some("/flag".into()),
@@ -80,7 +83,20 @@ fn the_environment_overrides_the_file_and_flags_override_both() {
     assert_eq!((mqtt.keepalive_max_secs, mqtt.inflight_max, mqtt.receive_max), (100, 20, 3));
     assert_eq!(config.access.publish, ["a/#", "b"]);
     assert_eq!((config.listen.http.port(), config.listen.ops.port(), config.listen.mqtt_tls), (0, 1, None));
-    assert_eq!((config.store.dir.as_str(), config.keys.app.as_deref()), ("/flag", Some("k")));
+    assert_eq!((config.store.dir.as_str(), config.keys.app.as_deref()), ("/flag", Some(KEY)));
+}
+
+#[test]
+fn short_or_equal_preset_keys_are_refused() {
+    for (app, admin) in [("x", KEY), (KEY, "y"), (KEY, KEY), (&KEY[..31], KEY)] {
+        let sources = Sources {
+            env: env(&[("POSTRIDER_APP_KEY", app), ("POSTRIDER_ADMIN_KEY", admin)]),
+            ..Sources::default()
+        };
+        let found = errors(Config::load(&sources));
+        assert!(found.len() == 1 && found[0].contains("_KEY"), "{found:?}");
+        assert!(!found[0].contains(KEY), "keys are not told: {found:?}");
+    }
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! What no single value can tell: settings that contradict each other, or that no server could run with.
 
 use super::sections::Config;
+use crate::bootstrap::KEY_LEN_MIN;
 
 impl Config {
     /// Everything that is wrong, a sentence each.
@@ -16,10 +17,27 @@ impl Config {
                 self.log.level
             ));
         }
+        self.check_keys(&mut problems);
         if self.store.dir.is_empty() {
             problems.push("store.dir: must not be empty".into());
         }
         problems
+    }
+
+    /// A short key can be guessed over the network.
+    fn check_keys(&self, problems: &mut Vec<String>) {
+        let presets = [("POSTRIDER_APP_KEY", &self.keys.app), ("POSTRIDER_ADMIN_KEY", &self.keys.admin)];
+        for (variable, key) in presets {
+            if key.as_ref().is_some_and(|key| key.chars().count() < KEY_LEN_MIN) {
+                problems.push(format!(
+                    "{variable}: a preset key has at least {KEY_LEN_MIN} characters, drawn at random, \
+                     such as `openssl rand -hex 32` gives"
+                ));
+            }
+        }
+        if self.keys.app.is_some() && self.keys.app == self.keys.admin {
+            problems.push("POSTRIDER_APP_KEY and POSTRIDER_ADMIN_KEY: must not be the same key".into());
+        }
     }
 
     fn check_listeners(&self, problems: &mut Vec<String>) {

@@ -18,6 +18,7 @@ use super::poll::WaitingPoll;
 use super::transport::{Received, Transport};
 use super::wheel::Wheel;
 use super::{Begin, Protocol, Reply, Shared, label};
+use crate::planted;
 use mio::net::TcpListener;
 use mio::{Events, Interest, Poll, Token};
 use postrider_core::delivery::publish::Collected;
@@ -137,6 +138,7 @@ impl Driver {
                 tracing::error!(%error, "waiting for sockets failed");
                 return;
             }
+            planted::panic_in_thread("gateway");
             self.now = self.shared.start.elapsed().as_millis() as Millis;
             self.turn(&events);
             if self.stopping_until.is_some_and(|until| until <= self.now || self.is_empty()) {

@@ -25,6 +25,7 @@ mod wheel;
 mod xmpp;
 
 use crate::proof::Proofs;
+use crate::supervise::Supervisor;
 use crate::tls::ServerTls;
 use crate::tokens::Tokens;
 use admission::{Admission, AdmissionLimits};
@@ -44,12 +45,9 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use std::io;
 use std::net::SocketAddr;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
-
-const EXIT_WORKER_PANICKED: i32 = 70;
 
 /// Marks the token of a delivery that has no inbox entry.
 pub(crate) const TRANSIENT: u64 = 1 << 63;
@@ -57,7 +55,6 @@ pub(crate) const TRANSIENT: u64 = 1 << 63;
 /// Settings of all workers.
 #[derive(Clone, Debug)]
 pub struct GatewayConfig {
-    pub workers: usize,
     pub admission: AdmissionLimits,
     pub mqtt: Arc<mqtt_proto::ServerConfig>,
     pub websocket: Arc<WsConfig>,
@@ -198,31 +195,23 @@ pub(crate) struct Shared {
     pub epoch: u64,
 }
 
-/// A panic of a worker itself would leave its connections without anybody who serves them, in a server that looks alive: then
-/// the process ends, and whoever started it starts it again (sysexits' EX_SOFTWARE).
-fn run_or_end(driver: driver::Driver) {
-    if catch_unwind(AssertUnwindSafe(|| driver.run())).is_err() {
-        tracing::error!("a gateway worker panicked outside of any connection; the process ends");
-        std::process::exit(EXIT_WORKER_PANICKED);
-    }
-}
-
 /// The running gateways.
 pub struct Gateway {
     workers: Arc<Workers>,
     shared: Arc<Shared>,
-    threads: Vec<std::thread::JoinHandle<()>>,
+    threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
     next: AtomicUsize,
 }
 
 impl Gateway {
-    /// Starts the workers on listeners that are bound already, one of each kind for each worker.
+    /// Starts the workers on listeners that are bound already, one of each kind for each worker. A worker that ends would
+    /// leave its connections without anybody who serves them: the supervisor is told.
     pub fn start(
         engine: Engine,
         tokens: Arc<Tokens>,
         config: GatewayConfig,
         metrics: GatewayMetrics,
-        listeners: Vec<Vec<(mio::net::TcpListener, listener::Listens)>>,
+        (listeners, supervisor): (Vec<Vec<(mio::net::TcpListener, listener::Listens)>>, Supervisor),
     ) -> io::Result<Gateway> {
         let admission = Admission::new(config.admission.clone());
         let shared = Arc::new(Shared {
@@ -243,12 +232,14 @@ impl Gateway {
         shared.engine.attach_connections(workers.clone());
         let spawn = |mut driver: driver::Driver| {
             driver.workers = workers.0.clone();
-            let name = format!("gateway-{}", driver.shard());
-            std::thread::Builder::new().name(name).spawn(move || run_or_end(driver))
+            let (name, supervisor) = (format!("gateway-{}", driver.shard()), supervisor.clone());
+            let watched = name.clone();
+            let run = move || supervisor.watch(&watched, || driver.run());
+            std::thread::Builder::new().name(name).spawn(run)
         };
         let threads = drivers.into_iter().map(spawn).collect::<io::Result<Vec<_>>>()?;
         let next = AtomicUsize::new(0);
-        Ok(Gateway { workers, shared, threads, next })
+        Ok(Gateway { workers, shared, threads: Mutex::new(threads), next })
     }
 
     /// Takes over a socket that began as HTTP, with the bytes already read from it.
@@ -278,12 +269,10 @@ impl Gateway {
     }
 
     /// Says goodbye to everybody and waits until the workers are done.
-    pub fn stop(self) {
+    pub fn stop(&self) {
         self.workers.0.iter().for_each(|w| w.post(Mail::Shutdown));
-        for thread in self.threads {
-            if thread.join().is_err() {
-                tracing::error!("a gateway worker panicked while stopping");
-            }
-        }
+        let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        // A panic was told where it happened.
+        threads.into_iter().for_each(|thread| _ = thread.join());
     }
 }

@@ -15,6 +15,7 @@ use crate::api::auth::Peer;
 use crate::api::error::{ApiError, Code};
 use crate::api::health::HttpMetrics;
 use crate::networks::Networks;
+use crate::planted;
 use axum::Router;
 use axum::body::Body;
 use axum::http::{HeaderValue, Request, StatusCode, header};
@@ -105,6 +106,7 @@ pub async fn serve(
     let server = Arc::new(Server { builder: builder(&config), router, config, stopping, seats });
     let mut connections = JoinSet::new();
     loop {
+        planted::panic_in_thread("http");
         tokio::select! {
             () = raised(&mut stop) => break,
             accepted = listener.accept() => match accepted {
