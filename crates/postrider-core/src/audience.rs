@@ -41,27 +41,70 @@ pub struct Verdict {
     pub clause: String,
 }
 
+/// A name in an audience that no device answers to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unmatched {
+    pub selector: Selector,
+    pub name: String,
+}
+
+/// What a name in an audience is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Selector {
+    Device,
+    Alias,
+    Tag,
+    Topic,
+    Platform,
+}
+
 impl Audience {
     pub fn resolve(&self, people: &impl Population) -> DeviceSet {
-        let numbers = |ids: &[String]| ids.iter().filter_map(|id| Some(people.device(id)?.0)).collect();
+        self.resolve_noting(people, &mut Vec::new())
+    }
+
+    /// Resolves, and notes every name that no device answers to: at most as many as the audience names.
+    pub fn resolve_noting(&self, people: &impl Population, unmatched: &mut Vec<Unmatched>) -> DeviceSet {
+        let numbers = |ids: &[String], unmatched: &mut Vec<Unmatched>| {
+            let mut set = DeviceSet::new();
+            for id in ids {
+                match people.device(id) {
+                    Some(device) => _ = set.insert(device.0),
+                    None => unmatched.push(Unmatched { selector: Selector::Device, name: id.clone() }),
+                }
+            }
+            set
+        };
+        let noted = |set: DeviceSet, selector, name: &str, unmatched: &mut Vec<Unmatched>| {
+            if set.is_empty() {
+                unmatched.push(Unmatched { selector, name: name.to_owned() });
+            }
+            set
+        };
         match self {
             Audience::All => people.all(),
-            Audience::Device(id) => numbers(std::slice::from_ref(id)),
-            Audience::Devices(ids) => numbers(ids),
-            Audience::Alias(alias) => people.alias(alias),
+            Audience::Device(id) => numbers(std::slice::from_ref(id), unmatched),
+            Audience::Devices(ids) => numbers(ids, unmatched),
+            Audience::Alias(alias) => noted(people.alias(alias), Selector::Alias, alias, unmatched),
             Audience::Aliases(list) => {
-                list.iter().map(|a| people.alias(a)).fold(DeviceSet::new(), |a, b| a | b)
+                let sets = list.iter().map(|a| noted(people.alias(a), Selector::Alias, a, unmatched));
+                sets.fold(DeviceSet::new(), |a, b| a | b)
             }
-            Audience::Tag(tag) => people.tag(tag),
-            Audience::Topic(topic) => people.topic(topic),
-            Audience::Platform(platform) => people.platform(*platform),
+            Audience::Tag(tag) => noted(people.tag(tag), Selector::Tag, tag, unmatched),
+            Audience::Topic(topic) => noted(people.topic(topic), Selector::Topic, topic, unmatched),
+            Audience::Platform(platform) => {
+                noted(people.platform(*platform), Selector::Platform, platform.name(), unmatched)
+            }
             Audience::And(list) => {
-                let mut sets = list.iter().map(|a| a.resolve(people));
+                let mut sets = list.iter().map(|a| a.resolve_noting(people, unmatched));
                 let first = sets.next().unwrap_or_default();
                 sets.fold(first, |a, b| a & b)
             }
-            Audience::Or(list) => list.iter().map(|a| a.resolve(people)).fold(DeviceSet::new(), |a, b| a | b),
-            Audience::Not(inner) => people.all() - inner.resolve(people),
+            Audience::Or(list) => {
+                let sets = list.iter().map(|a| a.resolve_noting(people, unmatched));
+                sets.fold(DeviceSet::new(), |a, b| a | b)
+            }
+            Audience::Not(inner) => people.all() - inner.resolve_noting(people, unmatched),
         }
     }
 
@@ -190,6 +233,24 @@ mod tests {
         ] {
             assert_eq!(audience(json).resolve(&Four).iter().collect::<Vec<_>>(), expected, "{json}");
         }
+    }
+
+    #[test]
+    fn names_that_no_device_answers_to_are_noted_wherever_they_stand() {
+        let json = r#"{"and":[{"devices":["d1","gone","d2","gone too"]},{"aliases":["ann","bob"]},
+            {"or":[{"tag":"beta"},{"tag":"betta"},{"not":{"topic":"t"}},{"alias":"cy"}]},{"platform":"web"}]}"#;
+        let mut unmatched = Vec::new();
+        audience(json).resolve_noting(&Four, &mut unmatched);
+        let noted: Vec<_> = unmatched.iter().map(|u| (u.selector, u.name.as_str())).collect();
+        let expected = [
+            (Selector::Device, "gone"),
+            (Selector::Device, "gone too"),
+            (Selector::Alias, "bob"),
+            (Selector::Tag, "betta"),
+            (Selector::Topic, "t"),
+            (Selector::Alias, "cy"),
+        ];
+        assert_eq!(noted, expected);
     }
 
     #[test]

@@ -57,6 +57,8 @@ pub enum Attribute {
     Text(String),
     Number(f64),
     Bool(bool),
+    /// What older versions kept as a `Number` stays one.
+    Integer(i64),
 }
 
 /// What an installation says of itself when it registers, or an app server says of it later.

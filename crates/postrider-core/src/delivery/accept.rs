@@ -1,7 +1,7 @@
 //! Step 1. From a request to a committed message. `Ok` is told only after the commit.
 
 use crate::Engine;
-use crate::audience::{Audience, Population, Verdict};
+use crate::audience::{Audience, Population, Unmatched, Verdict};
 use crate::command::*;
 use crate::id::*;
 use crate::model::*;
@@ -69,6 +69,14 @@ pub struct Accepted {
     pub full: u64,
     pub repeated: bool,
     pub transient: bool,
+    pub unmatched: UnmatchedNames,
+}
+
+/// Names of a push's audience, and of what it excludes, that no device answered to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct UnmatchedNames {
+    pub audience: Vec<Unmatched>,
+    pub exclude: Vec<Unmatched>,
 }
 
 /// Why a push was not accepted. What the caller can do differs, so each is a variant.
@@ -78,7 +86,7 @@ pub enum AcceptError {
     Invalid { field: &'static str, why: String },
     #[error("the payload has {bytes} bytes, at most {max} are allowed")]
     TooLarge { bytes: usize, max: usize },
-    #[error("the audience names nobody: {0}")]
+    #[error("no device of this app has the id or alias {0}")]
     UnknownDevice(String),
     #[error("the idempotency key was used with another request")]
     IdempotencyMismatch,
@@ -96,6 +104,7 @@ pub struct Estimate {
     pub count: u64,
     pub connected: u64,
     pub by_platform: Vec<(Platform, u64)>,
+    pub unmatched: UnmatchedNames,
     /// For a device asked about: in or out, and which clause decided.
     pub verdict: Option<Verdict>,
 }
@@ -106,7 +115,7 @@ pub type AcceptDone = Box<dyn FnOnce(Vec<Result<Accepted, AcceptError>>) + Send>
 /// One request on its way: decided at once, or waiting for the commit.
 enum Prepared {
     Now(Result<Accepted, AcceptError>),
-    Stored { id: MessageId },
+    Stored { id: MessageId, unmatched: UnmatchedNames },
 }
 
 impl Engine {
@@ -117,10 +126,10 @@ impl Engine {
         let prepared: Vec<Prepared> = pushes
             .into_iter()
             .map(|push| match self.prepare(app, push, now) {
-                Ok(Ready::Stored(message)) => {
+                Ok(Ready::Stored(message, unmatched)) => {
                     let id = message.id;
                     commands.push(Command::Accept(message));
-                    Prepared::Stored { id }
+                    Prepared::Stored { id, unmatched }
                 }
                 Ok(Ready::Sent(accepted)) => Prepared::Now(Ok(accepted)),
                 Err(error) => Prepared::Now(Err(error)),
@@ -130,8 +139,11 @@ impl Engine {
             let mut stored = outcomes.map(Vec::into_iter);
             let results = prepared.into_iter().map(|p| match p {
                 Prepared::Now(result) => result,
-                Prepared::Stored { id } => match &mut stored {
-                    Ok(outcomes) => outcomes.next().map_or(Err(StoreError::Missing.into()), |o| told(id, o)),
+                Prepared::Stored { id, unmatched } => match &mut stored {
+                    Ok(outcomes) => {
+                        let told = |outcome| told(id, outcome, unmatched);
+                        outcomes.next().map_or(Err(StoreError::Missing.into()), told)
+                    }
                     Err(error) => Err(error.clone().into()),
                 },
             });
@@ -161,11 +173,12 @@ impl Engine {
                 keep_until: now + keep,
             }
         });
-        let set = self.resolve(app, &push.audience, push.exclude.as_ref());
+        let (set, unmatched) = self.resolve(app, &push.audience, push.exclude.as_ref());
         // The device may have gone since the first time: a repetition still gets the first answer (P2).
         let is_repeated = idempotency.is_some_and(|i| self.store.knows_request(app, i.key));
         if set.is_empty() && push.audience.names_devices() && !is_repeated {
-            return Err(AcceptError::UnknownDevice("no device of this app has that id or alias".into()));
+            let name = unmatched.audience.into_iter().next().map(|u| u.name);
+            return Err(AcceptError::UnknownDevice(name.unwrap_or_default()));
         }
         let payload = envelope(&self.app_name(app), id, &push, now, expires_at);
         if payload.len() > limits.payload_bytes_max {
@@ -179,7 +192,8 @@ impl Engine {
         let content = Arc::new(Content { topic: None, payload, properties: raw });
         if push.transient || ttl_secs == 0 {
             let targeted = self.send_live(app, &set, content);
-            return Ok(Ready::Sent(Accepted { id, targeted, full: 0, repeated: false, transient: true }));
+            let accepted = Accepted { id, targeted, full: 0, repeated: false, transient: true, unmatched };
+            return Ok(Ready::Sent(accepted));
         }
         let targets = if set.len() as usize <= limits.direct_max {
             let target =
@@ -196,7 +210,7 @@ impl Engine {
         }
         let backlog =
             push.backlog.unwrap_or(if push.collapse_key.is_some() { Backlog::Latest } else { Backlog::All });
-        Ok(Ready::Stored(Box::new(NewMessage {
+        let message = Box::new(NewMessage {
             app,
             id,
             targets,
@@ -212,17 +226,24 @@ impl Engine {
             inbox_max: limits.inbox_max,
             inbox_bytes_max: limits.inbox_bytes_max,
             content: Some(content),
-        })))
+        });
+        Ok(Ready::Stored(message, unmatched))
     }
 
-    /// The devices that an audience means now.
-    pub fn resolve(&self, app: AppNo, audience: &Audience, exclude: Option<&Audience>) -> DeviceSet {
+    /// The devices that an audience means now, and the names that no device answers to.
+    fn resolve(
+        &self,
+        app: AppNo,
+        audience: &Audience,
+        exclude: Option<&Audience>,
+    ) -> (DeviceSet, UnmatchedNames) {
         let people = People { engine: self, app };
-        let set = audience.resolve(&people);
-        match exclude {
-            Some(exclude) => set - exclude.resolve(&people),
-            None => set,
+        let mut unmatched = UnmatchedNames::default();
+        let mut set = audience.resolve_noting(&people, &mut unmatched.audience);
+        if let Some(exclude) = exclude {
+            set -= exclude.resolve_noting(&people, &mut unmatched.exclude);
         }
+        (set, unmatched)
     }
 
     /// A dry run: whom it would reach, and how a named device fares.
@@ -236,7 +257,7 @@ impl Engine {
         check_audience(audience, &self.limits)?;
         exclude.map_or(Ok(()), |e| check_audience(e, &self.limits))?;
         let people = People { engine: self, app };
-        let set = self.resolve(app, audience, exclude);
+        let (set, unmatched) = self.resolve(app, audience, exclude);
         let verdict = match device {
             None => None,
             Some(id) => {
@@ -254,6 +275,7 @@ impl Engine {
             count: set.len(),
             connected: self.connected_devices(app).intersection_len(&set),
             by_platform: by_platform.filter(|(_, n)| *n > 0).collect(),
+            unmatched,
             verdict,
         })
     }
@@ -261,11 +283,11 @@ impl Engine {
 
 /// Checked and built; or, of the transient lane, already gone.
 enum Ready {
-    Stored(Box<NewMessage>),
+    Stored(Box<NewMessage>, UnmatchedNames),
     Sent(Accepted),
 }
 
-fn told(id: MessageId, outcome: Outcome) -> Result<Accepted, AcceptError> {
+fn told(id: MessageId, outcome: Outcome, unmatched: UnmatchedNames) -> Result<Accepted, AcceptError> {
     match outcome {
         Outcome::Accepted(a) => Ok(Accepted {
             id: a.id,
@@ -273,6 +295,7 @@ fn told(id: MessageId, outcome: Outcome) -> Result<Accepted, AcceptError> {
             full: a.full,
             repeated: a.repeated,
             transient: false,
+            unmatched,
         }),
         Outcome::Refused(Refusal::IdempotencyMismatch) => Err(AcceptError::IdempotencyMismatch),
         Outcome::Refused(Refusal::InboxFull) => Err(AcceptError::InboxFull),

@@ -1,5 +1,6 @@
 //! Devices: register, show, change, delete, list.
 
+use super::attributes::AttributeValue;
 use super::auth::{ByApp, ByAppOrDevice, ByRegistrar, Manages, Reads};
 use super::error::{ApiError, Code};
 use super::json::{Body, Input, OptionalBody, Path, Query};
@@ -24,50 +25,23 @@ use utoipa::ToSchema;
 /// Bytes of a secret before their encoding.
 const SECRET_BYTES: usize = 32;
 
-/// The value of an attribute.
-#[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
-#[serde(untagged, expecting = "expected a string, a number or a boolean")]
-pub enum AttributeValue {
-    Text(String),
-    Number(f64),
-    Bool(bool),
-}
-
-impl From<AttributeValue> for Attribute {
-    fn from(value: AttributeValue) -> Attribute {
-        match value {
-            AttributeValue::Text(text) => Attribute::Text(text),
-            AttributeValue::Number(number) => Attribute::Number(number),
-            AttributeValue::Bool(yes) => Attribute::Bool(yes),
-        }
-    }
-}
-
-impl From<Attribute> for AttributeValue {
-    fn from(value: Attribute) -> AttributeValue {
-        match value {
-            Attribute::Text(text) => AttributeValue::Text(text),
-            Attribute::Number(number) => AttributeValue::Number(number),
-            Attribute::Bool(yes) => AttributeValue::Bool(yes),
-        }
-    }
-}
-
 /// A device to register.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NewDeviceRequest {
     /// The caller's own id: 1 to 64 letters, digits, or `. _ : @ -`. Left out, one is drawn.
     device_id: Option<String>,
-    #[schema(value_type = String, example = "android")]
-    platform: Platform,
+    /// `other`, where nothing is said.
+    #[schema(value_type = Option<String>, example = "android")]
+    platform: Option<Platform>,
     /// The app's name for the user; several devices may share it.
     alias: Option<String>,
     #[serde(default)]
     tags: Vec<String>,
+    /// Kept and shown; audiences cannot ask for them yet.
     #[serde(default)]
     attributes: BTreeMap<String, AttributeValue>,
-    /// Tokens of outside providers, by the provider's name.
+    /// Tokens of outside providers, by the provider's name. They are kept, but nothing uses them yet.
     #[serde(default)]
     provider_tokens: BTreeMap<String, String>,
     /// A secret that the device has drawn itself: 32 random bytes as base64url, 43 letters. The same
@@ -119,7 +93,7 @@ pub async fn register(
         is_secret_brought: is_brought,
         proof_keys: proof_keys(&api, &secret).await?,
         profile: Profile {
-            platform: request.platform,
+            platform: request.platform.unwrap_or_default(),
             alias: request.alias,
             tags: request.tags,
             attributes: request.attributes.into_iter().map(|(k, v)| (k, v.into())).collect(),

@@ -2,6 +2,7 @@
 //!
 //! `docs/errors.md` is made from the table; a test keeps the two equal (`UPDATE=1 cargo test` rewrites it).
 
+use super::warnings::WarningCode;
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -258,7 +259,10 @@ impl From<AcceptError> for ApiError {
             }
             AcceptError::Invalid { field, why } => Code::InvalidField.at(format!("/{field}"), why),
             AcceptError::TooLarge { .. } => Code::PayloadTooLarge.because(message),
-            AcceptError::UnknownDevice(_) => Code::UnknownRecipient.into(),
+            AcceptError::UnknownDevice(name) => {
+                let sentence = format!("No device of this app has the id or alias `{name}`.");
+                Code::UnknownRecipient.because(sentence)
+            }
             AcceptError::IdempotencyMismatch => Code::IdempotencyMismatch.into(),
             AcceptError::InboxFull => Code::InboxFull.into(),
             AcceptError::TooManyBroadcasts => Code::TooManyBroadcasts.retry_after(60),
@@ -318,6 +322,13 @@ pub fn markdown() -> String {
     }
     for (code, status, sentence, remedy) in &rows {
         text += &format!("\n## {code}\n\n**{status}.** {sentence}\n\n{remedy}\n");
+    }
+    text += "\n# Warnings\n\n\
+         The answer to a message that was accepted, and an estimate, have `warnings` where something is odd: each with a stable `code`, a `message` \
+         for people, `field` (`/audience` or `/exclude`) and, where it is about names, the `names`.\n";
+    for warning in WarningCode::ALL {
+        let (code, sentence, remedy) = warning.row();
+        text += &format!("\n## {code}\n\n{sentence}\n\n{remedy}\n");
     }
     text
 }

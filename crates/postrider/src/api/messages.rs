@@ -4,6 +4,7 @@ use super::auth::{ByApp, Reads, Sends};
 use super::error::{ApiError, Code, Problem};
 use super::json::{self, Body, Input, RawBody};
 use super::topics::from_base64;
+use super::warnings::{self, Warning, WarningCode};
 use super::{Api, ApiLimits, ask, idempotency_key};
 use crate::planted;
 use axum::Json;
@@ -132,16 +133,32 @@ pub struct AcceptedMessage {
     /// The request was a repetition: nothing was done, this is the first answer.
     #[serde(skip_serializing_if = "super::is_false")]
     repeated: bool,
+    /// Ids and aliases of the audience, and of what it excludes, that no device of the app has.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(required = false)]
+    unknown: Vec<String>,
+    /// What is odd about the audience, such as a tag that no device has.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(required = false)]
+    warnings: Vec<Warning>,
 }
 
 impl From<Accepted> for AcceptedMessage {
     fn from(accepted: Accepted) -> AcceptedMessage {
+        let nobody = match accepted.transient {
+            true => WarningCode::NobodyConnected,
+            false => WarningCode::NobodyTargeted,
+        };
+        let nobody = (accepted.targeted == 0).then_some(nobody);
+        let (unknown, warnings) = warnings::of(accepted.unmatched, nobody);
         AcceptedMessage {
             message_id: accepted.id.to_string(),
             targeted: accepted.targeted,
             durability: if accepted.transient { Durability::Transient } else { Durability::Synced },
             inbox_full: Some(accepted.full).filter(|n| *n > 0),
             repeated: accepted.repeated,
+            unknown,
+            warnings,
         }
     }
 }
@@ -336,6 +353,14 @@ pub struct Estimate {
     connected: u64,
     by_platform: BTreeMap<&'static str, u64>,
     device: Option<DeviceVerdict>,
+    /// Ids and aliases of the audience, and of what it excludes, that no device of the app has.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(required = false)]
+    unknown: Vec<String>,
+    /// What is odd about the audience, such as a tag that no device has.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(required = false)]
+    warnings: Vec<Warning>,
 }
 
 /// How one device fares.
@@ -363,10 +388,14 @@ pub async fn estimate(
         e if e.code == Code::UnknownRecipient => Code::NoSuchDevice.at("/device", "No such device."),
         e => e,
     })?;
+    let nobody = (estimate.count == 0).then_some(WarningCode::NobodyTargeted);
+    let (unknown, warnings) = warnings::of(estimate.unmatched, nobody);
     Ok(Json(Estimate {
         count: estimate.count,
         connected: estimate.connected,
         by_platform: estimate.by_platform.into_iter().map(|(p, n)| (p.name(), n)).collect(),
         device: estimate.verdict.map(DeviceVerdict::from),
+        unknown,
+        warnings,
     }))
 }

@@ -6,6 +6,7 @@
 
 mod androidpn;
 mod apps;
+mod attributes;
 pub mod auth;
 mod conditional;
 mod demo;
@@ -20,6 +21,7 @@ pub mod openapi;
 mod reports;
 mod sockets;
 mod topics;
+pub mod warnings;
 
 use crate::gateway::Door;
 use crate::proof::Proofs;

@@ -5,6 +5,7 @@
 
 use super::androidpn::{ConsoleUser, ConsoleUsers, Sent};
 use super::apps::*;
+use super::attributes::AttributeValue;
 use super::auth::Needs;
 use super::demo::{OwnMessage, OwnPush, Visitor};
 use super::devices::*;
@@ -14,6 +15,7 @@ use super::inbox::{AckRequest, Acknowledged, Ticket};
 use super::messages::*;
 use super::reports::*;
 use super::topics::*;
+use super::warnings::Warning;
 use super::{apps, reports};
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
@@ -199,6 +201,7 @@ pub fn said_needs(route: &str) -> Option<Needs> {
     Durability,
     OnFull,
     AcceptedMessage,
+    Warning,
     BatchRequest,
     BatchResults,
     BatchResult,

@@ -160,27 +160,27 @@ settings! {
         events_days: u64 = 30,
         /// Bytes of the stream of events that are kept at most, whatever their age.
         events_bytes_max: u64 = 1_024 * MIB as u64,
-        /// Below this many free bytes on the disk, new messages and devices are refused (P10).
+        /// Below this many free bytes on the disk, new messages and devices are refused.
         min_free_bytes: u64 = 1_024 * MIB as u64,
-        /// Below this share of the disk free, in percent, too (P10).
+        /// Below this share of the disk free, in percent, too.
         min_free_percent: u8 = 10,
-        /// Bytes held back, so that acknowledgements still find room on a full disk (P10).
+        /// Bytes held back, so that acknowledgements still find room on a full disk.
         reserve_bytes: u64 = 64 * MIB as u64,
         /// Accept a data folder that other users of the machine can look into.
         allow_open_to_others: bool = false,
     }
 
-    /// How much of everything. Numbers like L30 name the row of the limits table in the reliability study.
+    /// How much of everything.
     [limits] Limits {
-        /// Bytes of a message's payload (L10).
+        /// Bytes of a message's payload.
         payload_bytes_max: usize = core().payload_bytes_max,
-        /// Devices that one message may name one by one; for more there are tags and topics (L26).
+        /// Devices that one message may name one by one; for more there are tags and topics.
         recipients_max: usize = core().recipients_max,
         /// With more devices than this a message is stored once, as a broadcast, and not once for each device.
         direct_max: usize = core().direct_max,
-        /// Undelivered messages that wait for one device; the oldest of the lowest priority is evicted then (L30).
+        /// Undelivered messages that wait for one device; the oldest of the lowest priority is evicted then.
         inbox_max: u32 = core().inbox_max,
-        /// Bytes of undelivered messages that wait for one device (L30).
+        /// Bytes of undelivered messages that wait for one device.
         inbox_bytes_max: u32 = core().inbox_bytes_max,
         /// Live broadcasts of an app.
         broadcasts_max: usize = core().broadcasts_max,
@@ -190,7 +190,7 @@ settings! {
         ttl_default_secs: u64 = core().ttl_default.as_secs(),
         /// Bytes of an `Idempotency-Key`.
         idempotency_key_bytes_max: usize = core().idempotency_key_bytes_max,
-        /// Seconds that an `Idempotency-Key` is remembered at least (P2).
+        /// Seconds that an `Idempotency-Key` is remembered at least.
         idempotency_keep_secs: u64 = core().idempotency_keep.as_secs(),
         /// Bytes of a tag, an alias, a collapse key, the name of an attribute.
         name_bytes_max: usize = core().name_bytes_max,
@@ -200,19 +200,19 @@ settings! {
         attributes_max: usize = core().attributes_max,
         /// Clauses of an audience expression, nested ones counted.
         audience_clauses_max: usize = core().audience_clauses_max,
-        /// Devices of an app (L35).
+        /// Devices of an app.
         devices_max: u64 = core().devices_max,
-        /// Subscriptions of a device (L13).
+        /// Subscriptions of a device.
         subscriptions_max: usize = core().subscriptions_max,
         /// Retained messages of an app.
         retained_max: usize = core().retained_max,
         /// Retained messages sent to one new subscription.
         retained_sent_max: usize = core().retained_sent_max,
-        /// Seconds that an MQTT session may outlive its connection; longer wishes are lowered to it (P9).
+        /// Seconds that an MQTT session may outlive its connection; longer wishes are lowered to it.
         session_expiry_max_secs: u32 = core().session_expiry_max_secs,
         /// Sessions without subscriptions that are kept in memory after their connection.
         idle_sessions_max: usize = core().idle_sessions_max,
-        /// Connects of one device in a minute; 0: no limit (L33).
+        /// Connects of one device in a minute; 0: no limit.
         connects_per_minute_max: u32 = core().connects_per_minute_max,
         /// Delayed wills that wait.
         wills_max: usize = core().wills_max,
@@ -252,41 +252,41 @@ settings! {
         /// The app of clients that name none. Others sign in as `APP/DEVICE`.
         app: String = crate::bootstrap::FIRST_APP.into(),
         /// Seconds of the longest keep-alive. MQTT 5 clients that ask for more, or for none, are told this one; 0: as
-        /// they like (L15).
+        /// they like.
         keepalive_max_secs: u16 = 1_200,
-        /// Seconds after which a silent client is cut that asked for no keep-alive; 0: never (L15).
+        /// Seconds after which a silent client is cut that asked for no keep-alive; 0: never.
         keepalive_zero_secs: u32 = 3_600,
-        /// Seconds from the connection to its complete CONNECT (L2).
+        /// Seconds from the connection to its complete CONNECT.
         connect_timeout_secs: u64 = 5,
-        /// Bytes of a packet before the client has signed in (L9).
+        /// Bytes of a packet before the client has signed in.
         packet_bytes_max_before_auth: usize = 16 * KIB,
-        /// Bytes of a packet after that; MQTT 5 clients are told (L9).
+        /// Bytes of a packet after that; MQTT 5 clients are told.
         packet_bytes_max: usize = 64 * KIB,
         /// Refuse client identifiers with characters other than `A-Z a-z 0-9 . _ : @ / -` and the space.
         client_id_strict: bool = true,
-        /// Bytes of a client identifier (L11).
+        /// Bytes of a client identifier.
         client_id_bytes_max: usize = 128,
-        /// Bytes of a user name (L11).
+        /// Bytes of a user name.
         user_bytes_max: usize = 128,
-        /// Bytes of a password (L11).
+        /// Bytes of a password.
         password_bytes_max: usize = 1_024,
-        /// Bytes of a topic (L12).
+        /// Bytes of a topic.
         topic_bytes_max: usize = 512,
-        /// Levels of a topic (L12).
+        /// Levels of a topic.
         topic_levels_max: usize = 16,
-        /// User properties of a packet (L12).
+        /// User properties of a packet.
         user_properties_max: usize = 16,
-        /// Bytes of the user properties of a packet together (L12).
+        /// Bytes of the user properties of a packet together.
         user_property_bytes_max: usize = 4 * KIB,
-        /// Filters of one SUBSCRIBE (L13).
+        /// Filters of one SUBSCRIBE.
         filters_max: usize = 16,
-        /// Topic aliases, for each direction (L12).
+        /// Topic aliases, for each direction.
         topic_alias_max: u16 = 16,
-        /// QoS 1 and 2 messages that an MQTT 5 client may have on their way to us; it is told (L14).
+        /// QoS 1 and 2 messages that an MQTT 5 client may have on their way to us; it is told.
         receive_max: u16 = 32,
-        /// QoS 2 messages of an older client that wait for their release (L14).
+        /// QoS 2 messages of an older client that wait for their release.
         awaiting_release_max: u16 = 32,
-        /// Messages on their way to a client that it has not acknowledged; more wait in the inbox (L14).
+        /// Messages on their way to a client that it has not acknowledged; more wait in the inbox.
         inflight_max: u16 = 32,
         /// Whether retained messages are offered at all.
         retain_available: bool = true,
@@ -296,7 +296,7 @@ settings! {
         shared_available: bool = true,
         /// The highest quality of service that clients may publish with: 0, 1 or 2.
         qos_max: u8 = 2,
-        /// Acknowledgements of nothing in a minute, beyond which the connection ends (A18).
+        /// Acknowledgements of nothing in a minute, beyond which the connection ends.
         bad_acks_per_minute_max: u16 = 100,
     }
 
@@ -306,7 +306,7 @@ settings! {
         allow_plaintext: bool = false,
         /// Whether devices may register by themselves, into the app `mqtt.app` (XEP-0077).
         registration: bool = false,
-        /// Registrations of one address or IPv6 /64 network that are heard at once (A21).
+        /// Registrations of one address or IPv6 /64 network that are heard at once.
         registrations_burst: u32 = 20,
         /// Seconds after which one more is heard.
         registration_secs: u64 = 60,
@@ -319,13 +319,13 @@ settings! {
         channel_binding: bool = true,
         /// Whether devices of an app may write to each other.
         device_messages: bool = true,
-        /// Bytes of a stanza before the client has signed in (L17).
+        /// Bytes of a stanza before the client has signed in.
         stanza_bytes_max_before_auth: usize = xmpp().before_auth.bytes_max,
-        /// Bytes of a stanza after that (L17).
+        /// Bytes of a stanza after that.
         stanza_bytes_max: usize = xmpp().after_auth.bytes_max,
-        /// Deliveries on their way to a client that it has not acknowledged; more wait in the inbox (L14).
+        /// Deliveries on their way to a client that it has not acknowledged; more wait in the inbox.
         inflight_max: usize = xmpp().inflight_max,
-        /// Seconds in which a lost stream may be resumed (L20).
+        /// Seconds in which a lost stream may be resumed.
         resume_secs: u64 = xmpp().resume_ms / 1_000,
         /// Seconds of silence after which a client is asked whether it is there.
         probe_after_secs: u64 = xmpp().probe_after_ms / 1_000,
@@ -350,28 +350,28 @@ settings! {
         workers: usize = 0,
         /// Connections in all; what the operating system allows comes first.
         connections_max: usize = admission().connections_max,
-        /// Connections that have not signed in, in all (L4).
+        /// Connections that have not signed in, in all.
         unauthenticated_max: usize = admission().unauthenticated_max,
-        /// Connections that have not signed in, of one address or IPv6 /64 network (L4).
+        /// Connections that have not signed in, of one address or IPv6 /64 network.
         unauthenticated_per_address_max: usize = admission().unauthenticated_per_address_max,
-        /// Connections of one address or IPv6 /64 network (L5).
+        /// Connections of one address or IPv6 /64 network.
         per_address_max: usize = admission().per_address_max,
-        /// Wrong credentials of one address before it is only told that it tries too often (L31). Right ones always pass.
+        /// Wrong credentials of one address before it is only told that it tries too often. Right ones always pass.
         failures_burst: u32 = admission().failures_burst,
-        /// Seconds after which one more wrong try of such an address is heard (L31).
+        /// Seconds after which one more wrong try of such an address is heard.
         failure_secs: u64 = admission().failure_secs,
         /// Acknowledgements of nothing that a connection of the JSON protocol may send in a minute before it is ended, and that a
         /// device may send over HTTP, after the first 1,000, before it is answered `acks_too_often`. MQTT has its own number.
         bad_acks_per_minute_max: u32 = 100,
-        /// Bytes queued to one connection, beyond which messages at QoS 0 are dropped (P14).
+        /// Bytes queued to one connection, beyond which messages at QoS 0 are dropped.
         out_bytes_max: usize = 64 * KIB,
         /// Messages above QoS 0 without an inbox entry that wait for one connection's window.
         waiting_max: usize = 1_000,
-        /// Seconds that a client may read nothing of what is sent to it, before it is cut (P14).
+        /// Seconds that a client may read nothing of what is sent to it, before it is cut.
         slow_reader_secs: u64 = 30,
-        /// Publishes of one connection in a second (L16).
+        /// Publishes of one connection in a second.
         publishes_per_sec: u32 = 10,
-        /// Publishes that may come at once all the same (L16).
+        /// Publishes that may come at once all the same.
         publishes_burst: u32 = 50,
     }
 
@@ -379,58 +379,58 @@ settings! {
     [http] Http {
         /// Threads that serve requests; 0: one for each processor core.
         workers: usize = 0,
-        /// Connections open at once (L5).
+        /// Connections open at once.
         connections_max: usize = http().connections_max,
-        /// Connections open at once of one address or IPv6 /64 network (L5).
+        /// Connections open at once of one address or IPv6 /64 network.
         connections_per_address_max: usize = http().connections_per_address_max,
         /// Proxies that stand before the HTTP listener, as addresses or networks: `["127.0.0.1", "10.0.0.0/8"]`. Of requests
         /// that come from them, the client's address is taken from `X-Forwarded-For` or `Forwarded` (the rightmost address
         /// that is not in this list), and the host from `X-Forwarded-Host`, `Forwarded`. Without it, all clients behind a
         /// proxy count as one address in every limit. Name only proxies that set these headers themselves.
         trusted_proxies: Networks = http().trusted_proxies,
-        /// Bytes of a request's head (L24).
+        /// Bytes of a request's head.
         head_bytes_max: usize = http().head_bytes_max,
-        /// Fields of a request's head (L24).
+        /// Fields of a request's head.
         head_fields_max: usize = http().head_fields_max,
-        /// Bytes of a request's path and query (L24).
+        /// Bytes of a request's path and query.
         uri_bytes_max: usize = http().uri_bytes_max,
-        /// Seconds in which the head has to be there (L25).
+        /// Seconds in which the head has to be there.
         head_timeout_secs: u64 = http().head_time_max.as_secs(),
-        /// Seconds in which the body has to be there (L25).
+        /// Seconds in which the body has to be there.
         body_timeout_secs: u64 = api().body_time_max.as_secs(),
-        /// Bytes of a body that have to come in a second, after the first few seconds (L25).
+        /// Bytes of a body that have to come in a second, after the first few seconds.
         body_bytes_per_sec_min: usize = api().body_bytes_per_sec_min,
-        /// Seconds that an idle connection is kept (L25).
+        /// Seconds that an idle connection is kept.
         idle_secs: u64 = http().idle_max.as_secs(),
-        /// Seconds that a client may take nothing of an answer before it is cut (P14).
+        /// Seconds that a client may take nothing of an answer before it is cut.
         slow_reader_secs: u64 = http().write_stall_max.as_secs(),
-        /// Streams of one HTTP/2 connection at once (L28).
+        /// Streams of one HTTP/2 connection at once.
         streams_max: u32 = http().streams_max,
-        /// Bytes of a request's body (L26).
+        /// Bytes of a request's body.
         body_bytes_max: usize = api().body_bytes_max,
-        /// Bytes of the body of a batch (L26).
+        /// Bytes of the body of a batch.
         batch_bytes_max: usize = api().batch_bytes_max,
-        /// Messages of a batch (L26).
+        /// Messages of a batch.
         batch_max: usize = api().batch_max,
-        /// Messages that an app may send in a second; 0: no limit (L35).
+        /// Messages that an app may send in a second; 0: no limit.
         pushes_per_sec: u64 = api().pushes_per_sec,
-        /// Messages that an app may send at once all the same (L35).
+        /// Messages that an app may send at once all the same.
         pushes_burst: u64 = api().pushes_burst,
-        /// Wrong credentials of one address that are answered at once (L31).
+        /// Wrong credentials of one address that are answered at once.
         auth_failures_burst: u64 = api().auth_failures_burst,
-        /// After them, one in so many seconds (L31).
+        /// After them, one in so many seconds.
         auth_failure_secs: u64 = api().auth_failure_secs,
         /// Entries of a page, at most.
         page_max: usize = api().page_max,
-        /// Requests of one app that wait for events at once (L29).
+        /// Requests of one app that wait for events at once.
         polls_max: usize = api().polls_max,
-        /// Seconds that a request may wait for events (L29).
+        /// Seconds that a request may wait for events.
         poll_wait_max_secs: u64 = api().poll_max.as_secs(),
         /// Origins of web pages that may connect and read answers, such as `https://app.example`; `*` allows all.
         origins: Vec<String> = api().origins,
         /// Whether `/demo` is there, a page to try everything out, where each visitor gets a device. Not for production.
         demo: bool = api().demo,
-        /// Whether WebSocket messages of `/ws` are compressed for clients that offer it (permessage-deflate, L23). It costs more
+        /// Whether WebSocket messages of `/ws` are compressed for clients that offer it (permessage-deflate). It costs more
         /// processor time than it is worth for short pushes.
         compression: bool = api().compression,
         /// Whether `/_test/echo` sends every WebSocket message back, for outside test suites. Not for production.

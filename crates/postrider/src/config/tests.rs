@@ -226,3 +226,15 @@ fn fuzz_config() {
         }
     });
 }
+
+#[test]
+fn the_settings_speak_of_nothing_that_is_not_in_the_repository() {
+    let page = docs::reference();
+    let bytes = page.as_bytes();
+    for (at, _) in page.match_indices(['L', 'A', 'P', 'H']) {
+        let alone = at == 0 || !bytes[at - 1].is_ascii_alphanumeric();
+        let numbered = bytes.get(at + 1).is_some_and(u8::is_ascii_digit);
+        assert!(!(alone && numbered), "{}", &page[at.saturating_sub(60)..(at + 4).min(page.len())]);
+    }
+    assert!(!page.contains("study"));
+}

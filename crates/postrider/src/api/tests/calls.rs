@@ -15,7 +15,7 @@ async fn a_device_is_registered_shown_changed_and_deleted() {
     assert!(made.get("repeated").is_none());
     let shown = world.ok(200, &format!("GET /v1/devices/{id}"), Value::Null).await;
     assert_eq!(shown["tags"], json!(["a", "b"]));
-    assert_eq!(shown["attributes"], json!({ "age": 7.0, "beta": true, "name": "Ann" }));
+    assert_eq!(shown["attributes"], json!({ "age": 7, "beta": true, "name": "Ann" }));
     assert_eq!(shown["providers"], json!(["apns"]));
     assert_eq!((&shown["connected"], &shown["inbox_len"]), (&json!(false), &json!(0)));
     assert_eq!(shown["created_at"], "2023-11-14T22:13:20.000Z");
@@ -24,7 +24,7 @@ async fn a_device_is_registered_shown_changed_and_deleted() {
     });
     let shown = world.ok(200, &format!("PATCH /v1/devices/{id}"), change).await;
     assert_eq!((&shown["alias"], &shown["tags"]), (&Value::Null, &json!(["b", "c"])));
-    assert_eq!(shown["attributes"], json!({ "beta": true, "n": 1.0, "name": "Ann" }));
+    assert_eq!(shown["attributes"], json!({ "beta": true, "n": 1, "name": "Ann" }));
     world.ok(204, &format!("PUT /v1/devices/{id}/tags/new%2Fs%20x"), Value::Null).await;
     world.ok(204, &format!("DELETE /v1/devices/{id}/tags/b"), Value::Null).await;
     world.ok(204, &format!("PUT /v1/devices/{id}/alias"), json!({ "alias": "bob" })).await;
@@ -73,7 +73,6 @@ async fn a_registration_that_cannot_be_is_refused() {
         (json!({ "platform": "ios", "tags": ["x".repeat(65)] }), "/tags"),
         (json!({ "platform": "ios", "tagz": [] }), "/tagz"),
         (json!({ "platform": "ios", "attributes": { "a": [1] } }), "/attributes/a"),
-        (json!({}), ""),
     ] {
         let answer = world.ok(400, "POST /v1/devices", body.clone()).await;
         assert_eq!((code(&answer), &answer["error"]["field"]), ("invalid_field", &json!(field)), "{body}");
@@ -167,6 +166,44 @@ async fn a_message_is_accepted_reported_and_traced_to_its_click() {
     world.device("d2").await;
     let line = format!("GET /v1/messages/{id}/deliveries/d2");
     assert_eq!(code(&world.ok(404, &line, Value::Null).await), "no_such_delivery");
+}
+
+#[tokio::test]
+async fn attributes_keep_their_integers_and_everything_of_a_device_is_optional() {
+    let world = World::new();
+    let made = world.ok(201, "POST /v1/devices", json!({})).await;
+    let line = format!("GET /v1/devices/{}", made["device_id"].as_str().unwrap());
+    assert_eq!(world.ok(200, &line, Value::Null).await["platform"], "other");
+
+    let attributes =
+        json!({ "user": 9_007_199_254_740_993u64, "version": 12, "size": 1.5, "beta": true, "os": "17.1" });
+    let device = json!({ "device_id": "d1", "attributes": attributes });
+    world.ok(201, "POST /v1/devices", device).await;
+    let shown = world.ok(200, "GET /v1/devices/d1", Value::Null).await;
+    assert_eq!(shown["attributes"].to_string(), attributes.to_string());
+    let change = json!({ "attributes": { "user": i64::MIN, "size": null, "beta": false } });
+    let shown = world.ok(200, "PATCH /v1/devices/d1", change).await;
+    let expected = json!({ "user": i64::MIN, "version": 12, "beta": false, "os": "17.1" });
+    assert_eq!(shown["attributes"].to_string(), expected.to_string());
+
+    for (line, body) in [
+        ("POST /v1/devices", r#"{"attributes":{"n":9223372036854775808}}"#),
+        ("POST /v1/devices", r#"{"attributes":{"n":3.14159265358979323846}}"#),
+        ("PATCH /v1/devices/d1", r#"{"attributes":{"n":1e-400}}"#),
+        ("PATCH /v1/devices/d1", r#"{"attributes":{"n":[1]}}"#),
+    ] {
+        let (method, path) = line.split_once(' ').unwrap();
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header("authorization", "Bearer default-app-key")
+            .header("content-type", "application/json")
+            .body(Body::from(body))
+            .unwrap();
+        let (status, _, answer) = world.request(request).await;
+        let field = &answer["error"]["field"];
+        assert_eq!((status.as_u16(), code(&answer), field), (400, "invalid_field", &json!("/attributes/n")));
+    }
 }
 
 #[tokio::test]
@@ -337,6 +374,63 @@ async fn an_estimate_counts_and_explains() {
     let ask = json!({ "audience": "all", "device": "nobody" });
     assert_eq!(code(&world.ok(404, "POST /v1/messages/estimate", ask).await), "no_such_device");
     assert_eq!(world.ok(200, "GET /v1/devices/d1", Value::Null).await["connected"], true);
+}
+
+/// The codes of the warnings of an answer.
+fn warned(answer: &Value) -> Vec<&str> {
+    let warnings = answer["warnings"].as_array().map_or(&[][..], |w| w);
+    warnings.iter().map(|w| w["code"].as_str().unwrap()).collect()
+}
+
+#[tokio::test]
+async fn names_that_no_device_has_are_named_in_the_answer() {
+    let world = World::new();
+    world.device("d1").await;
+    let audience = json!({ "devices": ["d1", "gone-1", "gone-2"] });
+    let message = json!({ "audience": audience, "data": 1 });
+    let sent = world.ok(202, "POST /v1/messages", message.clone()).await;
+    assert_eq!((&sent["targeted"], &sent["unknown"]), (&json!(1), &json!(["gone-1", "gone-2"])));
+    let expected = json!([{
+        "code": "unknown_device", "message": "No device of this app has the id `gone-1`, `gone-2`.",
+        "field": "/audience", "names": ["gone-1", "gone-2"],
+    }]);
+    assert_eq!(sent["warnings"], expected);
+    let batch = json!({ "messages": [message] });
+    let results = world.ok(200, "POST /v1/messages/batch", batch).await;
+    assert_eq!(results["results"][0]["warnings"], expected);
+    let estimate = world.ok(200, "POST /v1/messages/estimate", json!({ "audience": audience })).await;
+    assert_eq!((&estimate["warnings"], &estimate["count"]), (&expected, &json!(1)));
+
+    let exclude = json!({ "audience": "all", "exclude": { "alias": "bob" }, "data": 1 });
+    let sent = world.ok(202, "POST /v1/messages", exclude).await;
+    assert_eq!((&sent["unknown"], &sent["warnings"][0]["field"]), (&json!(["bob"]), &json!("/exclude")));
+    let refused = json!({ "audience": { "alias": "bob" }, "data": 1 });
+    let refused = world.ok(422, "POST /v1/messages", refused).await;
+    assert!(refused["error"]["message"].as_str().unwrap().contains("`bob`"), "{refused}");
+    let sound = world.ok(202, "POST /v1/messages", json!({ "audience": "all", "data": 1 })).await;
+    assert!(sound.get("unknown").is_none() && sound.get("warnings").is_none(), "{sound}");
+}
+
+#[tokio::test]
+async fn a_push_to_nobody_says_so() {
+    let world = World::new();
+    world.device("d1").await;
+    for (audience, expected) in [
+        (json!({ "tag": "newz" }), &["nobody_targeted", "unused_tag"][..]),
+        (json!({ "topic": "news/none" }), &["nobody_targeted", "no_subscribers"]),
+        (json!({ "platform": "ios" }), &["nobody_targeted", "unused_platform"]),
+        (json!({ "and": ["all", { "device": "gone" }] }), &["nobody_targeted", "unknown_device"]),
+        (json!({ "not": "all" }), &["nobody_targeted"]),
+        (json!({ "or": ["all", { "tag": "newz" }] }), &["unused_tag"]),
+    ] {
+        let message = json!({ "audience": audience, "data": 1 });
+        let sent = world.ok(202, "POST /v1/messages", message).await;
+        assert_eq!(warned(&sent), expected, "{audience}");
+        let estimate = world.ok(200, "POST /v1/messages/estimate", json!({ "audience": audience })).await;
+        assert_eq!(warned(&estimate), expected, "{audience}");
+    }
+    let message = json!({ "audience": "all", "data": 1, "ttl_secs": 0 });
+    assert_eq!(warned(&world.ok(202, "POST /v1/messages", message).await), ["nobody_connected"]);
 }
 
 #[tokio::test]
