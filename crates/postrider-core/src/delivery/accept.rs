@@ -184,12 +184,7 @@ impl Engine {
         if payload.len() > limits.payload_bytes_max {
             return Err(AcceptError::TooLarge { bytes: payload.len(), max: limits.payload_bytes_max });
         }
-        // An envelope needs no word about what it is; raw bytes are not to be taken for one.
-        let raw = matches!(push.data, Some(PushData::Raw(_))).then(|| {
-            let content_type = Some("application/octet-stream".to_owned());
-            Box::new(ContentProperties { content_type, ..ContentProperties::default() })
-        });
-        let content = Arc::new(Content { topic: None, payload, properties: raw });
+        let content = Arc::new(Content { topic: None, payload, properties: raw_properties(&push) });
         if push.transient || ttl_secs == 0 {
             let targeted = self.send_live(app, &set, content);
             let accepted = Accepted { id, targeted, full: 0, repeated: false, transient: true, unmatched };
@@ -349,6 +344,15 @@ fn check_audience(audience: &Audience, limits: &crate::limits::Limits) -> Result
         return Err(invalid("audience", format!("at most {max} names; use a tag or a topic for more")));
     }
     audience.invalid().map_or(Ok(()), |why| Err(invalid("audience", why)))
+}
+
+/// Raw bytes are marked, so that nobody takes them for an envelope.
+fn raw_properties(push: &Push) -> Option<Box<ContentProperties>> {
+    let is_raw = matches!(push.data, Some(PushData::Raw(_)));
+    is_raw.then(|| {
+        let content_type = Some("application/octet-stream".to_owned());
+        Box::new(ContentProperties { content_type, ..ContentProperties::default() })
+    })
 }
 
 /// What the device gets: the envelope of the design, §12, or the sender's raw bytes.
