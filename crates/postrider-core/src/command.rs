@@ -5,11 +5,10 @@
 
 use crate::id::*;
 use crate::model::*;
-use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
 /// One change, atomic and durable as a whole.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug)]
 pub enum Command {
     CreateApp {
         id: String,
@@ -122,7 +121,7 @@ impl Command {
 }
 
 /// A device that comes to be.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug)]
 pub struct Registration {
     pub app: AppNo,
     pub id: String,
@@ -134,7 +133,7 @@ pub struct Registration {
 }
 
 /// Names one request of a caller for good: repeated, it gets the first answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Idempotency {
     /// Hash of the caller's key.
     pub key: u128,
@@ -144,7 +143,7 @@ pub struct Idempotency {
 }
 
 /// A message with everything decided that is decided before it is stored.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug)]
 pub struct NewMessage {
     pub app: AppNo,
     pub id: MessageId,
@@ -164,21 +163,19 @@ pub struct NewMessage {
     /// How much a device's inbox holds: deliveries, bytes of content.
     pub inbox_max: u32,
     pub inbox_bytes_max: u32,
-    #[serde(skip)]
     pub content: Option<Arc<Content>>,
 }
 
 /// A message to put on a topic.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug)]
 pub struct RetainedMessage {
     pub qos: u8,
     pub expires_at: UnixMillis,
-    #[serde(skip)]
     pub content: Option<Arc<Content>>,
 }
 
 /// One step of one delivery, by a device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress {
     pub device: DeviceNo,
     pub which: Which,
@@ -189,7 +186,7 @@ pub struct Progress {
 }
 
 /// How a step names its message.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Which {
     /// By its place in the order, as a connection knows it.
     Seq(Seq),

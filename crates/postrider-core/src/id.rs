@@ -1,18 +1,17 @@
 //! Names and numbers. Each is a type of its own, so that none can be given where another is meant.
 
-use serde::{Deserialize, Serialize};
 use std::fmt;
 
 /// An app (tenant) within this store: dense, never reused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct AppNo(pub u32);
 
 /// A device within its app: dense, never reused, so that sets of devices are compact bitmaps.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DeviceNo(pub u32);
 
 /// A device of an app.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DeviceRef {
     pub app: AppNo,
     pub device: DeviceNo,
@@ -26,7 +25,7 @@ pub type Seq = u64;
 pub type UnixMillis = u64;
 
 /// What a message is known by outside: 48 bits of time, 80 bits of chance; sorts by time.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct MessageId(pub u128);
 
 const ALPHABET: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";

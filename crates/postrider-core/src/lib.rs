@@ -17,6 +17,7 @@ pub mod port;
 pub mod seeded;
 pub mod session;
 pub mod state;
+pub mod stored;
 pub mod topics;
 
 pub use engine::Engine;

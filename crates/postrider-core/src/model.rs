@@ -52,7 +52,7 @@ impl Platform {
 }
 
 /// The value of a device's attribute.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Attribute {
     Text(String),
     Number(f64),
@@ -62,7 +62,7 @@ pub enum Attribute {
 }
 
 /// What an installation says of itself when it registers, or an app server says of it later.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Profile {
     pub platform: Platform,
     pub alias: Option<String>,
@@ -73,7 +73,7 @@ pub struct Profile {
 }
 
 /// A change to a device; `None` leaves a field as it is.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct ProfileChange {
     pub platform: Option<Platform>,
     /// `Some(None)` takes the alias away.
@@ -103,7 +103,7 @@ pub struct DeviceView {
 }
 
 /// A session that outlives its connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StoredSession {
     pub expiry_secs: u32,
     /// When the last connection ended, where it has; the session ends `expiry_secs` later.
@@ -111,7 +111,7 @@ pub struct StoredSession {
 }
 
 /// A subscription to a topic filter.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoredSubscription {
     pub filter: String,
     /// Group of a shared subscription.
@@ -124,7 +124,7 @@ pub struct StoredSubscription {
 }
 
 /// What a message contains, as it goes to devices: encoded once, stored once.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Content {
     /// Set: goes out on this topic as it is. Not set: a push, which goes to the device's inbox topic as `payload`.
     pub topic: Option<String>,
@@ -133,7 +133,7 @@ pub struct Content {
 }
 
 /// What publisher and subscriber of a topic tell each other beside the payload.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct ContentProperties {
     pub payload_is_utf8: bool,
     /// The publisher gave the message a life, so subscribers are told what is left of it.
@@ -176,7 +176,7 @@ impl Backlog {
 }
 
 /// One device of a direct message, and how it is to get it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
     pub device: DeviceNo,
     pub qos: u8,
@@ -185,7 +185,7 @@ pub struct Target {
 }
 
 /// Whom a message goes to, resolved at accept.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Targets {
     Direct(Vec<Target>),
     Broadcast(DeviceSet),
@@ -318,7 +318,7 @@ impl Reason {
 }
 
 /// One row of the receipt stream.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct ReceiptEvent {
     /// Grows by one an event, over the whole store.
     pub position: u64,
@@ -350,7 +350,7 @@ pub enum KeyScope {
 }
 
 /// A key of an app (or of the platform), as it is kept: never the key itself.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct StoredKey {
     pub id: String,
     pub name: String,
@@ -362,7 +362,7 @@ pub struct StoredKey {
 }
 
 /// Where in the store's files a message's content lies.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct BlobRef {
     pub file: u32,
     pub offset: u32,
@@ -370,7 +370,7 @@ pub struct BlobRef {
 }
 
 /// A message that stays on its topic and greets new subscribers.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Retained {
     pub topic: String,
     pub qos: u8,

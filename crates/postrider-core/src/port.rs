@@ -173,7 +173,7 @@ pub struct AppView {
 }
 
 /// The books of an app: every delivery ever created is open or ended in exactly one way.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
     pub messages: u64,
     pub created: u64,

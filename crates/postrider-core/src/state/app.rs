@@ -7,11 +7,10 @@ use crate::model::*;
 use crate::port::Counters;
 use crate::seeded::{self, Bug};
 use rustc_hash::FxHashMap;
-use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) struct App {
+#[derive(Debug)]
+pub(crate) struct App {
     pub id: String,
     pub name: String,
     pub created_at: UnixMillis,
@@ -32,42 +31,32 @@ pub(super) struct App {
     pub counters: Counters,
 
     // Indexes, made again by `rebuild`.
-    #[serde(skip)]
     pub by_id: HashMap<String, DeviceNo>,
-    #[serde(skip)]
     pub by_alias: HashMap<String, DeviceSet>,
-    #[serde(skip)]
     pub by_tag: HashMap<String, DeviceSet>,
-    #[serde(skip)]
     pub by_platform: FxHashMap<u8, DeviceSet>,
     /// Registered ones.
-    #[serde(skip)]
     pub all: DeviceSet,
-    #[serde(skip)]
     pub anonymous: DeviceSet,
     /// Open direct deliveries of messages with a collapse key: hash of the key, device, message.
-    #[serde(skip)]
     pub keyed: BTreeSet<(u64, u32, Seq)>,
     /// Which of `broadcasts` are open for a device.
-    #[serde(skip)]
     pub casts: Broadcasts,
     /// Messages with a report.
-    #[serde(skip)]
     pub reports: BTreeMap<MessageId, Seq>,
     /// Open deliveries, counted as they come and go.
-    #[serde(skip)]
     pub open: u64,
 }
 
 /// What a repeated request is answered with.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-pub(super) enum FirstAnswer {
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum FirstAnswer {
     Message { id: MessageId, seq: Seq, targeted: u64 },
     Device(DeviceNo),
 }
 
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Device {
+#[derive(Debug)]
+pub(crate) struct Device {
     pub id: String,
     pub secret_hash: Option<[u8; 32]>,
     pub profile: Profile,
@@ -76,8 +65,8 @@ pub(super) struct Device {
     pub session: Option<Box<Session>>,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Session {
+#[derive(Debug)]
+pub(crate) struct Session {
     pub stored: StoredSession,
     pub subscriptions: Vec<StoredSubscription>,
 }
@@ -91,8 +80,8 @@ impl Session {
 }
 
 /// A device's undelivered direct messages, oldest first.
-#[derive(Debug, Default, Serialize, Deserialize)]
-pub(super) struct Inbox {
+#[derive(Debug, Default)]
+pub(crate) struct Inbox {
     pub entries: VecDeque<Entry>,
     pub bytes: u64,
     /// How many are urgent: nearly always 0, and then the urgent lane costs nothing.
@@ -100,8 +89,8 @@ pub(super) struct Inbox {
 }
 
 /// Reference to a message and how it is to be sent, in eight bytes: `seq << 8 | flags`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Entry(u64);
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Entry(pub(crate) u64);
 
 impl Entry {
     const QOS: u64 = 0b11;

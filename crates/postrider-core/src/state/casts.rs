@@ -19,7 +19,7 @@ const FEW: usize = 4;
 
 /// Everything that is known of an app's live broadcasts beside the messages themselves.
 #[derive(Debug, Default)]
-pub(super) struct Broadcasts {
+pub(crate) struct Broadcasts {
     urgent: Casts,
     normal: Casts,
     /// By the hash of the collapse key.
@@ -30,7 +30,7 @@ pub(super) struct Broadcasts {
 
 /// What the index has to know of a broadcast.
 #[derive(Clone, Copy)]
-pub(super) struct Cast {
+pub(crate) struct Cast {
     pub seq: Seq,
     pub urgent: bool,
     pub group: Option<u64>,
@@ -98,7 +98,7 @@ impl Broadcasts {
 
 /// Broadcasts in order.
 #[derive(Debug, Default)]
-pub(super) struct Casts {
+pub(crate) struct Casts {
     parts: Vec<Part>,
 }
 
@@ -341,7 +341,7 @@ impl Part {
 /// A small number for each device, as binary digits: one set of devices for each place. Adding one for a
 /// million devices is a few operations on sets.
 #[derive(Debug, Default)]
-pub(super) struct OpenCounts {
+pub(crate) struct OpenCounts {
     digits: Vec<DeviceSet>,
 }
 

@@ -4,11 +4,10 @@ use super::casts::Cast;
 use crate::command::NewMessage;
 use crate::id::*;
 use crate::model::*;
-use serde::{Deserialize, Serialize};
 
 /// Forty bytes; whatever is rare lies in `extra`. A publish to one device's session needs no more.
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Message {
+#[derive(Debug)]
+pub(crate) struct Message {
     pub accepted_at: UnixMillis,
     pub expires_at: UnixMillis,
     /// `len` 0: released.
@@ -24,8 +23,8 @@ pub(super) struct Message {
 pub(super) const KEEP_ALL: u16 = u16::MAX;
 
 /// Whom it was for.
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) enum Whom {
+#[derive(Debug)]
+pub(crate) enum Whom {
     One(DeviceNo),
     /// In `extra.few`.
     Few,
@@ -33,8 +32,8 @@ pub(super) enum Whom {
     Broadcast,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Extra {
+#[derive(Debug)]
+pub(crate) struct Extra {
     pub few: Vec<DeviceNo>,
     /// A broadcast's devices that are still open.
     pub broadcast: Option<DeviceSet>,
@@ -46,8 +45,8 @@ pub(super) struct Extra {
 }
 
 /// What became of a tracked message: sets of devices by the step they reached, and every step with its time.
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Report {
+#[derive(Debug)]
+pub(crate) struct Report {
     pub id: MessageId,
     pub targeted: Targeted,
     /// For a broadcast: who reached which step. A direct message is counted from `rows`.
@@ -58,15 +57,15 @@ pub(super) struct Report {
     pub cancelled_at: Option<UnixMillis>,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) enum Targeted {
+#[derive(Debug)]
+pub(crate) enum Targeted {
     Direct,
     Broadcast(DeviceSet),
 }
 
 /// One step of one device, in twelve bytes.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-pub(super) struct Row {
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Row {
     pub device: DeviceNo,
     /// Milliseconds since the message was accepted.
     pub after_ms: u32,
@@ -74,8 +73,8 @@ pub(super) struct Row {
     pub reason: Reason,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Bulk {
+#[derive(Debug)]
+pub(crate) struct Bulk {
     pub devices: DeviceSet,
     pub step: Step,
     pub reason: Reason,

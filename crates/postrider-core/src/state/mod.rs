@@ -11,14 +11,14 @@
 //!       └─ broadcasts: [seq, seq, …]                large audiences: one row, read through the `open` sets
 //! ```
 
-mod app;
+pub(crate) mod app;
 mod casts;
 mod collapse;
 mod deliver;
 mod devices;
 mod expiries;
 mod leaving;
-mod message;
+pub(crate) mod message;
 mod read;
 #[cfg(test)]
 mod tests;
@@ -33,43 +33,35 @@ use expiries::Expiries;
 use leaving::Leaving;
 use message::Message;
 use rustc_hash::FxHashMap;
-use serde::{Deserialize, Serialize};
 use std::collections::{BTreeSet, HashMap, VecDeque};
 
 /// See the module.
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Debug, Default)]
 pub struct State {
     /// Number of the last command executed.
-    seq: Seq,
+    pub(crate) seq: Seq,
     /// Latest time in any command.
-    last_time: UnixMillis,
+    pub(crate) last_time: UnixMillis,
     /// Number of receipt events so far.
-    events: u64,
-    apps: Vec<App>,
-    platform_keys: Vec<StoredKey>,
-    messages: FxHashMap<Seq, Message>,
+    pub(crate) events: u64,
+    pub(crate) apps: Vec<App>,
+    pub(crate) platform_keys: Vec<StoredKey>,
+    pub(crate) messages: FxHashMap<Seq, Message>,
     /// Tracked messages that ended wholly, in the order in which they did.
-    history: VecDeque<Seq>,
+    pub(crate) history: VecDeque<Seq>,
 
-    /// Of few devices. Stored behind the rest, since the first format had none.
-    #[serde(skip)]
-    proof_keys: FxHashMap<DeviceRef, ProofKeys>,
+    /// Of the devices that can prove their secret without showing it.
+    pub(crate) proof_keys: FxHashMap<DeviceRef, ProofKeys>,
 
     // Indexes, made again by `rebuild`.
-    #[serde(skip)]
     expiries: Expiries,
     /// When the messages of `history` ended, in the same order.
-    #[serde(skip)]
     history_ends: VecDeque<UnixMillis>,
-    #[serde(skip)]
     session_ends: BTreeSet<(UnixMillis, DeviceRef)>,
-    #[serde(skip)]
     apps_by_id: HashMap<String, AppNo>,
-    #[serde(skip)]
     keys_by_hash: HashMap<[u8; 32], (Option<AppNo>, usize)>,
 
     // Of the commit under way.
-    #[serde(skip)]
     leaving: Leaving,
 }
 
@@ -139,7 +131,7 @@ impl State {
         }
     }
 
-    /// After deserialization: rebuilds the indexes that are not stored.
+    /// After reading a stored image: makes the indexes, which are not stored.
     pub fn rebuild(&mut self) {
         for (i, app) in self.apps.iter_mut().enumerate() {
             let no = AppNo(i as u32);
@@ -186,15 +178,6 @@ impl State {
                 app.casts.begin(message.cast(*seq), open, &self.messages);
             }
         }
-    }
-
-    /// What is stored beside the serialized state itself, and given back by [`Self::set_proof_keys`].
-    pub fn proof_keys(&self) -> &impl Serialize {
-        &self.proof_keys
-    }
-
-    pub fn set_proof_keys(&mut self, keys: impl IntoIterator<Item = (DeviceRef, ProofKeys)>) {
-        self.proof_keys = keys.into_iter().collect();
     }
 
     /// Every content that is still needed, to be moved by a checkpoint. Calls `f` with each reference, which it may change.

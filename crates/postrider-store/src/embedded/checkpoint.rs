@@ -23,6 +23,7 @@ use postrider_core::id::Seq;
 use postrider_core::model::BlobRef;
 use postrider_core::seeded::{self, Bug};
 use postrider_core::state::State;
+use postrider_core::stored;
 use std::collections::{HashMap, HashSet};
 use std::io::{self, Write};
 use std::sync::atomic::Ordering;
@@ -364,8 +365,7 @@ fn write_state(folder: &Folder, state: &State, manifest: &Manifest) -> Result<u6
         frames.end_frame()?;
         {
             let mut buffered = io::BufWriter::with_capacity(64 * 1024, &mut frames);
-            postcard::to_io(state, &mut buffered).map_err(io::Error::other)?;
-            postcard::to_io(state.proof_keys(), &mut buffered).map_err(io::Error::other)?;
+            stored::write_state(state, &mut buffered)?;
             buffered.flush()?;
         }
         frames.end_frame()?;

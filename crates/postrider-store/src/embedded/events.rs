@@ -15,6 +15,7 @@ use crate::watch::EventWatch;
 use postrider_core::id::{AppNo, UnixMillis};
 use postrider_core::model::ReceiptEvent;
 use postrider_core::port::{EventPage, StoreError};
+use postrider_core::stored;
 use std::collections::VecDeque;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -277,7 +278,8 @@ impl Rows {
             self.index.push((event.position, self.bytes.len() as u64));
         }
         (self.last, self.latest_at) = (event.position, self.latest_at.max(event.at));
-        let row = postcard::to_stdvec(event).map_err(io::Error::other)?;
+        let mut row = Vec::with_capacity(64);
+        stored::put_event(event, &mut row);
         record::append_frame(&row, &mut self.bytes).map_err(io::Error::other)
     }
 }
@@ -493,7 +495,7 @@ impl EventSegment {
             let in_window = (at - start) as usize;
             let rest = window.get(in_window..).unwrap_or_default();
             let whole = record::open_frame(rest)
-                .and_then(|bytes| Some((postcard::from_bytes::<ReceiptEvent>(bytes).ok()?, bytes.len())));
+                .and_then(|bytes| Some((stored::get_event(bytes).ok()?, bytes.len())));
             if let Some((event, len)) = whole {
                 let len = (len + FRAME_LEN) as u64;
                 if !row(at, event, len) {

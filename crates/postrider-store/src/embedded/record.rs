@@ -6,7 +6,7 @@
 //! ┌ head, 32 bytes ────────────────────────────────────────────────────────────┐
 //! │ seq u64 │ group u32 │ kind u32 │ command_len u32 │ content_len u32          │
 //! │ crc32c of the command u32 │ crc32c of the head u32                          │
-//! ├ command (postcard, without content) ─┬ content: len u32, crc32c u32, bytes ─┤
+//! ├ command (tagged, without content) ──┬ content: len u32, crc32c u32, bytes ─┤
 //! ```
 //!
 //! The head has a checksum of its own, so that damage in a body does not lose the records behind it. `group` is where
@@ -14,18 +14,19 @@
 //! write if no later record says that it was once whole, and corruption if one does. Content stands in a frame of its
 //! own, the same here and in content files: a [`BlobRef`] leads to the frame, which is checked on each read.
 
-use bytes::Bytes;
 use postrider_core::command::Command;
 use postrider_core::id::Seq;
 use postrider_core::model::Content;
+use postrider_core::stored;
 use serde::{Deserialize, Serialize};
 use std::ops::RangeInclusive;
 
 pub const HEAD_LEN: usize = 32;
 /// Length and checksum in front of a content.
 pub const FRAME_LEN: usize = 8;
-/// 2: a checkpoint has the proof keys behind the state; two commands more.
-pub const FORMAT_VERSION: u32 = 2;
+/// 2: a checkpoint has the proof keys behind the state; two commands more. 3: tagged fields instead
+/// of structs in postcard (`postrider_core::stored`).
+pub const FORMAT_VERSION: u32 = 3;
 /// Of each file's header.
 pub const HEADER_LEN: usize = 48;
 
@@ -133,7 +134,7 @@ impl Encoded {
 pub fn encode_body(command: &mut Command, out: &mut Vec<u8>) -> Result<Encoded, postcard::Error> {
     let content = command.take_content();
     let start = out.len();
-    append_postcard(command, out)?;
+    stored::put_command(command, out);
     let command_len = to_u32(out.len() - start)?;
     let command_crc = crc32c::crc32c(&out[start..]);
     let before = out.len();
@@ -147,7 +148,7 @@ pub fn encode_body(command: &mut Command, out: &mut Vec<u8>) -> Result<Encoded, 
 pub fn append_content(content: &Content, out: &mut Vec<u8>) -> Result<(), postcard::Error> {
     let start = out.len();
     out.extend_from_slice(&[0; FRAME_LEN]);
-    append_postcard(content, out)?;
+    stored::put_content(content, out);
     let len = to_u32(out.len() - start - FRAME_LEN)?;
     out[start..start + 4].copy_from_slice(&len.to_le_bytes());
     let crc = frame_crc(len, &out[start + FRAME_LEN..]);
@@ -177,13 +178,7 @@ pub fn append_frame(bytes: &[u8], out: &mut Vec<u8>) -> Result<(), postcard::Err
 
 /// Reads a content out of its frame; `None` when anything of it is damaged.
 pub fn decode_content(frame: &[u8]) -> Option<Content> {
-    let mut content: Content = postcard::from_bytes(open_frame(frame)?).ok()?;
-    content.payload = Bytes::copy_from_slice(&content.payload);
-    Some(content)
-}
-
-fn append_postcard<T: Serialize>(value: &T, out: &mut Vec<u8>) -> Result<(), postcard::Error> {
-    postcard::to_io(value, out).map(|_| ())
+    stored::get_content(open_frame(frame)?).ok()
 }
 
 fn to_u32(len: usize) -> Result<u32, postcard::Error> {
@@ -272,6 +267,11 @@ impl Header {
         bytes
     }
 
+    /// The version of the format that a file with a good header was written in.
+    pub fn version(bytes: &[u8]) -> u32 {
+        bytes.get(..HEADER_LEN).map_or(0, |bytes| u32_at(bytes, 8))
+    }
+
     pub fn decode(bytes: &[u8], magic: [u8; 8]) -> Result<Header, BadHeader> {
         let bytes = bytes.get(..HEADER_LEN).ok_or(BadHeader::Damaged)?;
         if crc32c::crc32c(&bytes[..HEADER_LEN - 4]) != u32_at(bytes, HEADER_LEN - 4) || bytes[..8] != magic {
@@ -342,7 +342,7 @@ mod tests {
                 Parsed::Record { head, command } => {
                     prop_assert_eq!(head.seq, seq);
                     prop_assert_eq!(head.record_len(), bytes.len());
-                    prop_assert!(postcard::from_bytes::<Command>(command).is_ok());
+                    prop_assert!(stored::get_command(command).is_ok());
                     prop_assert_eq!(&decode_content(&bytes[HEAD_LEN + command.len()..]).unwrap().payload[..], &payload[..]);
                 }
                 other => prop_assert!(false, "{:?}", other),
@@ -409,7 +409,7 @@ mod tests {
         };
         let record = [&head.encode(9)[..], data].concat();
         let Parsed::Record { command, .. } = parse(&record, 0, 9) else { panic!("a whole record") };
-        if let Ok(mut command) = postcard::from_bytes::<Command>(command) {
+        if let Ok(mut command) = stored::get_command(command) {
             let mut again = Vec::new();
             let _ = encode_body(&mut command, &mut again);
         }

@@ -8,9 +8,9 @@ use super::folder::{Checkpoint, Folder, Inventory, Name, Segment};
 use super::record::{self, BadHeader, HEADER_LEN, Header, Manifest};
 use super::replay::{Replay, Sink, Source};
 use super::{OpenError, Problem};
-use postrider_core::id::{DeviceRef, Seq};
-use postrider_core::model::ProofKeys;
+use postrider_core::id::Seq;
 use postrider_core::state::State;
+use postrider_core::stored;
 use std::collections::BTreeSet;
 
 /// What was found.
@@ -282,11 +282,7 @@ pub fn read_checkpoint(
         return Ok((manifest, None));
     }
     let damaged = |_| Unusable::Damaged(HEADER_LEN as u64);
-    let (mut state, behind) = postcard::take_from_bytes::<State>(&image).map_err(damaged)?;
-    // The first format ends with the state.
-    if !behind.is_empty() {
-        state.set_proof_keys(postcard::from_bytes::<Vec<(DeviceRef, ProofKeys)>>(behind).map_err(damaged)?);
-    }
+    let mut state = stored::read_state(Header::version(bytes), &image).map_err(damaged)?;
     state.rebuild();
     if state.seq() != manifest.seq {
         return Err(Unusable::Damaged(HEADER_LEN as u64));

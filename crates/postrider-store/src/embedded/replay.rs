@@ -10,6 +10,7 @@ use postrider_core::id::Seq;
 use postrider_core::model::{BlobRef, ReceiptEvent};
 use postrider_core::seeded::{self, Bug};
 use postrider_core::state::{Effects, State};
+use postrider_core::stored;
 use std::io;
 use std::ops::Range;
 
@@ -129,7 +130,7 @@ impl<'a> Replay<'a> {
             return Ok(end);
         }
         self.fill_hole(source, at, head.seq - 1)?;
-        let Ok(command) = postcard::from_bytes::<Command>(bytes) else {
+        let Ok(command) = stored::get_command(bytes) else {
             // The checksum holds, so this is no damage: another version wrote what this one cannot read.
             self.problems.push(source.problem(at..end, format!("record {} is not understood", head.seq)));
             self.skip_to(head.seq)?;

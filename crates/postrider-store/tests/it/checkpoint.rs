@@ -5,7 +5,7 @@ use crate::kit::*;
 use postrider_core::command::*;
 use postrider_core::port::*;
 use postrider_store::faulty::FaultyFiles;
-use postrider_store::{EmbeddedStore, Files, MemoryStore, check};
+use postrider_store::{EmbeddedStore, MemoryStore, check};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -282,63 +282,4 @@ fn proof_keys_are_there_after_a_checkpoint_and_after_a_replay() {
     assert_eq!(kept(1).proof_keys.as_deref(), Some(&b"changed"[..]));
     assert_eq!(kept(1).secret_hash, Some(secret_hash));
     assert_eq!(kept(2).proof_keys.as_deref(), Some(&b"second"[..]));
-}
-
-/// The folder as the first format has it: nothing behind the state of a checkpoint, and 1 in each header.
-fn in_the_first_format(files: &FaultyFiles) -> FaultyFiles {
-    let files = files.kill();
-    for (path, _) in files.paths() {
-        let Some(mut bytes) = files.bytes(&path).filter(|bytes| bytes.starts_with(b"PR")) else { continue };
-        bytes[8..12].copy_from_slice(&1_u32.to_le_bytes());
-        let crc = crc32c::crc32c(&bytes[..44]);
-        bytes[44..48].copy_from_slice(&crc.to_le_bytes());
-        if path.extension().is_some_and(|e| e == "state") {
-            take_off_the_keys(&mut bytes);
-        }
-        let file = files.open(&path, true).unwrap();
-        file.set_len(0).unwrap();
-        file.write_all_at(&bytes, 0).unwrap();
-    }
-    files
-}
-
-/// No keys are one byte, the last of the last frame but the empty one.
-fn take_off_the_keys(bytes: &mut Vec<u8>) {
-    let word = |bytes: &[u8], at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap()) as usize;
-    let (mut last, mut at) = (48, 48);
-    while word(bytes, at) > 0 {
-        last = at;
-        at += 8 + word(bytes, at);
-    }
-    assert_eq!(bytes.remove(at - 1), 0, "an empty map");
-    let len = word(bytes, last) - 1;
-    let len_bytes = (len as u32).to_le_bytes();
-    let crc = crc32c::crc32c_append(crc32c::crc32c(&len_bytes), &bytes[last + 8..last + 8 + len]);
-    bytes[last..last + 4].copy_from_slice(&len_bytes);
-    bytes[last + 4..last + 8].copy_from_slice(&crc.to_le_bytes());
-}
-
-#[test]
-fn a_folder_of_the_first_format_opens_with_everything_in_it() {
-    let files = FaultyFiles::new(1);
-    let store = open(&files).unwrap();
-    let mut promises = Promises::default();
-    populate(&store, 2);
-    for n in 0..40 {
-        promises.accept(&store, n, &[(n % 2) as u32]).unwrap();
-        if n == 20 {
-            store.checkpoint_now().unwrap();
-        }
-    }
-    drop(store);
-    let old = in_the_first_format(&files);
-    let store = open(&old).unwrap();
-    assert!(store.problems().is_empty(), "{:?}", store.problems());
-    promises.assert_kept(&store, 2);
-    run_one(&store, enroll("new", b"keys"));
-    store.checkpoint_now().unwrap();
-    drop(store);
-    let store = open(&old.kill()).unwrap();
-    assert_eq!(store.sign_in(device(2)).unwrap().proof_keys.as_deref(), Some(&b"keys"[..]));
-    promises.assert_kept(&store, 2);
 }

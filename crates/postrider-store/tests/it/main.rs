@@ -9,6 +9,7 @@ mod expiry;
 mod faults;
 mod full;
 mod gate;
+mod golden;
 mod ill;
 mod kit;
 mod rot;

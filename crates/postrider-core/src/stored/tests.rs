@@ -1,0 +1,219 @@
+use super::*;
+use crate::command::*;
+use crate::id::*;
+use crate::model::*;
+use proptest::prelude::*;
+
+fn subscription() -> StoredSubscription {
+    StoredSubscription {
+        filter: "a/+/#".into(),
+        share: Some(String::new()),
+        qos: 2,
+        no_local: true,
+        retain_as_published: true,
+        id: Some(0),
+    }
+}
+
+fn registration() -> Box<Registration> {
+    let attributes = [
+        ("city".to_owned(), Attribute::Text("Köln".into())),
+        ("none".to_owned(), Attribute::Text(String::new())),
+        ("zero".to_owned(), Attribute::Number(-0.0)),
+        ("off".to_owned(), Attribute::Bool(false)),
+        ("least".to_owned(), Attribute::Integer(i64::MIN)),
+    ];
+    Box::new(Registration {
+        app: AppNo(1),
+        id: "phone".into(),
+        secret_hash: Some([0; 32]),
+        profile: Profile {
+            platform: Platform::Harmony,
+            alias: Some(String::new()),
+            tags: vec!["a".into(), String::new()],
+            attributes: attributes.into(),
+            provider_tokens: [("fcm".to_owned(), "t".repeat(300))].into(),
+        },
+        now: u64::MAX,
+        idempotency: Some(Idempotency { key: u128::MAX, request: 0, keep_until: 9 }),
+    })
+}
+
+fn message(targets: Targets) -> Command {
+    Command::Accept(Box::new(NewMessage {
+        app: AppNo(0),
+        id: MessageId(7 << 100),
+        targets,
+        accepted_at: 1,
+        expires_at: 2,
+        priority: Priority::Low,
+        collapse_key: Some("k".into()),
+        backlog: Backlog::Last(u16::MAX),
+        idempotency: None,
+        tracked: true,
+        push: true,
+        reject_when_full: true,
+        inbox_max: 3,
+        inbox_bytes_max: 4,
+        content: None,
+    }))
+}
+
+/// One of each kind, with what is easily lost: empty texts within options, zeros, both ends.
+fn commands() -> Vec<Command> {
+    let at = DeviceRef { app: AppNo(2), device: DeviceNo(0) };
+    let key = StoredKey {
+        id: "k".into(),
+        name: String::new(),
+        scope: KeyScope::Register,
+        hash: [3; 32],
+        created_at: 5,
+        revoked_at: Some(0),
+    };
+    let change = ProfileChange {
+        platform: Some(Platform::Android),
+        alias: Some(None),
+        tags: Some(Vec::new()),
+        add_tags: vec!["x".into()],
+        remove_tags: vec!["y".into()],
+        attributes: [("gone".to_owned(), None), ("on".to_owned(), Some(Attribute::Bool(true)))].into(),
+        provider_tokens: [("fcm".to_owned(), None)].into(),
+    };
+    let target = Target { device: DeviceNo(0), qos: 0, retain: true, subscription_ids: vec![0, 300] };
+    let progress = |which| Progress {
+        device: DeviceNo(4),
+        which,
+        step: Step::HandedOver,
+        reason: Reason::SessionEnded,
+        sent_at: Some(0),
+    };
+    let retained = RetainedMessage { qos: 1, expires_at: u64::MAX, content: None };
+    vec![
+        Command::CreateApp { id: "a".into(), name: "名".into(), at: 1 },
+        Command::AddKey { app: Some(AppNo(0)), key },
+        Command::RevokeKey { app: None, key_id: "k".into(), at: 2 },
+        Command::Register(registration()),
+        Command::ChangeDevice { at, change },
+        Command::ChangeDevice { at, change: ProfileChange::default() },
+        Command::DeleteDevice { at, now: 1 },
+        Command::OpenSession { at, expiry_secs: u32::MAX, fresh: true, now: 1 },
+        Command::LeaveSession { at, expiry_secs: 0, now: 1 },
+        Command::EndSession { at, now: 1 },
+        Command::Subscribe { at, subscriptions: vec![subscription()] },
+        Command::Unsubscribe { at, filters: vec![(Some(String::new()), "f".into()), (None, String::new())] },
+        message(Targets::Direct(vec![target])),
+        message(Targets::Direct(Vec::new())),
+        message(Targets::Broadcast((0..100_000).collect())),
+        message(Targets::Broadcast(DeviceSet::new())),
+        Command::Progress {
+            app: AppNo(0),
+            steps: vec![progress(Which::Seq(0)), progress(Which::Id(MessageId(0)))],
+            now: 8,
+        },
+        Command::Cancel { app: AppNo(0), message: MessageId(1), now: 1 },
+        Command::Expire { now: 0, limit: 0, history_before: 0, history_max: u32::MAX },
+        Command::Retain { app: AppNo(0), topic: "t".into(), message: Some(retained) },
+        Command::Retain { app: AppNo(0), topic: "t".into(), message: None },
+        Command::Enroll { registration: registration(), proof_keys: Box::default() },
+        Command::ChangeSecret { at, secret_hash: [1; 32], proof_keys: vec![9; 200].into() },
+    ]
+}
+
+#[test]
+fn every_command_is_read_as_it_was_written() {
+    for command in commands() {
+        let mut bytes = Vec::new();
+        put_command(&command, &mut bytes);
+        let read = get_command(&bytes).unwrap();
+        assert_eq!(format!("{read:?}"), format!("{command:?}"));
+    }
+}
+
+/// The bytes of these records are on disks: a change here is a change of the format.
+#[test]
+fn the_bytes_of_a_command_do_not_change() {
+    let bytes = |command: &Command| {
+        let mut bytes = Vec::new();
+        put_command(command, &mut bytes);
+        bytes
+    };
+    let leave = Command::LeaveSession {
+        at: DeviceRef { app: AppNo(1), device: DeviceNo(300) },
+        expiry_secs: 60,
+        now: 5,
+    };
+    assert_eq!(bytes(&leave), b"\xf3\x42\x0b\x0a\x05\x08\x01\x10\xac\x02\x10\x3c\x18\x05");
+    let cancel = Command::Cancel { app: AppNo(0), message: MessageId(1), now: 1 };
+    assert_eq!(bytes(&cancel), b"\xf3\x72\x14\x12\x10\x01\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x18\x01");
+}
+
+#[test]
+fn a_field_of_a_newer_release_is_refused_rather_than_passed_over() {
+    let mut bytes = Vec::new();
+    put_command(
+        &Command::EndSession { at: DeviceRef { app: AppNo(1), device: DeviceNo(1) }, now: 1 },
+        &mut bytes,
+    );
+    // One field more in the body of the only field: its length stands in the third byte.
+    bytes[2] += 2;
+    bytes.extend_from_slice(&[15 << 3, 1]);
+    assert_eq!(get_command(&bytes).unwrap_err(), Bad::UnknownField(15));
+    assert_eq!(get_command(&[THIRD, 120, 1]).unwrap_err(), Bad::Malformed);
+    assert_eq!(get_command(&[THIRD]).unwrap_err(), Bad::Missing);
+}
+
+#[test]
+fn contents_and_receipts_are_read_as_they_were_written() {
+    let properties = ContentProperties {
+        payload_is_utf8: true,
+        expires: true,
+        content_type: Some(String::new()),
+        response_topic: None,
+        correlation: Some(vec![0, 1].into()),
+        user: vec![("k".into(), String::new()), ("k".into(), "v".into())],
+    };
+    for content in [
+        Content::default(),
+        Content {
+            topic: Some(String::new()),
+            payload: vec![0xf3; 70_000].into(),
+            properties: Some(Box::new(properties)),
+        },
+    ] {
+        let mut bytes = Vec::new();
+        put_content(&content, &mut bytes);
+        assert_eq!(get_content(&bytes), Ok(content));
+    }
+    let event = ReceiptEvent {
+        position: 1,
+        at: 2,
+        app: AppNo(0),
+        message: MessageId(u128::MAX),
+        device: Some(DeviceNo(0)),
+        step: Step::Accepted,
+        reason: Reason::Ttl,
+        count: 0,
+    };
+    let mut bytes = Vec::new();
+    put_event(&event, &mut bytes);
+    assert_eq!(get_event(&bytes), Ok(event));
+}
+
+proptest! {
+    #[test]
+    fn reading_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..300), third in any::<bool>()) {
+        let bytes = if third { [&[THIRD], &bytes[..]].concat() } else { bytes };
+        let _ = (get_command(&bytes), get_content(&bytes), get_event(&bytes));
+        let _ = (read_state(3, &bytes), read_state(2, &bytes));
+    }
+
+    #[test]
+    fn a_damaged_command_never_panics(at in any::<prop::sample::Index>(), bit in 0u8..8, which in any::<prop::sample::Index>()) {
+        let all = commands();
+        let mut bytes = Vec::new();
+        put_command(&all[which.index(all.len())], &mut bytes);
+        let at = at.index(bytes.len());
+        bytes[at] ^= 1 << bit;
+        let _ = get_command(&bytes);
+    }
+}
