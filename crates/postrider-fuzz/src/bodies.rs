@@ -75,6 +75,29 @@ fn feed(connection: &mut ServerConnection, bytes: &[u8]) -> bool {
     is_closed
 }
 
+/// Any bytes where the header of a proxy is expected: what is read of it is there, however it is cut.
+pub fn proxy_header(data: &[u8]) {
+    use postrider_proto::proxy::{Read, read};
+    let whole = read(data);
+    if let Ok(Read::Header { len, .. }) = whole {
+        assert!(len <= data.len());
+        assert_eq!(read(&data[..len]), whole);
+    }
+    // However little is there, what is asked for belongs to the header.
+    let mut there = 0;
+    while let Ok(Read::Incomplete { at_least }) = read(&data[..there]) {
+        assert!(at_least > 0);
+        there += at_least;
+        if there > data.len() {
+            return;
+        }
+    }
+    match (read(&data[..there]), whole) {
+        (Ok(Read::Header { len, .. }), Ok(_)) => assert_eq!(len, there),
+        (read_so, whole) => assert!(read_so.is_err() && whole.is_err(), "{read_so:?} {whole:?}"),
+    }
+}
+
 /// Any bytes of a server to a client that has signed in, subscribed and published.
 pub fn mqtt_client_bytes(data: &[u8]) {
     let Some((&choice, data)) = data.split_first() else { return };

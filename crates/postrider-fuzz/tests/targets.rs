@@ -18,6 +18,11 @@ fn fuzz_mqtt_codec_round_trip() {
 }
 
 #[test]
+fn fuzz_proxy_header() {
+    run("proxy_header", bodies::proxy_header);
+}
+
+#[test]
 fn fuzz_topic_matcher() {
     run("topic_matcher", bodies::topic_matcher);
 }

@@ -14,6 +14,7 @@ mod date;
 mod fanned;
 pub mod json;
 pub mod mqtt;
+pub mod proxy;
 pub mod seeded;
 mod text;
 pub mod ws;

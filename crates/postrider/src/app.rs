@@ -4,6 +4,7 @@ use crate::bootstrap::{self, FirstKeys};
 use crate::config::Config;
 use crate::gateway::{Gateway, GatewayConfig, GatewayMetrics};
 use crate::http::HttpConfig;
+use crate::networks::Networks;
 use crate::opened::{OPS_CONNECTIONS_MAX, Opened, Seats};
 use crate::platform::{OsChance, SteadyClock};
 use crate::supervise::{EXIT_PART_ENDED, EXIT_STORE_FAILED, Supervisor, TOLD_FOR};
@@ -290,7 +291,12 @@ impl Web {
         let watched = (engine.clone(), supervisor.clone());
         let ops = api::health::Ops::new(watched, api.metrics.clone(), metrics.clone(), connections);
         let settings = config.http_settings();
-        let few = HttpConfig { connections_max: OPS_CONNECTIONS_MAX, ..settings.clone() };
+        let few = HttpConfig {
+            connections_max: OPS_CONNECTIONS_MAX,
+            // Nothing stands before this listener.
+            proxies: Networks::default(),
+            ..settings.clone()
+        };
         let settings = HttpConfig { connections_max: seats.http, ..settings };
         let seen = api.metrics.http.clone();
         let http = ("listen.http", opened.http);

@@ -349,7 +349,9 @@ impl ServerProtocol for ServerConnection {
             Goodbye::SessionExpired => ("session_expired", code::MAXIMUM_CONNECT_TIME),
         };
         if self.phase == Phase::AwaitAnswer {
-            return self.handle_connect_answer(Err(ConnectRefusal::Unavailable), now, out);
+            let is_full = why == Goodbye::Busy;
+            let refusal = if is_full { ConnectRefusal::Busy } else { ConnectRefusal::Unavailable };
+            return self.handle_connect_answer(Err(refusal), now, out);
         }
         self.fail(ProtocolError::new(kind, code), out);
     }

@@ -1,15 +1,16 @@
 //! A device receives over plain HTTP: a stream of events, a poll that waits, a pull; and acknowledges by requests.
 //! What the messages look like is the JSON protocol's business (`docs/protocol/http.md`).
 
-use super::auth::{ByReader, ByReceiver};
+use super::auth::{ByReader, ByReceiver, Peer};
 use super::conditional::IfNoneMatch;
 use super::error::{ApiError, Code};
 use super::json::{Body, Input, Path, Query};
+use super::sockets::reserve;
 use super::{Api, ask, page_size};
-use crate::gateway::{Begin, Speaks, Wait, publish_of};
+use crate::gateway::{Begin, Place, Speaks, Wait, publish_of};
 use crate::http::{Freed, Takeover};
 use axum::Json;
-use axum::extract::State;
+use axum::extract::{Extension, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Version, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
@@ -43,6 +44,7 @@ pub async fn stream(
     ByReader { at, proof }: ByReader,
     State(api): State<Api>,
     (method, version): (Method, Version),
+    Extension(Peer(peer)): Extension<Peer>,
     headers: HeaderMap,
     Query(query): Query<StreamQuery>,
 ) -> Result<Response, ApiError> {
@@ -58,15 +60,16 @@ pub async fn stream(
         last.or(query.after.as_deref()).and_then(|text| position(&api, text).ok()).unwrap_or_default();
     let device = device_id(&api, at)?;
     let client = Client { app: at.app, id: device, device: Some(at.device) };
+    let place = reserve(&api, peer, true)?;
     let door = api.door.clone();
     Ok(taken_over(move |freed: Freed| {
-        let Freed { stream, peer, headers, .. } = freed;
+        let Freed { stream, headers, .. } = freed;
         let line = |(name, value): (&axum::http::HeaderName, &HeaderValue)| {
             value.to_str().map_or(String::new(), |value| format!("{name}: {value}\r\n"))
         };
         let headers = headers.iter().filter(|(name, _)| *name != header::CONTENT_LENGTH).map(line).collect();
         let begin = Begin { client, proof, position, headers };
-        door.adopt(stream, peer, Speaks::EventStream(Box::new(begin)), Bytes::new());
+        door.adopt(stream, place, Speaks::EventStream(Box::new(begin)), Bytes::new());
     }))
 }
 
@@ -125,6 +128,7 @@ pub async fn poll(
     ByReader { at, .. }: ByReader,
     State(api): State<Api>,
     (method, version): (Method, Version),
+    Extension(Peer(peer)): Extension<Peer>,
     headers: HeaderMap,
     Query(query): Query<InboxQuery>,
 ) -> Result<Response, ApiError> {
@@ -154,7 +158,8 @@ pub async fn poll(
     }
     if !wait.is_zero() && !poll.is_head {
         need_http1(version)?;
-        return Ok(wait_for(api, poll, wait));
+        let place = reserve(&api, peer, true)?;
+        return Ok(wait_for(api, poll, wait, place));
     }
     // Nothing new: who asks that too often is told to wait (L29).
     match api.pulls.take(at, 1, api.engine.clock.now()) {
@@ -164,12 +169,12 @@ pub async fn poll(
 }
 
 /// Lets the gateway hold the connection until there is something to say.
-fn wait_for(api: Api, poll: Poll, wait: Duration) -> Response {
+fn wait_for(api: Api, poll: Poll, wait: Duration, place: Place) -> Response {
     let secret = secret_now(&api, poll.at);
     taken_over(move |freed| {
         let (device, position) = (poll.at, poll.from);
         let door = api.door.clone();
-        let (stream, peer, give_back) = freed.split(move |has_waited| async move {
+        let (stream, _, give_back) = freed.split(move |has_waited| async move {
             if !has_waited {
                 let sentence = "As many polls of this device wait as may.";
                 let refusal = ApiError {
@@ -186,7 +191,7 @@ fn wait_for(api: Api, poll: Poll, wait: Duration) -> Response {
             }
         });
         let wait = Wait { device, position, wait_ms: wait.as_millis() as u64, give_back };
-        door.adopt(stream, peer, Speaks::Poll(Box::new(wait)), Bytes::new());
+        door.adopt(stream, place, Speaks::Poll(Box::new(wait)), Bytes::new());
     })
 }
 

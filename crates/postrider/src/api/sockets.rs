@@ -4,12 +4,13 @@
 use super::Api;
 use super::auth::Peer;
 use super::error::{ApiError, Code};
-use crate::gateway::Speaks;
+use crate::gateway::{Full, Place, Speaks};
 use crate::http::upgraded;
 use axum::extract::{Extension, Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use postrider_proto::ws::{Deflate, Handshake, HandshakeError};
+use std::net::SocketAddr;
 
 /// `GET /mqtt`.
 pub async fn mqtt(
@@ -94,11 +95,13 @@ fn switch(
     if !is_origin_allowed(request.headers(), &api.limits.origins) {
         return Err(Code::ForeignOrigin.into());
     }
+    // Before the answer: behind `101` nobody could be told that there is no place.
+    let place = reserve(api, peer, matches!(speaks, Speaks::Echo(_)))?;
     let upgrade = hyper::upgrade::on(&mut request);
     let door = api.door.clone();
     tokio::spawn(async move {
         match upgraded(upgrade).await {
-            Ok((stream, first)) => door.adopt(stream, peer, speaks, first),
+            Ok((stream, first)) => door.adopt(stream, place, speaks, first),
             Err(error) => tracing::debug!(%peer, %error, "a WebSocket was not handed over"),
         }
     });
@@ -115,6 +118,15 @@ fn switch(
         headers.insert(header::SEC_WEBSOCKET_EXTENSIONS, extensions);
     }
     Ok(response)
+}
+
+/// A place for a connection that leaves the HTTP server. `is_known`: its client has proved who it is.
+pub fn reserve(api: &Api, peer: SocketAddr, is_known: bool) -> Result<Place, ApiError> {
+    api.door.reserve(peer, is_known).map_err(|full| match full {
+        Full::Connections => Code::TooManyConnections.retry_after(2),
+        Full::Address => Code::TooManyFromAddress.retry_after(10),
+        Full::Stopping => Code::Unavailable.into(),
+    })
 }
 
 /// A page may connect to the host that it came from, and where its origin is allowed (RFC 6455 §10.2). Others than

@@ -189,6 +189,8 @@ impl Config {
                 registrations_burst: self.xmpp.registrations_burst,
                 registration_secs: self.xmpp.registration_secs,
             },
+            mqtt_proxies: self.proxy_protocol.mqtt.clone(),
+            xmpp_proxies: self.proxy_protocol.xmpp.clone(),
             mqtt: Arc::new(self.mqtt_server()),
             websocket: Arc::new(self.websocket()),
             json: Arc::new(self.json()),
@@ -283,6 +285,7 @@ impl Config {
             trusted_proxies: h.trusted_proxies.clone(),
             connections_max: h.connections_max,
             connections_per_address_max: h.connections_per_address_max,
+            proxies: self.proxy_protocol.http.clone(),
             drain_max: Duration::from_secs(h.stop_secs),
             ..HttpConfig::default()
         }

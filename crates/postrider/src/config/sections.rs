@@ -375,6 +375,19 @@ settings! {
         publishes_burst: u32 = 50,
     }
 
+    /// Proxies that say for which client a connection is by the PROXY protocol, version 1 or 2 (HAProxy's `send-proxy`,
+    /// stunnel's `protocol = proxy`, load balancers of clouds). Limits by address then count the clients, not the proxy.
+    /// Networks are written like `10.0.0.0/8`. Every connection from them has to begin with the header; one that does not is
+    /// closed, and a header from anywhere else is believed by nobody.
+    [proxy_protocol] ProxyProtocol {
+        /// Proxies before `listen.mqtt` and `listen.mqtt_tls`.
+        mqtt: Networks = Networks::default(),
+        /// Proxies before `listen.xmpp` and `listen.xmpp_tls`.
+        xmpp: Networks = Networks::default(),
+        /// Proxies before `listen.http`.
+        http: Networks = Networks::default(),
+    }
+
     /// The HTTP API.
     [http] Http {
         /// Threads that serve requests; 0: one for each processor core.

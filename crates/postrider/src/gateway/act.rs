@@ -1,6 +1,6 @@
 //! What a peer says becomes calls of the engine; what the engine answers becomes replies.
 
-use super::conn::{Budget, Parked};
+use super::conn::{Budget, Lane, Parked};
 use super::driver::Driver;
 use super::mailbox::Mail;
 use super::mqtt::{self, Wanted};
@@ -85,6 +85,9 @@ impl Driver {
     }
 
     fn connect(&mut self, slot: u32, connect: Connect) {
+        if self.conn(slot).is_some_and(|c| c.lane == Lane::Refused) {
+            return self.turn_away(slot, &connect, ConnectRefusal::Busy);
+        }
         match self.sign_in_of(&connect) {
             Ok(SignIn { client, assigned, proof, news: None }) => {
                 self.enter(slot, Parked { connect, client, assigned, proof });
@@ -157,9 +160,8 @@ impl Driver {
                     conn.only_reads = matches!(proof, Proof::Ticket { .. });
                     conn.rest();
                     conn.signed_in = true;
-                    let peer = conn.peer;
-                    self.shared.admission.signed_in(peer);
                 }
+                self.waits_no_longer(slot);
                 Ok(Box::new(accepted))
             }
             Err(refusal) => Err(self.refused(slot, &connect, refusal)),
@@ -179,6 +181,10 @@ impl Driver {
                 // One line an attempt would let whoever guesses fill the log.
                 tracing::debug!(%peer, ?client, ?refusal, "a sign-in was refused, one of many");
                 ConnectRefusal::RateExceeded
+            }
+            _ if refusal == ConnectRefusal::Busy => {
+                tracing::debug!(?peer, ?client, "there was no place for a connection");
+                refusal
             }
             _ => {
                 tracing::info!(?peer, ?client, ?refusal, "a sign-in was refused");

@@ -4,11 +4,12 @@ use super::conn::{Parked, Phase};
 use super::driver::Driver;
 use super::mailbox::Mail;
 use super::poll::WaitingPoll;
-use super::{Protocol, Wait};
+use super::{Full, Place, Protocol, Speaks, Wait};
 use crate::tokens::Proof;
 use postrider_core::port::{ConnectionRef, Position};
 use postrider_core::session::Client;
 use postrider_proto::Connect;
+use std::net::SocketAddr;
 
 /// A stream of events for a device that has proved who it is.
 pub struct Begin {
@@ -48,9 +49,8 @@ impl Driver {
         let at = self.reference(slot);
         let Some(conn) = self.conn(slot) else { return };
         conn.signed_in = true;
-        let (peer, Protocol::Poll(poll)) = (conn.peer, &conn.protocol) else { return };
+        let Protocol::Poll(poll) = &conn.protocol else { return };
         let Wait { device, position, .. } = poll.wait;
-        self.shared.admission.signed_in(peer);
         // First the place in the list, then the look: what comes in between wakes it.
         let waits = self.shared.engine.wait(device, at);
         if !waits || self.shared.engine.has_pending(device, position) {
@@ -104,29 +104,24 @@ impl Driver {
 
 /// How the HTTP side reaches the gateway.
 pub trait Door: Send + Sync {
+    /// Holds a place for a socket before its request is answered: so a refusal can still be told. `is_known`: its client has
+    /// proved who it is.
+    fn reserve(&self, peer: SocketAddr, is_known: bool) -> Result<Place, Full>;
     /// Hands over a socket that began as HTTP, with the bytes already read from it.
-    fn adopt(
-        &self,
-        stream: std::net::TcpStream,
-        peer: std::net::SocketAddr,
-        speaks: super::Speaks,
-        first: bytes::Bytes,
-    );
+    fn adopt(&self, stream: std::net::TcpStream, place: Place, speaks: Speaks, first: bytes::Bytes);
     /// Deliveries that were acknowledged by a request, for the connection that wrote them.
     fn acknowledged(&self, connection: ConnectionRef, deliveries: Vec<u64>);
 }
 
 impl Door for std::sync::Weak<super::Gateway> {
-    fn adopt(
-        &self,
-        stream: std::net::TcpStream,
-        peer: std::net::SocketAddr,
-        speaks: super::Speaks,
-        first: bytes::Bytes,
-    ) {
+    fn reserve(&self, peer: SocketAddr, is_known: bool) -> Result<Place, Full> {
+        self.upgrade().ok_or(Full::Stopping)?.reserve(peer, is_known)
+    }
+
+    fn adopt(&self, stream: std::net::TcpStream, place: Place, speaks: Speaks, first: bytes::Bytes) {
         // After the order to stop nobody is left to take it: the socket just closes.
         let Some(gateway) = self.upgrade() else { return };
-        if let Err(error) = gateway.adopt(stream, peer, speaks, first) {
+        if let Err(error) = gateway.adopt(stream, place, speaks, first) {
             tracing::warn!(%error, "a socket could not be handed to the gateway");
         }
     }

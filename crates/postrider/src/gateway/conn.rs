@@ -30,6 +30,7 @@ pub struct Conn {
     /// Publishes of the peer whose commit is under way.
     pub uncommitted: u16,
     pub phase: Phase,
+    pub lane: Lane,
     pub signed_in: bool,
     pub is_dirty: bool,
     pub is_draining: bool,
@@ -85,6 +86,17 @@ pub struct Waiting {
     pub content: Arc<Content>,
     pub target: LiveTarget,
     pub expires_at: Option<UnixMillis>,
+}
+
+/// How a connection counts (`admission.rs`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lane {
+    /// With its ticket while it has not signed in; 0 after that.
+    Counted(u64),
+    /// It is let in only to be told that there is no place.
+    Refused,
+    /// Its proxy has not said yet for whom it is.
+    Unnamed,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

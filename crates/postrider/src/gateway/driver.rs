@@ -9,7 +9,7 @@
 //!        ─► look at the connections whose deadline came
 //! ```
 
-use super::conn::{Conn, Phase, Reads};
+use super::conn::{Conn, Lane, Phase, Reads};
 use super::echo::Echo;
 use super::listener::{Incoming, Listens, Speaks};
 use super::mailbox::{Mail, Mailbox};
@@ -38,7 +38,7 @@ use std::time::Duration;
 
 const WAKER: Token = Token(usize::MAX);
 /// Tokens from here on are listeners.
-const LISTENERS: usize = usize::MAX - 64;
+pub(super) const LISTENERS: usize = usize::MAX - 64;
 const SCRATCH_BYTES: usize = 64 * 1024;
 /// Reads of one connection in one turn, so that a flood does not starve the others.
 const READS_PER_TURN: usize = 4;
@@ -49,13 +49,13 @@ const SETTLE_MS: Millis = 10_000;
 
 pub(crate) struct Driver {
     shard: u16,
-    poll: Poll,
+    pub(super) poll: Poll,
     pub mailbox: Arc<Mailbox>,
     pub workers: Vec<Arc<Mailbox>>,
     pub(super) shared: Arc<Shared>,
-    listeners: Vec<(TcpListener, Listens)>,
+    pub(super) listeners: Vec<(TcpListener, Listens)>,
     pub(super) conns: Vec<Option<Box<Conn>>>,
-    free: Vec<u32>,
+    pub(super) free: Vec<u32>,
     generations: Vec<u32>,
     pub(super) wheel: Wheel,
     pub(super) now: Millis,
@@ -77,9 +77,11 @@ pub(crate) struct Driver {
     pub(super) wanted: HashMap<(ConnectionRef, u32), Vec<Wanted>>,
     /// The latest messages that were drained, encoded: a broadcast is encoded once, not once a device.
     pub(super) fanned: std::collections::VecDeque<(u64, Fanned)>,
+    /// When a header of a proxy was last complained of.
+    pub(super) header_warned_at: Millis,
     stopping_until: Option<Millis>,
     /// Listeners that could not accept, to be tried again with the next tick.
-    listeners_later: Vec<usize>,
+    pub(super) listeners_later: Vec<usize>,
 }
 
 impl Driver {
@@ -119,6 +121,7 @@ impl Driver {
             strays: HashSet::new(),
             wanted: HashMap::new(),
             fanned: std::collections::VecDeque::new(),
+            header_warned_at: 0,
             stopping_until: None,
             listeners_later: Vec::new(),
         })
@@ -220,64 +223,8 @@ impl Driver {
         self.conn(at.slot).filter(|c| c.generation == at.generation)
     }
 
-    fn accept(&mut self, listener: usize) {
-        // Some at a time: a crowd that arrives must not starve those who are there.
-        for _ in 0..64 {
-            let (accepted, speaks) = {
-                let (socket, speaks) = &self.listeners[listener];
-                (socket.accept(), speaks.clone())
-            };
-            match accepted {
-                Ok((stream, peer)) => {
-                    self.admit(Incoming { stream, peer, speaks: speaks.into(), first: bytes::Bytes::new() })
-                }
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
-                Err(e)
-                    if matches!(e.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted) => {}
-                Err(error) => {
-                    // Mostly too many open files: to try at once would only burn time and fill the log.
-                    tracing::warn!(%error, "accepting a connection failed; trying again in a while");
-                    return self.listeners_later.push(listener);
-                }
-            }
-        }
-        self.retry_accept(listener);
-    }
-
-    /// The edge is used up while more may wait: asking anew raises it again.
-    fn retry_accept(&mut self, listener: usize) {
-        let (socket, _) = &mut self.listeners[listener];
-        let again = self.poll.registry().reregister(socket, Token(LISTENERS + listener), Interest::READABLE);
-        if let Err(error) = again {
-            tracing::error!(%error, "a listener is lost");
-        }
-    }
-
-    /// Once a second, with the wheel.
-    pub(super) fn retry_listeners(&mut self) {
-        for listener in std::mem::take(&mut self.listeners_later) {
-            if listener < self.listeners.len() {
-                self.retry_accept(listener);
-            }
-        }
-    }
-
-    fn admit(&mut self, incoming: Incoming) {
-        self.shared.metrics.connections_accepted.inc();
-        if let Err(limit) = self.shared.admission.enter(incoming.peer.ip()) {
-            self.shared.metrics.connections_refused.get_or_create(&label("limit", limit)).inc();
-            tracing::debug!(peer = %incoming.peer, limit, "a connection was not let in");
-            return;
-        }
-        let peer = incoming.peer;
-        if let Err(error) = self.add(incoming) {
-            tracing::debug!(%peer, %error, "a connection could not begin");
-            self.shared.admission.leave(peer.ip(), false);
-        }
-    }
-
-    fn add(&mut self, incoming: Incoming) -> io::Result<()> {
-        let Incoming { mut stream, peer, speaks, first } = incoming;
+    pub(super) fn add(&mut self, incoming: Incoming, lane: Lane) -> io::Result<()> {
+        let Incoming { mut stream, peer, speaks, first, .. } = incoming;
         let slot = self.free.pop().unwrap_or_else(|| {
             self.conns.push(None);
             self.generations.push(0);
@@ -301,6 +248,7 @@ impl Driver {
         let is_poll = matches!(protocol, Protocol::Poll(_));
         let mut conn = new_conn(transport, protocol, generation, peer);
         conn.awaits_tls = awaits_tls;
+        conn.lane = lane;
         self.conns[slot as usize] = Some(Box::new(conn));
         self.rearm(slot);
         match begin {
@@ -357,6 +305,7 @@ impl Driver {
                 let until = now + wait.wait_ms;
                 Protocol::Poll(Box::new(WaitingPoll { wait: *wait, until }))
             }
+            Speaks::AfterHeader(waits) => Protocol::AfterHeader(waits),
             Speaks::Echo(deflate) => {
                 let ws = ws::ServerConnection::new(WsConfig::for_echo_tests().into(), now);
                 Protocol::Echo(Box::new(Echo(ws.with_deflate(deflate))))
@@ -378,6 +327,9 @@ impl Driver {
     }
 
     pub(super) fn readable(&mut self, slot: u32) {
+        if matches!(self.conn(slot).map(|c| &c.protocol), Some(Protocol::AfterHeader(_))) {
+            return self.read_header(slot);
+        }
         let mut scratch = std::mem::take(&mut self.scratch);
         let out_max = self.shared.config.out_bytes_max;
         let mut reads = 0;
@@ -439,11 +391,18 @@ impl Driver {
 
     /// Lets the protocol read, and acts on what comes of it.
     fn speak(&mut self, slot: u32, bytes: &[u8]) {
+        if self.refuses_as_proxy(slot, bytes) {
+            return;
+        }
         let (mut output, now) = (std::mem::take(&mut self.output), self.now);
         if let Some(conn) = self.conn(slot) {
             conn.protocol.as_mut().handle_bytes(bytes, now, &mut output);
         }
         self.act_on(slot, output);
+        // XMPP has no sign-in that could be refused so: the stream itself is.
+        if self.conn(slot).is_some_and(|c| c.lane == Lane::Refused && c.protocol.is_xmpp()) {
+            self.say_goodbye(slot, Goodbye::Busy);
+        }
     }
 
     /// Takes in the answer to an event.
@@ -587,6 +546,7 @@ impl Driver {
         if close.kind == "keepalive" {
             self.shared.metrics.keepalive_timeouts.inc();
         }
+        self.waits_no_longer(slot);
         self.leave_session(slot);
         self.mark_dirty(slot);
         self.rearm(slot);
@@ -638,7 +598,7 @@ impl Driver {
     /// Takes a connection out of the worker's books.
     pub(super) fn take_out(&mut self, slot: u32) -> Option<Box<Conn>> {
         let conn = self.conns.get_mut(slot as usize).and_then(Option::take)?;
-        self.shared.admission.leave(conn.peer, conn.signed_in);
+        self.leave_lane(conn.peer, conn.lane);
         self.generations[slot as usize] = self.generations[slot as usize].wrapping_add(1);
         self.free.push(slot);
         Some(conn)
@@ -689,6 +649,7 @@ impl Driver {
                 Mail::Live(live, targets) => self.deliver_live_mail(&live, targets),
                 Mail::Close(at, why) => self.guarded_if_there(at, |d| d.farewell(at, why)),
                 Mail::Succeed { old, new } => self.make_way(old, new),
+                Mail::MakeRoom(at) => self.guarded_if_there(at, |d| d.make_room(at.slot)),
                 Mail::Proceed(at) => self.guarded_if_there(at, |d| d.proceed(at.slot)),
                 Mail::Vouched(at, outcome) => {
                     self.guarded_if_there(at, |d| d.enter_vouched(at.slot, outcome));
@@ -778,6 +739,7 @@ fn new_conn(transport: Transport, protocol: Protocol, generation: u32, peer: Soc
         next_live: 0,
         uncommitted: 0,
         phase: Phase::Open,
+        lane: Lane::Counted(0),
         signed_in: false,
         is_dirty: false,
         is_draining: false,

@@ -1,5 +1,7 @@
 //! Listening sockets, and what comes in by them.
 
+use super::admission::{Place, Road};
+use super::named::AwaitsHeader;
 use super::{Begin, Wait};
 use bytes::Bytes;
 use mio::net::{TcpListener, TcpStream};
@@ -26,8 +28,23 @@ pub enum Speaks {
     EventStream(Box<Begin>),
     /// A request that waits.
     Poll(Box<Wait>),
+    /// Something else, behind the header of a proxy.
+    AfterHeader(Box<AwaitsHeader>),
     /// Every WebSocket message goes back.
     Echo(Option<Deflate>),
+}
+
+impl Speaks {
+    /// The listener that it came by.
+    pub fn road(&self) -> Road {
+        match self {
+            Speaks::Mqtt => Road::Mqtt,
+            Speaks::MqttTls(_) => Road::MqttTls,
+            Speaks::Xmpp => Road::Xmpp,
+            Speaks::XmppTls(_) => Road::XmppTls,
+            _ => Road::Http,
+        }
+    }
 }
 
 /// What a listener of ours speaks.
@@ -57,6 +74,21 @@ pub struct Incoming {
     pub speaks: Speaks,
     /// Bytes that were read with what came before.
     pub first: Bytes,
+    /// The place that was held for it.
+    pub place: Option<Place>,
+}
+
+impl Incoming {
+    /// A connection as it comes from a listener.
+    pub fn new(stream: TcpStream, peer: SocketAddr, speaks: Speaks) -> Incoming {
+        Incoming { stream, peer, speaks, first: Bytes::new(), place: None }
+    }
+
+    /// A connection with a place, which knows whose it is.
+    pub fn reserved(stream: TcpStream, place: Place, speaks: Speaks) -> Incoming {
+        let peer = SocketAddr::from(([0, 0, 0, 0], 0));
+        Incoming { stream, peer, speaks, first: Bytes::new(), place: Some(place) }
+    }
 }
 
 /// Binds one address once for each worker, so that the kernel spreads the connections (`SO_REUSEPORT`).

@@ -18,6 +18,8 @@ pub enum Mail {
         old: ConnectionRef,
         new: ConnectionRef,
     },
+    /// It has not signed in, and a newer connection needs its place.
+    MakeRoom(ConnectionRef),
     /// The older connection has left.
     Proceed(ConnectionRef),
     /// What a JWT says of the device that signs in is stored, or cannot be said.

@@ -14,21 +14,27 @@ mod adopted;
 mod conn;
 mod driver;
 mod echo;
+mod entering;
 pub mod listener;
 mod mailbox;
 mod mqtt;
+mod named;
 mod outgoing;
 mod poll;
+#[cfg(test)]
+mod tests;
 mod timers;
 mod transport;
 mod wheel;
 mod xmpp;
 
+use crate::networks::Networks;
 use crate::proof::Proofs;
 use crate::supervise::Supervisor;
 use crate::tls::ServerTls;
 use crate::tokens::Tokens;
-use admission::{Admission, AdmissionLimits};
+pub use admission::Place;
+use admission::{Admission, AdmissionLimits, Entered, Road};
 pub use adopted::{Begin, Door};
 use listener::Incoming;
 pub use listener::Speaks;
@@ -56,6 +62,9 @@ pub(crate) const TRANSIENT: u64 = 1 << 63;
 #[derive(Clone, Debug)]
 pub struct GatewayConfig {
     pub admission: AdmissionLimits,
+    /// Proxies whose connections begin with a PROXY header, by listener.
+    pub mqtt_proxies: Networks,
+    pub xmpp_proxies: Networks,
     pub mqtt: Arc<mqtt_proto::ServerConfig>,
     pub websocket: Arc<WsConfig>,
     pub json: Arc<JsonConfig>,
@@ -98,6 +107,8 @@ pub(crate) enum Protocol {
     Json(Box<SocketConnection>),
     EventStream(Box<EventStream>),
     Poll(Box<poll::WaitingPoll>),
+    /// A proxy has not said yet for whom it is.
+    AfterHeader(Box<named::AwaitsHeader>),
     Echo(Box<echo::Echo>),
 }
 
@@ -111,6 +122,7 @@ impl Protocol {
             Protocol::Json(socket) => &mut **socket,
             Protocol::EventStream(stream) => &mut **stream,
             Protocol::Poll(poll) => &mut **poll,
+            Protocol::AfterHeader(waits) => &mut **waits,
             Protocol::Echo(echo) => &mut **echo,
         }
     }
@@ -195,6 +207,44 @@ pub(crate) struct Shared {
     pub epoch: u64,
 }
 
+/// Why there is no place for another connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Full {
+    /// There are as many as there may be.
+    Connections,
+    /// The address has as many as it may have.
+    Address,
+    /// The server stops.
+    Stopping,
+}
+
+impl Full {
+    /// The limit, for metrics.
+    fn limit(self) -> &'static str {
+        match self {
+            Full::Connections => "connections",
+            Full::Address => "per_address",
+            Full::Stopping => "stopping",
+        }
+    }
+}
+
+impl Shared {
+    /// Those who make room for a newer connection are told by their workers.
+    fn push_out(&self, entered: &Entered, workers: &[Arc<mailbox::Mailbox>]) {
+        for (at, limit) in &entered.pushed_out {
+            self.metrics.connections_refused.get_or_create(&label("limit", limit)).inc();
+            if let Some(worker) = workers.get(usize::from(at.shard)) {
+                worker.post(Mail::MakeRoom(*at));
+            }
+        }
+    }
+
+    fn count_refused(&self, full: Full) {
+        self.metrics.connections_refused.get_or_create(&label("limit", full.limit())).inc();
+    }
+}
+
 /// The running gateways.
 pub struct Gateway {
     workers: Arc<Workers>,
@@ -242,18 +292,30 @@ impl Gateway {
         Ok(Gateway { workers, shared, threads: Mutex::new(threads), next })
     }
 
+    /// Holds a place for a socket that is still the HTTP server's. `is_known`: its client has proved who it is.
+    pub fn reserve(&self, peer: SocketAddr, is_known: bool) -> Result<Place, Full> {
+        let admission = &self.shared.admission;
+        let entered = match is_known {
+            true => admission.enter_known(peer.ip()),
+            false => admission.enter(peer.ip(), Road::Http, None),
+        };
+        let entered = entered.inspect_err(|full| self.shared.count_refused(*full))?;
+        self.shared.push_out(&entered, &self.workers.0);
+        Ok(Place::new(self.shared.clone(), peer, entered.ticket))
+    }
+
     /// Takes over a socket that began as HTTP, with the bytes already read from it.
     pub fn adopt(
         &self,
         stream: std::net::TcpStream,
-        peer: SocketAddr,
+        place: Place,
         speaks: Speaks,
         first: bytes::Bytes,
     ) -> io::Result<()> {
         stream.set_nonblocking(true)?;
         stream.set_nodelay(true)?;
         let stream = mio::net::TcpStream::from_std(stream);
-        let incoming = Incoming { stream, peer, speaks, first };
+        let incoming = Incoming { first, ..Incoming::reserved(stream, place, speaks) };
         let worker = self.next.fetch_add(1, Ordering::Relaxed) % self.workers.0.len();
         self.workers.0[worker].post(Mail::Adopt(Box::new(incoming)));
         Ok(())

@@ -7,6 +7,7 @@
 mod forwarded;
 mod head;
 mod progress;
+mod proxied;
 mod seats;
 mod socket;
 mod takeover;
@@ -64,6 +65,8 @@ pub struct HttpConfig {
     pub connections_per_address_max: usize,
     /// Proxies whose word about their clients' addresses is taken.
     pub trusted_proxies: Networks,
+    /// Proxies whose connections begin with a PROXY header.
+    pub proxies: Networks,
     /// How long requests may go on after the order to stop.
     pub drain_max: Duration,
 }
@@ -82,6 +85,7 @@ impl Default for HttpConfig {
             connections_max: 10_000,
             connections_per_address_max: 2_000,
             trusted_proxies: Networks::default(),
+            proxies: Networks::default(),
             drain_max: Duration::from_secs(5),
         }
     }
@@ -103,20 +107,22 @@ pub async fn serve(
     let listener = tokio::net::TcpListener::from_std(listener)?;
     let stopping = stop.clone();
     let seats = Seats::new(metrics);
-    let server = Arc::new(Server { builder: builder(&config), router, config, stopping, seats });
+    let unnamed = tokio::sync::Semaphore::new(UNNAMED_MAX);
+    let server = Arc::new(Server { builder: builder(&config), router, config, stopping, seats, unnamed });
     let mut connections = JoinSet::new();
     loop {
         planted::panic_in_thread("http");
         tokio::select! {
             () = raised(&mut stop) => break,
             accepted = listener.accept() => match accepted {
-                Ok((stream, peer)) => match server.seats.take(peer.ip(), &server.config) {
-                    Some(seat) => _ = connections.spawn(server.clone().converse(stream, peer, seat)),
-                    None => {
-                        server.seats.metrics.refused.inc();
-                        turn_away(&stream);
+                Ok((stream, peer)) if server.config.proxies.contain(peer.ip()) => {
+                    _ = connections.spawn(server.clone().converse_for_proxy(stream, peer));
+                }
+                Ok((stream, peer)) => {
+                    if let Some(seat) = server.seat(&stream, peer) {
+                        connections.spawn(server.clone().converse(stream, peer, seat));
                     }
-                },
+                }
                 Err(error) => {
                     // Mostly too many open files: wait until some are closed.
                     tracing::warn!(%error, "no HTTP connection could be accepted");
@@ -172,15 +178,53 @@ fn builder(config: &HttpConfig) -> auto::Builder<TokioExecutor> {
 /// Said to a peer whose head did not come to its end in time (RFC 9110 §15.5.9).
 const HEAD_LATE: &[u8] = b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
 
+/// Connections of proxies whose header has not come.
+const UNNAMED_MAX: usize = 2_000;
+
 struct Server {
     builder: auto::Builder<TokioExecutor>,
     router: Router,
     config: HttpConfig,
     stopping: watch::Receiver<bool>,
     seats: Arc<Seats>,
+    /// Connections of proxies that may wait for their header.
+    unnamed: tokio::sync::Semaphore,
 }
 
 impl Server {
+    /// A seat for the connection; where there is none, the peer is told.
+    fn seat(&self, stream: &TcpStream, peer: SocketAddr) -> Option<Seat> {
+        let seat = self.seats.take(peer.ip(), &self.config);
+        if seat.is_none() {
+            self.seats.metrics.refused.inc();
+            turn_away(stream);
+        }
+        seat
+    }
+
+    /// A connection of a proxy, which says first for whom it is.
+    async fn converse_for_proxy(self: Arc<Self>, mut stream: TcpStream, peer: SocketAddr) {
+        let Ok(unnamed) = self.unnamed.try_acquire() else {
+            self.seats.metrics.refused.inc();
+            return turn_away(&stream);
+        };
+        let named = tokio::time::timeout(self.config.head_time_max, proxied::source(&mut stream)).await;
+        match named.unwrap_or_else(|_| Err(io::Error::other("no PROXY header came in time"))) {
+            Ok(source) => {
+                drop(unnamed);
+                let peer = source.unwrap_or(peer);
+                if let Some(seat) = self.seat(&stream, peer) {
+                    self.clone().converse(stream, peer, seat).await;
+                }
+            }
+            Err(why) => {
+                self.seats.metrics.refused.inc();
+                tracing::debug!(%peer, %why, "a connection of a proxy named in proxy_protocol.http was refused");
+                proxied::refuse(&stream);
+            }
+        }
+    }
+
     /// One connection, from accept to its end.
     async fn converse(self: Arc<Self>, stream: TcpStream, peer: SocketAddr, seat: Seat) {
         _ = stream.set_nodelay(true);

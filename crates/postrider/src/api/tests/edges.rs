@@ -17,7 +17,10 @@ use tokio::io::AsyncWriteExt;
 struct Counting(AtomicUsize);
 
 impl Door for Counting {
-    fn adopt(&self, _: std::net::TcpStream, _: SocketAddr, _: Speaks, _: bytes::Bytes) {
+    fn reserve(&self, _: SocketAddr, _: bool) -> Result<Place, Full> {
+        Ok(Place::of_nobody())
+    }
+    fn adopt(&self, _: std::net::TcpStream, _: Place, _: Speaks, _: bytes::Bytes) {
         self.0.fetch_add(1, Ordering::SeqCst);
     }
     fn acknowledged(&self, _: ConnectionRef, _: Vec<u64>) {}

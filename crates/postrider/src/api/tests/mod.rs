@@ -8,6 +8,7 @@ mod edges;
 mod fields;
 mod hostile;
 mod hostile_h2;
+mod places;
 mod proxied;
 mod serving;
 mod tokens;
@@ -15,7 +16,7 @@ mod who;
 
 use super::auth::Peer;
 use super::{Api, ApiLimits, router};
-use crate::gateway::{Door, Speaks};
+use crate::gateway::{Door, Full, Place, Speaks};
 use crate::proof::Proofs;
 use crate::tokens::Tokens;
 use axum::Router;
@@ -66,7 +67,10 @@ impl Clock for TestClock {
 struct NoDoor;
 
 impl Door for NoDoor {
-    fn adopt(&self, _: std::net::TcpStream, _: SocketAddr, _: Speaks, _: bytes::Bytes) {}
+    fn reserve(&self, _: SocketAddr, _: bool) -> Result<Place, Full> {
+        Ok(Place::of_nobody())
+    }
+    fn adopt(&self, _: std::net::TcpStream, _: Place, _: Speaks, _: bytes::Bytes) {}
     fn acknowledged(&self, _: ConnectionRef, _: Vec<u64>) {}
 }
 

@@ -10,9 +10,11 @@ use tokio::io::AsyncWriteExt;
 struct Noting(Mutex<Vec<SocketAddr>>);
 
 impl Door for Noting {
-    fn adopt(&self, _: std::net::TcpStream, peer: SocketAddr, _: Speaks, _: bytes::Bytes) {
+    fn reserve(&self, peer: SocketAddr, _: bool) -> Result<Place, Full> {
         self.0.lock().unwrap().push(peer);
+        Ok(Place::of_nobody())
     }
+    fn adopt(&self, _: std::net::TcpStream, _: Place, _: Speaks, _: bytes::Bytes) {}
     fn acknowledged(&self, _: ConnectionRef, _: Vec<u64>) {}
 }
 

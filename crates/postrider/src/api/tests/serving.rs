@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::api::health::{Ops, router as ops_router};
-use crate::gateway::{Door, Speaks};
+use crate::gateway::{Door, Full, Place, Speaks};
 use crate::http::{HttpConfig, serve};
 use bytes::Bytes;
 use std::io::{Read, Write};
@@ -86,11 +86,28 @@ async fn http_1_keeps_its_connection_and_http_2_speaks_too() {
 }
 
 /// Tells of each socket.
-struct Handed(tokio::sync::mpsc::UnboundedSender<(std::net::TcpStream, SocketAddr, Bytes)>);
+pub struct Handed {
+    tell: tokio::sync::mpsc::UnboundedSender<(std::net::TcpStream, SocketAddr, Bytes)>,
+    reserved: Mutex<Option<SocketAddr>>,
+}
+
+impl Handed {
+    pub fn new(
+        tell: tokio::sync::mpsc::UnboundedSender<(std::net::TcpStream, SocketAddr, Bytes)>,
+    ) -> Arc<Handed> {
+        Arc::new(Handed { tell, reserved: Mutex::default() })
+    }
+}
 
 impl Door for Handed {
-    fn adopt(&self, stream: std::net::TcpStream, peer: SocketAddr, _: Speaks, first: Bytes) {
-        self.0.send((stream, peer, first)).unwrap();
+    fn reserve(&self, peer: SocketAddr, _: bool) -> Result<Place, Full> {
+        *self.reserved.lock().unwrap() = Some(peer);
+        Ok(Place::of_nobody())
+    }
+
+    fn adopt(&self, stream: std::net::TcpStream, _: Place, _: Speaks, first: Bytes) {
+        let peer = self.reserved.lock().unwrap().unwrap();
+        self.tell.send((stream, peer, first)).unwrap();
     }
 
     fn acknowledged(&self, _: ConnectionRef, _: Vec<u64>) {}
@@ -100,7 +117,7 @@ impl Door for Handed {
 async fn a_websocket_is_handed_over_with_the_bytes_that_came_early() {
     let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
     let world = World::new();
-    let api = Api { door: Arc::new(Handed(tell)), ..world.api.clone() };
+    let api = Api { door: Handed::new(tell), ..world.api.clone() };
     let live = Live::of(World { router: router(api), ..world }, HttpConfig::default());
     let mut client = live.connect().await;
     let request = "GET /mqtt HTTP/1.1\r\nHost: h\r\nOrigin: http://h\r\nConnection: keep-alive, Upgrade\r\nUpgrade: WebSocket\r\n\
