@@ -8,6 +8,7 @@ use crate::limits::Limits;
 use crate::model::*;
 use crate::port::*;
 use crate::session::secret_hash;
+use crate::state::apply_change;
 use std::collections::BTreeMap;
 
 /// Bytes of a device's own id; of a provider's token; providers of a device; bytes of an attribute's text.
@@ -48,6 +49,13 @@ pub enum Origin {
     Xmpp,
 }
 
+impl Origin {
+    /// The device registered itself, without the app's server having a say.
+    pub fn is_own(self) -> bool {
+        self != Origin::AppServer
+    }
+}
+
 /// Who changes what is known of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Author {
@@ -72,6 +80,8 @@ pub enum DeviceError {
     Exists,
     #[error("no such device")]
     Missing,
+    #[error("the device's profile would have {bytes} bytes, at most {max} are allowed")]
+    ProfileTooLarge { bytes: usize, max: usize },
     #[error("alias and tags are what the app's server says of a device, not the device itself")]
     NotOwnToSay { field: &'static str },
     #[error("the idempotency key was used with another request")]
@@ -161,7 +171,7 @@ impl Engine {
     /// Changes what is said of a device.
     pub fn change_device(&self, at: DeviceRef, change: ProfileChange, author: Author, done: ChangeDone) {
         let allowed = self.check_author(&change, author);
-        if let Err(error) = allowed.and_then(|()| self.check_change(at, &change)) {
+        if let Err(error) = allowed.and_then(|()| self.check_change(at, &change, author)) {
             return done(Err(error));
         }
         let told = |outcomes: Result<Vec<Outcome>, StoreError>| match outcomes?.first() {
@@ -187,6 +197,9 @@ impl Engine {
         count("attributes", attributes.len(), limits.attributes_max)?;
         check_tokens(provider_tokens.iter(), limits)?;
         count("provider_tokens", provider_tokens.len(), TOKENS_MAX)?;
+        let is_own = device.origin.is_own();
+        let max = if is_own { limits.own_profile_bytes_max } else { limits.profile_bytes_max };
+        check_size(&device.profile, max)?;
         let known = self.store.app(app).map_or(0, |a| a.devices);
         if known >= limits.devices_max {
             return Err(DeviceError::TooMany { max: limits.devices_max });
@@ -212,7 +225,7 @@ impl Engine {
         }
     }
 
-    fn check_change(&self, at: DeviceRef, change: &ProfileChange) -> Result<(), DeviceError> {
+    fn check_change(&self, at: DeviceRef, change: &ProfileChange, author: Author) -> Result<(), DeviceError> {
         let limits = &self.limits;
         let profile = self.store.device(at).ok_or(DeviceError::Missing)?.profile;
         name("alias", change.alias.as_ref().and_then(|a| a.as_deref()), limits.name_bytes_max)?;
@@ -223,7 +236,17 @@ impl Engine {
         check_attributes(change.attributes.iter().filter_map(|(k, v)| Some((k, v.as_ref()?))), limits)?;
         count("attributes", merged(&profile.attributes, &change.attributes), limits.attributes_max)?;
         check_tokens(change.provider_tokens.iter().filter_map(|(k, v)| Some((k, v.as_ref()?))), limits)?;
-        count("provider_tokens", merged(&profile.provider_tokens, &change.provider_tokens), TOKENS_MAX)
+        count("provider_tokens", merged(&profile.provider_tokens, &change.provider_tokens), TOKENS_MAX)?;
+        let max = match author {
+            Author::AppServer => limits.profile_bytes_max,
+            Author::Device => limits.own_profile_bytes_max,
+        };
+        let before = profile_bytes(&profile);
+        let mut after = profile;
+        apply_change(&mut after, change);
+        // What is above the limit already, since it was raised meanwhile or said by the app's
+        // server, may shrink and stay.
+        check_size(&after, max.max(before))
     }
 }
 
@@ -286,6 +309,24 @@ fn check_tokens<'a>(
         name("provider_tokens", Some(token), TOKEN_BYTES_MAX)?;
     }
     Ok(())
+}
+
+/// Bytes of all that was said of a device.
+fn profile_bytes(profile: &Profile) -> usize {
+    let Profile { platform: _, alias, tags, attributes, provider_tokens } = profile;
+    let value = |value: &Attribute| match value {
+        Attribute::Text(text) => text.len(),
+        _ => size_of::<f64>(),
+    };
+    alias.as_ref().map_or(0, String::len)
+        + tags.iter().map(String::len).sum::<usize>()
+        + attributes.iter().map(|(k, v)| k.len() + value(v)).sum::<usize>()
+        + provider_tokens.iter().map(|(k, v)| k.len() + v.len()).sum::<usize>()
+}
+
+fn check_size(profile: &Profile, max: usize) -> Result<(), DeviceError> {
+    let bytes = profile_bytes(profile);
+    if bytes > max { Err(DeviceError::ProfileTooLarge { bytes, max }) } else { Ok(()) }
 }
 
 /// Entries after a merge in which `None` removes.

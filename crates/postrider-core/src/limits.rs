@@ -25,6 +25,10 @@ pub struct Limits {
     pub name_bytes_max: usize,
     pub tags_max: usize,
     pub attributes_max: usize,
+    /// Bytes of alias, tags, attributes and provider tokens of a device together; and of a device that
+    /// registered itself, or says them itself.
+    pub profile_bytes_max: usize,
+    pub own_profile_bytes_max: usize,
     /// Clauses of an audience expression, nested ones counted.
     pub audience_clauses_max: usize,
     /// Devices of an app (L35).
@@ -70,6 +74,8 @@ impl Default for Limits {
             name_bytes_max: 64,
             tags_max: 1_000,
             attributes_max: 100,
+            profile_bytes_max: 64 * 1024,
+            own_profile_bytes_max: 8 * 1024,
             audience_clauses_max: 64,
             devices_max: 1_000_000,
             subscriptions_max: 32,

@@ -213,7 +213,8 @@ impl State {
     }
 }
 
-fn apply_change(profile: &mut Profile, change: &ProfileChange) {
+/// What a change makes of a profile.
+pub fn apply_change(profile: &mut Profile, change: &ProfileChange) {
     if let Some(platform) = change.platform {
         profile.platform = platform;
     }

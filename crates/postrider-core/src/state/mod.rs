@@ -29,6 +29,7 @@ use crate::model::*;
 use crate::port::Counters;
 use crate::seeded::{self, Bug};
 use app::App;
+pub use devices::apply_change;
 use expiries::Expiries;
 use leaving::Leaving;
 use message::Message;

@@ -308,6 +308,7 @@ async fn authenticate(credentials: &Credentials, parts: &Parts, api: &Api) -> Re
     match credentials.check(api) {
         Some((caller, None)) => Ok(caller),
         Some((caller, Some(said))) => {
+            charge_change(api, said.0)?;
             let kept = ask(|done| keep_what_is_said(&api.engine, said, done)).await?;
             kept.map(|()| caller).map_err(|_| refuse_credentials(parts, api))
         }
@@ -397,6 +398,25 @@ fn token(api: &Api, text: &str) -> Option<(Caller, Option<(DeviceRef, ProfileCha
     let checked = api.tokens.check(&api.engine, text).ok()?;
     let caller = Caller::Device { at: checked.device()?, proof: checked.proof };
     Some((caller, checked.news(&api.engine)))
+}
+
+/// Counts a change that a device makes of what is stored of it.
+pub fn charge_change(api: &Api, at: DeviceRef) -> Result<(), ApiError> {
+    let taken = api.changes.take(at, 1, api.engine.clock.now());
+    taken.map_err(|secs| Code::ChangesTooOften.retry_after(secs))
+}
+
+/// Counts a device that registers itself, by the address that it comes from and the key that it uses.
+pub fn charge_registration(api: &Api, peer: Option<Peer>, key: Option<KeyHash>) -> Result<(), ApiError> {
+    let now = api.engine.clock.now();
+    let by_address = peer.map_or(Ok(()), |Peer(peer)| api.registrations.take(network(peer.ip()), 1, now));
+    let refuse = |limit: &str, secs| {
+        api.metrics.refused_registration(limit);
+        Code::TooManyRegistrations.retry_after(secs)
+    };
+    by_address.map_err(|secs| refuse("address", secs))?;
+    let by_key = key.map_or(Ok(()), |key| api.key_registrations.take(key, 1, now));
+    by_key.map_err(|secs| refuse("key", secs))
 }
 
 /// A device by its name, which may say the app: `app/device`. Without one it is of the default app, as in MQTT.

@@ -1,7 +1,7 @@
 //! The page for trying it out, and the browser SDK that it uses. The page is there where the setting `http.demo` says so: each
 //! visitor gets a device of the default app and may send to that device, and to nobody else.
 
-use super::auth::{ByDevice, Peer, network};
+use super::auth::{ByDevice, Peer, charge_registration};
 use super::error::{ApiError, Code};
 use super::json::{Body, Input, Path};
 use super::reports::{Delivery, message_id};
@@ -88,10 +88,7 @@ pub async fn register(
     peer: Option<Extension<Peer>>,
 ) -> Result<(StatusCode, Json<Visitor>), ApiError> {
     enabled(&api)?;
-    if let Some(Extension(Peer(peer))) = peer {
-        let taken = api.visitors.take(network(peer.ip()), 1, api.engine.clock.now());
-        taken.map_err(|secs| Code::RateLimited.retry_after(secs))?;
-    }
+    charge_registration(&api, peer.map(|Extension(peer)| peer), None)?;
     let secret = new_secret("", &*api.engine.chance);
     let profile = Profile { platform: Platform::Web, tags: vec!["demo".into()], ..Profile::default() };
     let proof_keys = proof_keys(&api, &secret).await?;

@@ -1,20 +1,22 @@
 //! Devices: register, show, change, delete, list.
 
 use super::attributes::AttributeValue;
-use super::auth::{ByApp, ByAppOrDevice, ByRegistrar, Manages, Reads};
+use super::auth::{
+    ByApp, ByAppOrDevice, ByRegistrar, Manages, Peer, Reads, charge_change, charge_registration,
+};
 use super::error::{ApiError, Code};
 use super::json::{Body, Input, OptionalBody, Path, Query};
 use super::{Api, Time, ask, cursor, idempotency_key, page_of, page_size, proof_keys, read_cursor};
 use crate::platform::new_secret;
 use crate::tokens::Proof;
-use axum::Json;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
+use axum::{Extension, Json};
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use postrider_core::command::{Outcome, Refusal};
 use postrider_core::delivery::accept::digest;
-use postrider_core::devices::{NewDevice, Origin};
+use postrider_core::devices::{Author, NewDevice, Origin};
 use postrider_core::id::*;
 use postrider_core::model::{Attribute, DeviceView, Platform, Profile, ProfileChange};
 use postrider_core::port::{DeviceFilter, StoreError};
@@ -78,12 +80,14 @@ fn secret_of(api: &Api, brought: Option<String>) -> Result<String, ApiError> {
 pub async fn register(
     ByRegistrar { app, origin, key }: ByRegistrar,
     State(api): State<Api>,
+    peer: Option<Extension<Peer>>,
     headers: HeaderMap,
     Body(request): Body<NewDeviceRequest>,
 ) -> Result<(StatusCode, Json<RegisteredDevice>), ApiError> {
     // Such a key may be read by everybody: with a name of its own choice, a stranger could get what is meant for another.
     if origin == Origin::RegisterKey {
         refuse_own_names(&request)?;
+        charge_registration(&api, peer.map(|Extension(peer)| peer), Some(key))?;
     }
     let is_brought = request.device_secret.is_some();
     let secret = secret_of(&api, request.device_secret)?;
@@ -250,6 +254,9 @@ async fn apply(
     change: ProfileChange,
 ) -> Result<DeviceRef, ApiError> {
     let at = caller.device(api, id)?;
+    if caller.author() == Author::Device {
+        charge_change(api, at)?;
+    }
     ask(|done| api.engine.change_device(at, change, caller.author(), done)).await??;
     Ok(at)
 }
@@ -318,6 +325,9 @@ pub async fn change_secret(
         let sentence =
             "A new secret is given to the app's server, or to who shows the old one; a token is not enough.";
         return Err(Code::NotAllowed.because(sentence));
+    }
+    if caller.author() == Author::Device {
+        charge_change(&api, at)?;
     }
     let secret = secret_of(&api, request.device_secret)?;
     let keys = proof_keys(&api, &secret).await?;

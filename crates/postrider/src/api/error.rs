@@ -93,6 +93,8 @@ refusals! {
         "256 KiB, for a batch 4 MiB. Split the batch."
     PayloadTooLarge 413 "payload_too_large" "What the device would get is too large."
         "Send a reference and let the app fetch the rest."
+    ProfileTooLarge 413 "profile_too_large" "Alias, tags, attributes and provider tokens of the device are too large together."
+        "See `limits.profile_bytes_max`, and `limits.own_profile_bytes_max` for what devices say of themselves."
     UriTooLong 414 "uri_too_long" "The request target is too long." "At most 8 KiB."
     UnsupportedMediaType 415 "unsupported_media_type" "The body must be JSON." "Send `Content-Type: application/json`."
     UnsupportedEncoding 415 "unsupported_encoding" "Compressed bodies are not accepted." "Send the body without `Content-Encoding`."
@@ -114,6 +116,10 @@ refusals! {
         "Wait as long as `Retry-After` says; acknowledge each delivery once, as it came."
     TooOften 429 "too_often" "The device connects too often, or too many sign-ins failed."
         "Wait as long as `Retry-After` says; keep one connection."
+    TooManyRegistrations 429 "too_many_registrations" "Too many devices register themselves, from this address or with this key."
+        "Wait as long as `Retry-After` says. Keys of the scope `app` are not limited; see `http.registrations_burst`."
+    ChangesTooOften 429 "changes_too_often" "The device changes what is stored of it too often."
+        "Wait as long as `Retry-After` says. Send all changes in one request, and only where something changed."
     TooManyBroadcasts 429 "too_many_broadcasts" "Too many messages to large audiences are still open."
         "Give messages a shorter `ttl_secs`, or cancel old ones."
     Internal 500 "internal" "Something went wrong inside the server."
@@ -285,6 +291,7 @@ impl From<DeviceError> for ApiError {
             DeviceError::Invalid { field, why } => Code::InvalidField.at(format!("/{field}"), why),
             DeviceError::Exists => Code::DeviceExists.into(),
             DeviceError::Missing => Code::NoSuchDevice.into(),
+            DeviceError::ProfileTooLarge { .. } => Code::ProfileTooLarge.because(message),
             DeviceError::NotOwnToSay { field } => Code::NotAllowed.at(format!("/{field}"), NOT_OWN_TO_SAY),
             DeviceError::IdempotencyMismatch => Code::IdempotencyMismatch.into(),
             DeviceError::TooMany { .. } => Code::DeviceQuota.because(message),

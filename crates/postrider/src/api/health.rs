@@ -32,6 +32,8 @@ pub struct ApiMetrics {
     /// By `route`.
     pub durations: Durations,
     pub panics: Counter,
+    /// By `limit`: devices that wanted to register themselves.
+    pub registrations_refused: Family<[(&'static str, String); 1], Counter>,
     pub http: HttpMetrics,
 }
 
@@ -48,6 +50,7 @@ impl Default for ApiMetrics {
             requests: Family::default(),
             durations: Family::new_with_constructor(duration_buckets),
             panics: Counter::default(),
+            registrations_refused: Family::default(),
             http: HttpMetrics::default(),
         }
     }
@@ -59,6 +62,10 @@ fn duration_buckets() -> Histogram {
 
 impl ApiMetrics {
     /// Adds the metrics to a registry with the prefix `postrider`.
+    pub fn refused_registration(&self, limit: &str) {
+        self.registrations_refused.get_or_create(&[("limit", limit.to_owned())]).inc();
+    }
+
     pub fn register(&self, registry: &mut Registry) {
         registry.register("api_requests", "Requests of the HTTP API", self.requests.clone());
         registry.register_with_unit(
@@ -74,6 +81,11 @@ impl ApiMetrics {
         );
         let help = "Connections of the HTTP API not let in";
         registry.register("api_connections_refused", help, self.http.refused.clone());
+        registry.register(
+            "api_registrations_refused",
+            "Devices that were not let register themselves, by limit",
+            self.registrations_refused.clone(),
+        );
         registry.register("api_panics", "Requests whose handler panicked", self.panics.clone());
     }
 

@@ -73,8 +73,11 @@ pub struct Api {
     drains: Arc<Buckets<DeviceRef>>,
     /// Acknowledgements of nothing.
     bad_acks: Arc<Buckets<DeviceRef>>,
-    /// Devices that the demonstration registered.
-    visitors: Arc<Buckets<IpAddr>>,
+    /// Devices that registered themselves: by address, and by the key that they used.
+    registrations: Arc<Buckets<IpAddr>>,
+    key_registrations: Arc<Buckets<auth::KeyHash>>,
+    /// Devices that change what is stored of them.
+    changes: Arc<Buckets<DeviceRef>>,
 }
 
 impl Api {
@@ -87,7 +90,7 @@ impl Api {
         door: Arc<dyn Door>,
     ) -> Api {
         let second = 1_000_000;
-        let every_push = second / limits.pushes_per_sec.clamp(1, second);
+        let every = |per_sec: u64| if per_sec == 0 { 0 } else { second / per_sec.min(second) };
         Api {
             engine,
             events_changed,
@@ -103,17 +106,23 @@ impl Api {
                 (60 * second).checked_div(limits.bad_acks_per_minute_max.into()).unwrap_or(0),
                 limits.pulls_devices_max,
             )),
-            visitors: Arc::new(Buckets::new(20, 60 * second, limits.auth_addresses_max)),
+            registrations: Arc::new(Buckets::new(
+                limits.registrations_burst,
+                limits.registration_secs.saturating_mul(second),
+                limits.auth_addresses_max,
+            )),
+            key_registrations: Arc::new(Buckets::new(
+                limits.key_registrations_burst,
+                every(limits.key_registrations_per_sec),
+                limits.auth_addresses_max,
+            )),
+            changes: Arc::new(Buckets::new(limits.changes_burst, second, limits.pulls_devices_max)),
             failures: Arc::new(Buckets::new(
                 limits.auth_failures_burst,
                 limits.auth_failure_secs * second,
                 limits.auth_addresses_max,
             )),
-            pushes: Arc::new(Buckets::new(
-                limits.pushes_burst,
-                if limits.pushes_per_sec == 0 { 0 } else { every_push },
-                usize::MAX,
-            )),
+            pushes: Arc::new(Buckets::new(limits.pushes_burst, every(limits.pushes_per_sec), usize::MAX)),
             polls: Arc::default(),
             limits: Arc::new(limits),
         }
@@ -143,6 +152,15 @@ pub struct ApiLimits {
     pub auth_failures_burst: u64,
     pub auth_failure_secs: u64,
     pub auth_addresses_max: usize,
+    /// Devices that register themselves from one address (by a key of the scope `register`, or on the
+    /// demonstration page): at once, then one in so many seconds; 0: no limit.
+    pub registrations_burst: u64,
+    pub registration_secs: u64,
+    /// And with one key, from all addresses: at once, then so many a second; 0: no limit.
+    pub key_registrations_burst: u64,
+    pub key_registrations_per_sec: u64,
+    /// Changes that a device makes of what is stored of it: at once, then one a second.
+    pub changes_burst: u64,
     /// Messages of an app (L35); 0 a second: no limit.
     pub pushes_per_sec: u64,
     pub pushes_burst: u64,
@@ -183,6 +201,11 @@ impl Default for ApiLimits {
             body_time_max: Duration::from_secs(30),
             body_grace: Duration::from_secs(5),
             body_bytes_per_sec_min: 1024,
+            registrations_burst: 20,
+            registration_secs: 10,
+            key_registrations_burst: 1_000,
+            key_registrations_per_sec: 10,
+            changes_burst: 30,
             auth_failures_burst: 30,
             auth_failure_secs: 60,
             auth_addresses_max: 100_000,

@@ -198,6 +198,10 @@ settings! {
         tags_max: usize = core().tags_max,
         /// Attributes of a device.
         attributes_max: usize = core().attributes_max,
+        /// Bytes of alias, tags, attributes and provider tokens of a device together.
+        profile_bytes_max: usize = core().profile_bytes_max,
+        /// The same for what a device says of itself, and for devices that register themselves.
+        own_profile_bytes_max: usize = core().own_profile_bytes_max,
         /// Clauses of an audience expression, nested ones counted.
         audience_clauses_max: usize = core().audience_clauses_max,
         /// Devices of an app.
@@ -429,6 +433,17 @@ settings! {
         pushes_per_sec: u64 = api().pushes_per_sec,
         /// Messages that an app may send at once all the same.
         pushes_burst: u64 = api().pushes_burst,
+        /// Devices of one address or IPv6 /64 network that may register at once by themselves: with a key of the scope
+        /// `register`, or on the page of `http.demo`.
+        registrations_burst: u64 = api().registrations_burst,
+        /// Seconds after which one more may; 0: no limit.
+        registration_secs: u64 = api().registration_secs,
+        /// Devices that may register at once with one key of the scope `register`, from all addresses.
+        key_registrations_burst: u64 = api().key_registrations_burst,
+        /// How many more may in each second; 0: no limit.
+        key_registrations_per_sec: u64 = api().key_registrations_per_sec,
+        /// Changes of its own profile or secret that a device may make at once, before it may make one a second.
+        changes_burst: u64 = api().changes_burst,
         /// Wrong credentials of one address that are answered at once.
         auth_failures_burst: u64 = api().auth_failures_burst,
         /// After them, one in so many seconds.

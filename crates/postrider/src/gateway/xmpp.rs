@@ -211,7 +211,9 @@ fn account_outcome(result: Result<(), DeviceError>) -> AccountOutcome {
         Err(DeviceError::Missing | DeviceError::NotOwnToSay { .. } | DeviceError::IdempotencyMismatch) => {
             AccountOutcome::NotAllowed
         }
-        Err(DeviceError::TooMany { .. } | DeviceError::Store(_)) => AccountOutcome::Unavailable,
+        Err(DeviceError::TooMany { .. } | DeviceError::ProfileTooLarge { .. } | DeviceError::Store(_)) => {
+            AccountOutcome::Unavailable
+        }
     }
 }
 

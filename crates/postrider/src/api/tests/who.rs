@@ -229,3 +229,103 @@ async fn names_that_no_path_can_carry_are_refused() {
         world.ok(200, &format!("GET /v1/devices/{id}"), Value::Null).await;
     }
 }
+
+/// A registration with the public key, from that address.
+async fn registers_from(world: &World, last: u8, path: &str) -> (u16, Value) {
+    let mut request = Request::post(path)
+        .header("authorization", "Bearer default-register-key")
+        .header("content-type", "application/json")
+        .body(Body::from(r#"{"platform":"web"}"#))
+        .unwrap();
+    request.extensions_mut().insert(Peer(([203, 0, 113, last], 1).into()));
+    let (status, headers, answer) = world.request(request).await;
+    assert_eq!(headers.contains_key("retry-after"), status.as_u16() == 429);
+    (status.as_u16(), answer)
+}
+
+#[tokio::test]
+async fn an_address_registers_so_many_devices_and_then_one_in_a_while() {
+    let world = World::new();
+    for n in 0..20 {
+        let path = if n % 2 == 0 { "/v1/devices" } else { "/demo/devices" };
+        assert_eq!(registers_from(&world, 1, path).await.0, 201, "{n}");
+    }
+    for path in ["/v1/devices", "/demo/devices"] {
+        let (status, answer) = registers_from(&world, 1, path).await;
+        assert_eq!((status, code(&answer)), (429, "too_many_registrations"));
+    }
+    // Others are not concerned, and neither is the app's server.
+    assert_eq!(registers_from(&world, 2, "/v1/devices").await.0, 201);
+    for _ in 0..40 {
+        world.ok(201, "POST /v1/devices", json!({ "platform": "web" })).await;
+    }
+    world.advance(10_000);
+    assert_eq!(registers_from(&world, 1, "/v1/devices").await.0, 201);
+    assert_eq!(registers_from(&world, 1, "/v1/devices").await.0, 429);
+    let refused = &world.api.metrics.registrations_refused;
+    assert_eq!(refused.get_or_create(&[("limit", "address".to_owned())]).get(), 3);
+}
+
+#[tokio::test]
+async fn one_key_registers_so_many_devices_from_all_addresses() {
+    let limits = ApiLimits { key_registrations_burst: 5, ..ApiLimits::default() };
+    let world = World::with(limits, Limits::default());
+    for address in 0..5 {
+        assert_eq!(registers_from(&world, address, "/v1/devices").await.0, 201);
+    }
+    assert_eq!(code(&registers_from(&world, 9, "/v1/devices").await.1), "too_many_registrations");
+    world.advance(100);
+    assert_eq!(registers_from(&world, 9, "/v1/devices").await.0, 201);
+}
+
+#[tokio::test]
+async fn what_a_device_says_of_itself_is_small() {
+    let world = World::new();
+    let tokens = |number: usize, bytes: usize| {
+        let token = |n| (format!("t{n}"), json!("x".repeat(bytes)));
+        json!({ "platform": "web", "provider_tokens": serde_json::Map::from_iter((0..number).map(token)) })
+    };
+    let small = tokens(2, 4_000);
+    let (large, huge) = (
+        tokens(3, 4_000),
+        json!({ "platform": "web", "tags":
+        (0..1_000).map(|n| format!("{n:064}")).collect::<Vec<_>>(), "alias": "ann", "attributes": { "a": "x".repeat(1_024) },
+        "provider_tokens": { "a": "x".repeat(4_000) } }),
+    );
+    let register = async |by: &str, body: &Value| world.call(by, "POST /v1/devices", body.clone()).await;
+    assert_eq!(register("default-register-key", &small).await.0, 201);
+    let (status, answer) = register("default-register-key", &large).await;
+    assert_eq!((status, code(&answer)), (413, "profile_too_large"));
+    assert_eq!(register("default-app-key", &large).await.0, 201);
+    assert_eq!(code(&register("default-app-key", &huge).await.1), "profile_too_large");
+    let device = world.device("d1").await;
+    let line = "PATCH /v1/devices/d1";
+    assert_eq!(code(&world.call(&device, line, large.clone()).await.1), "profile_too_large");
+    world.ok(200, line, large).await;
+    // It may go on with what the app's server gave it, and make it smaller, but not larger.
+    let less = json!({ "provider_tokens": { "t0": "y" } });
+    assert_eq!(world.call(&device, line, less).await.0, 200);
+    let more = json!({ "provider_tokens": { "t0": "y".repeat(4_000) } });
+    assert_eq!(code(&world.call(&device, line, more).await.1), "profile_too_large");
+}
+
+#[tokio::test]
+async fn a_device_changes_itself_only_so_often() {
+    let world = World::new();
+    let device = world.device("d1").await;
+    let change = async |by: &str| world.call(by, "PATCH /v1/devices/d1", json!({ "platform": "ios" })).await;
+    for _ in 0..30 {
+        assert_eq!(change(&device).await.0, 200);
+    }
+    assert_eq!(code(&change(&device).await.1), "changes_too_often");
+    let secret = world.call(&device, "POST /v1/devices/d1/secret", Value::Null).await;
+    assert_eq!(code(&secret.1), "changes_too_often");
+    let claims = json!({ "sub": "d1", "tags": ["a"] });
+    assert_eq!(
+        code(&world.call(&world.jwt(claims), "GET /v1/inbox", Value::Null).await.1),
+        "changes_too_often"
+    );
+    assert_eq!(change("default-app-key").await.0, 200);
+    world.advance(1_000);
+    assert_eq!(change(&device).await.0, 200);
+}
