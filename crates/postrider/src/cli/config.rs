@@ -66,7 +66,7 @@ fn check(sources: Sources, screen: &Screen) -> Result<(), Failure> {
         }
         Err(error) if screen.json => {
             screen.value(&json!({ "good": false, "problems": error.0 }));
-            return Err(Failure::Usage(format!("{} problems", error.0.len())));
+            return Err(Failure::Quiet(2));
         }
         Err(error) => return Err(Failure::Usage(error.to_string())),
     }

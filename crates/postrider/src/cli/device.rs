@@ -2,7 +2,7 @@
 
 use super::Failure;
 use super::remote::{Api, Remote, query, segment};
-use super::screen::{Screen, Style, clean, count};
+use super::screen::{Screen, Style, clean, count, counted};
 use clap::Subcommand;
 use serde_json::{Map, Value, json};
 
@@ -175,7 +175,10 @@ fn show(device: &Value, screen: &Screen) {
         ("tags", tags(device)),
         ("registered", text(&device["created_at"])),
         ("last seen", text(&device["last_seen_at"])),
-        ("inbox", format!("{} messages wait", count(device["inbox_len"].as_u64().unwrap_or(0)))),
+        (
+            "inbox",
+            counted(device["inbox_len"].as_u64().unwrap_or(0), "message waits", "messages wait"),
+        ),
     ] {
         if !value.is_empty() {
             screen.line(format!("{}{value}", label(name)));

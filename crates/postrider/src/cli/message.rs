@@ -2,7 +2,7 @@
 
 use super::Failure;
 use super::remote::{Api, Remote, query, segment};
-use super::screen::{Screen, Style, clean, count, span};
+use super::screen::{Screen, Style, clean, count, counted, span};
 use clap::Subcommand;
 use serde_json::{Value, json};
 
@@ -87,8 +87,8 @@ pub fn run(args: Args, screen: &Screen) -> Result<(), Failure> {
                 screen.value(&answer);
             } else {
                 let stopped = answer["cancelled"].as_u64().unwrap_or(0);
-                let deliveries = if stopped == 1 { "delivery that was" } else { "deliveries that were" };
-                screen.line(format!("Taken back: {} {deliveries} open will not be made.", count(stopped)));
+                let deliveries = counted(stopped, "delivery that was", "deliveries that were");
+                screen.line(format!("Taken back: {deliveries} open will not be made."));
             }
             Ok(())
         }
@@ -135,12 +135,8 @@ fn list(api: &Api, limit: usize, screen: &Screen) -> Result<(), Failure> {
 /// A report for people.
 pub fn show(report: &Value, screen: &Screen) {
     let targeted = report["targeted"].as_u64().unwrap_or(0);
-    let devices = if targeted == 1 { "device" } else { "devices" };
-    screen.line(format!(
-        "{}  for {} {devices}",
-        screen.style(Style::Bold, text(&report["message_id"])),
-        count(targeted)
-    ));
+    let id = screen.style(Style::Bold, text(&report["message_id"]));
+    screen.line(format!("{id}  for {}", counted(targeted, "device", "devices")));
     let (from, until) = (text(&report["accepted_at"]), text(&report["expires_at"]));
     screen.line(screen.style(Style::Dim, format!("accepted {from}, expires {until}")));
     for (state, n) in states(report) {

@@ -99,8 +99,8 @@ pub enum Failure {
         exit_code: u8,
         why: String,
     },
-    /// Said already.
-    Quiet,
+    /// Said already; only the exit code is left.
+    Quiet(u8),
 }
 
 impl Failure {
@@ -110,7 +110,8 @@ impl Failure {
 
     fn exit_code(&self) -> u8 {
         match self {
-            Failure::Refused(_) | Failure::Failed(_) | Failure::Quiet => 1,
+            Failure::Refused(_) | Failure::Failed(_) => 1,
+            Failure::Quiet(code) => *code,
             Failure::Usage(_) => 2,
             Failure::Unreachable { .. } => 3,
             Failure::Ended { exit_code, .. } => *exit_code,
@@ -130,7 +131,7 @@ impl Failure {
                 screen.error("ended", why, Some("Start it again; the log tells more."))
             }
             Failure::Failed(why) => screen.error("failed", why, None),
-            Failure::Quiet => {}
+            Failure::Quiet(_) => {}
         }
     }
 }

@@ -2,8 +2,8 @@
 
 use super::Failure;
 use super::message;
-use super::remote::{Remote, segment};
-use super::screen::{Screen, Style, count};
+use super::remote::{Api, Remote, segment};
+use super::screen::{Screen, Style, clean, counted};
 use clap::ArgGroup;
 use serde_json::{Map, Value, json};
 use std::time::Duration;
@@ -25,9 +25,18 @@ pub struct Args {
     /// The notification's text.
     #[arg(long)]
     body: Option<String>,
-    /// For the app on the device: JSON, or else a text.
+    /// The address of a picture to show.
+    #[arg(long, value_name = "URL")]
+    image: Option<String>,
+    /// What a click opens.
+    #[arg(long, value_name = "URL")]
+    click: Option<String>,
+    /// For the app on the device: JSON.
     #[arg(long, value_name = "JSON")]
     data: Option<String>,
+    /// The same as a text, which need not be JSON.
+    #[arg(long, conflicts_with = "data")]
+    text: Option<String>,
     /// Seconds until it is no longer worth delivering.
     #[arg(long, value_name = "SECS")]
     ttl: Option<u64>,
@@ -67,6 +76,9 @@ struct To {
     /// Every device of the app.
     #[arg(long, conflicts_with_all = ["device", "alias", "tag", "topic", "audience"])]
     all: bool,
+    /// Not these: an audience expression.
+    #[arg(long, value_name = "JSON")]
+    exclude: Option<String>,
     /// An audience expression, as in the API.
     #[arg(long, value_name = "JSON", conflicts_with_all = ["device", "alias", "tag", "topic"])]
     audience: Option<String>,
@@ -78,8 +90,7 @@ impl To {
             return Ok(json!("all"));
         }
         if let Some(text) = &self.audience {
-            return serde_json::from_str(text)
-                .map_err(|e| Failure::Usage(format!("--audience is not JSON: {e}")));
+            return expression("--audience", text);
         }
         let kinds =
             [("device", &self.device), ("alias", &self.alias), ("tag", &self.tag), ("topic", &self.topic)];
@@ -91,24 +102,38 @@ impl To {
     }
 }
 
+/// An option's value, which has to be JSON.
+fn expression(option: &str, text: &str) -> Result<Value, Failure> {
+    serde_json::from_str(text).map_err(|error| Failure::Usage(format!("{option} is not JSON: {error}")))
+}
+
 impl Args {
+    /// What goes to the device's app.
+    fn data(&self) -> Result<Option<Value>, Failure> {
+        let Some(json) = &self.data else { return Ok(self.text.as_ref().map(|text| json!(text))) };
+        let not_json = |error| format!("--data is not JSON: {error}; for a text there is --text");
+        serde_json::from_str(json).map(Some).map_err(|error| Failure::Usage(not_json(error)))
+    }
+
     fn request(&self) -> Result<Value, Failure> {
         let mut request = Map::from_iter([("audience".to_owned(), self.to.audience()?)]);
         let mut set =
             |name: &str, value: Option<Value>| request.extend(value.map(|value| (name.to_owned(), value)));
-        let shown = [("title", &self.title), ("body", &self.body)];
+        let shown =
+            [("title", &self.title), ("body", &self.body), ("image", &self.image), ("click", &self.click)];
         let notification: Map<_, _> = shown
             .iter()
             .filter_map(|(name, text)| Some(((*name).to_owned(), json!(text.as_ref()?))))
             .collect();
-        if notification.is_empty() && self.data.is_none() {
-            return Err(Failure::Usage("there is nothing to send: --title and --body, or --data".into()));
+        let data = self.data()?;
+        if notification.is_empty() && data.is_none() {
+            let nothing = "there is nothing to send: --title and --body, or --data, or --text";
+            return Err(Failure::Usage(nothing.into()));
         }
+        let exclude = self.to.exclude.as_ref().map(|text| expression("--exclude", text)).transpose()?;
+        set("exclude", exclude);
         set("notification", (!notification.is_empty()).then_some(Value::Object(notification)));
-        set(
-            "data",
-            self.data.as_ref().map(|text| serde_json::from_str(text).unwrap_or_else(|_| json!(text))),
-        );
+        set("data", data);
         set("ttl_secs", self.ttl.map(Value::from));
         set("collapse_key", self.collapse_key.as_ref().map(|key| json!(key)));
         set("priority", self.priority.as_ref().map(|priority| json!(priority)));
@@ -120,36 +145,55 @@ impl Args {
 pub fn run(args: Args, screen: &Screen) -> Result<(), Failure> {
     let api = args.remote.api()?;
     let accepted = api.post("/v1/messages", &args.request()?)?;
-    let id = accepted["message_id"].as_str().unwrap_or_default().to_owned();
-    let targeted = accepted["targeted"].as_u64().unwrap_or(0);
     if !screen.json {
-        let devices = if targeted == 1 { "device" } else { "devices" };
-        let repeated =
-            if accepted["repeated"].as_bool() == Some(true) { " (it had been sent before)" } else { "" };
-        let accepted = screen.style(Style::Good, "Accepted");
-        screen.line(format!("{accepted} as {id} for {} {devices}{repeated}.", count(targeted)));
+        tell_accepted(&accepted, screen);
     }
     let (Some(secs), false) = (args.wait, accepted["durability"] == "transient") else {
         if screen.json {
             screen.value(&accepted);
         } else {
-            screen.note(format!("What becomes of it: postrider message show {id}"));
+            screen.note(format!("What becomes of it: postrider message show {}", id_of(&accepted)));
         }
         return Ok(());
     };
-    let report = message::wait(&api, &id, Duration::from_secs(secs))?;
+    follow(&api, &args, &accepted, secs, screen)
+}
+
+fn id_of(accepted: &Value) -> &str {
+    accepted["message_id"].as_str().unwrap_or_default()
+}
+
+fn tell_accepted(accepted: &Value, screen: &Screen) {
+    let devices = counted(accepted["targeted"].as_u64().unwrap_or(0), "device", "devices");
+    let repeated =
+        if accepted["repeated"].as_bool() == Some(true) { " (it had been sent before)" } else { "" };
+    let word = screen.style(Style::Good, "Accepted");
+    screen.line(format!("{word} as {} for {devices}{repeated}.", clean(id_of(accepted))));
+    for warning in accepted["warnings"].as_array().into_iter().flatten() {
+        let text = warning.as_str().or(warning["message"].as_str()).unwrap_or_default();
+        screen.note(format!("{} {}", screen.style(Style::Warn, "warning:"), clean(text)));
+    }
+}
+
+/// Waits for what becomes of it, and shows that.
+fn follow(api: &Api, args: &Args, accepted: &Value, secs: u64, screen: &Screen) -> Result<(), Failure> {
+    let (id, targeted) = (id_of(accepted), accepted["targeted"].as_u64().unwrap_or(0));
+    let report = message::wait(api, id, Duration::from_secs(secs))?;
     let delivery = match args.to.device.as_slice() {
         [device] if targeted == 1 => {
-            Some(api.get(&format!("{}/deliveries/{}", message::path(&id), segment(device)))?)
+            Some(api.get(&format!("{}/deliveries/{}", message::path(id), segment(device)))?)
         }
         _ => None,
     };
     if screen.json {
-        screen.value(&message::as_json(&accepted, &report, delivery.as_ref()));
+        screen.value(&message::as_json(accepted, &report, delivery.as_ref()));
     } else if let Some(delivery) = &delivery {
         message::trace(delivery, screen);
     } else {
         message::show(&report, screen);
+    }
+    if targeted == 0 {
+        return Err(Failure::Failed("it was for no device: nobody is meant by this audience now".into()));
     }
     if message::is_settled(&report) {
         return Ok(());
@@ -160,6 +204,41 @@ pub fn run(args: Args, screen: &Screen) -> Result<(), Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn request(line: &str) -> Result<Value, Failure> {
+        #[derive(clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            args: Args,
+        }
+        let words = std::iter::once("push").chain(line.split(' '));
+        <Line as clap::Parser>::try_parse_from(words).expect("the line parses").args.request()
+    }
+
+    #[test]
+    fn what_is_given_goes_into_the_fields_of_the_api() {
+        let line = r#"--tag a --exclude {"tag":"b"} --title T --image https://i --click /c --data {"n":12345678901234567890}"#;
+        let wanted = json!({
+            "audience": { "tag": "a" }, "exclude": { "tag": "b" }, "data": { "n": 12_345_678_901_234_567_890_u64 },
+            "notification": { "title": "T", "image": "https://i", "click": "/c" },
+        });
+        assert_eq!(request(line).expect("a request"), wanted);
+        assert_eq!(request("--all --text {\"a\":1").expect("a text")["data"], json!("{\"a\":1"));
+    }
+
+    #[test]
+    fn data_that_is_no_json_is_refused_and_says_what_a_text_is_given_by() {
+        for (line, told) in [
+            ("--all --data {\"a\":1", "--text"),
+            ("--all --title T --exclude {", "--exclude"),
+            ("--all", "nothing to send"),
+        ] {
+            match request(line) {
+                Err(Failure::Usage(why)) => assert!(why.contains(told), "{line}: {why}"),
+                other => panic!("{line}: {other:?}"),
+            }
+        }
+    }
 
     #[test]
     fn one_name_is_a_clause_and_several_are_any_of_them() {

@@ -201,6 +201,11 @@ pub fn count(number: u64) -> String {
     out
 }
 
+/// `1 device`, `2 devices`.
+pub fn counted(number: u64, one: &str, many: &str) -> String {
+    format!("{} {}", count(number), if number == 1 { one } else { many })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -250,6 +255,10 @@ mod tests {
     fn spans_and_counts_read_well() {
         let said: Vec<_> = [7, 1_250, 61_000, 3_700_000, 200_000_000].map(span).to_vec();
         assert_eq!(said, ["7 ms", "1.2 s", "1 min 1 s", "1 h 1 min", "2 days"]);
+        assert_eq!(
+            [0, 1, 1_000].map(|n| counted(n, "device", "devices")),
+            ["0 devices", "1 device", "1,000 devices"]
+        );
         assert_eq!([0, 999, 1_000, 1_234_567].map(count), ["0", "999", "1,000", "1,234,567"]);
     }
 }

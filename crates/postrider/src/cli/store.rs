@@ -1,7 +1,7 @@
 //! `store check`.
 
 use super::Failure;
-use super::screen::{Screen, Style, count};
+use super::screen::{Screen, Style, count, counted};
 use clap::Subcommand;
 use postrider_store::{CheckReport, OsFiles};
 use serde_json::json;
@@ -28,7 +28,7 @@ pub fn run(args: Args, screen: &Screen) -> Result<(), Failure> {
     let What::Check { dir } = args.what;
     let report = postrider_store::check_stopped(&dir, Arc::new(OsFiles)).map_err(Failure::failed)?;
     show(&report, screen);
-    if report.is_good() { Ok(()) } else { Err(Failure::Quiet) }
+    if report.is_good() { Ok(()) } else { Err(Failure::Quiet(1)) }
 }
 
 fn show(report: &CheckReport, screen: &Screen) {
@@ -47,8 +47,10 @@ fn show(report: &CheckReport, screen: &Screen) {
     let rows: Vec<Vec<String>> =
         report.files.iter().map(|f| vec![f.name.clone(), count(f.bytes), count(f.whole)]).collect();
     screen.table(&["file", "bytes", "whole records"], &rows);
-    let (messages, deliveries) = (count(report.open_messages), count(report.open_deliveries));
-    screen.line(format!("\n{messages} messages with {deliveries} deliveries are open."));
+    let deliveries = counted(report.open_deliveries, "delivery", "deliveries");
+    let are = if report.open_messages == 1 { "is" } else { "are" };
+    let messages = counted(report.open_messages, "message", "messages");
+    screen.line(format!("\n{messages} with {deliveries} {are} open."));
     if !report.clean {
         screen.line("It was not closed in order; the unfinished end of the last file is no damage.");
     }
