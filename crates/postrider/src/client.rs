@@ -1,8 +1,9 @@
-//! A blocking MQTT client on one socket, for `listen` and `demo`: `mqtt::ClientConnection` with a `TcpStream` and a clock.
+//! A blocking MQTT client on one socket, for `listen` and `demo`: `mqtt::ClientConnection` with a `Stream` and a clock.
 //!
 //! It does not reconnect; whoever holds it does. On top of it, [`Device`] is what an app on a phone would be: it signs
 //! in, subscribes to its inbox, acknowledges by hand and reports what was shown.
 
+use crate::dial::{Address, Stream};
 use bytes::Bytes;
 use postrider_core::access::{INBOX_TOPIC, RECEIPTS_TOPIC};
 use postrider_proto::mqtt::packet::Disconnect;
@@ -11,7 +12,6 @@ use postrider_proto::{Publish, Qos, Subscription};
 use serde_json::{Value, json};
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{TcpStream, ToSocketAddrs};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -37,25 +37,26 @@ impl ClientError {
     /// Trying again will not help: the credentials are wrong, or not allowed.
     pub fn is_final(&self) -> bool {
         // MQTT 5: malformed user or password, not authorized, banned; MQTT 3: 4, 5.
-        matches!(self, ClientError::Refused(0x86 | 0x87 | 0x8a | 4 | 5, _))
+        match self {
+            ClientError::Refused(code, _) => matches!(code, 0x86 | 0x87 | 0x8a | 4 | 5),
+            // The certificate is not trusted, or not of this host.
+            ClientError::Io(error) => error.kind() == ErrorKind::InvalidData,
+            ClientError::Closed(_) | ClientError::Silent => false,
+        }
     }
 }
 
 /// A signed-in connection.
 pub struct MqttClient {
-    stream: TcpStream,
+    stream: Stream,
     connection: ClientConnection,
     start: Instant,
     events: VecDeque<ClientEvent>,
 }
 
 impl MqttClient {
-    pub fn connect(address: &str, config: ClientConfig) -> Result<MqttClient, ClientError> {
-        let unknown = || io::Error::new(ErrorKind::NotFound, format!("{address} is no address"));
-        let resolved = address.to_socket_addrs()?.next().ok_or_else(unknown)?;
-        let stream = TcpStream::connect_timeout(&resolved, ANSWER_WAIT)?;
-        stream.set_nodelay(true)?;
-        stream.set_write_timeout(Some(ANSWER_WAIT))?;
+    pub fn connect(address: &Address, config: ClientConfig) -> Result<MqttClient, ClientError> {
+        let stream = address.connect(ANSWER_WAIT)?;
         let connection = ClientConnection::new(Arc::new(config));
         let mut client = MqttClient { stream, connection, start: Instant::now(), events: VecDeque::new() };
         let mut bytes = Vec::new();
@@ -95,7 +96,7 @@ impl MqttClient {
     /// Reads once, for at most so long, and does what is due.
     fn read(&mut self, wait: Duration) -> Result<(), ClientError> {
         // A time-out of zero would mean none at all.
-        self.stream.set_read_timeout(Some(wait.max(Duration::from_millis(1))))?;
+        self.stream.set_read_timeout(wait.max(Duration::from_millis(1)))?;
         let (mut scratch, mut out) = ([0; 16 * 1024], ClientOutput::default());
         match self.stream.read(&mut scratch) {
             Ok(0) => return Err(ClientError::Closed("by the server".into())),
@@ -190,7 +191,7 @@ const SEEN_MAX: usize = 1_000;
 
 impl Device {
     /// Signs in and subscribes to the inbox.
-    pub fn connect(address: &str, id: &str, secret: &str) -> Result<Device, ClientError> {
+    pub fn connect(address: &Address, id: &str, secret: &str) -> Result<Device, ClientError> {
         let config = ClientConfig {
             client_id: id.into(),
             clean_start: false,

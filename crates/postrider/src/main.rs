@@ -6,6 +6,7 @@ mod bootstrap;
 mod cli;
 mod client;
 mod config;
+mod dial;
 mod gateway;
 mod http;
 mod networks;

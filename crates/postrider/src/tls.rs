@@ -7,6 +7,7 @@ use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 /// What a listener does TLS with.
 #[derive(Clone, Debug)]
@@ -46,8 +47,7 @@ pub fn make_self_signed(file: &Path) -> Result<(), String> {
     if file.exists() {
         return Ok(());
     }
-    let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]);
-    let made = made.map_err(|why| could_not(why.to_string()))?;
+    let made = self_signed().map_err(|why| could_not(why.to_string()))?;
     let unfinished = file.with_extension("tmp");
     let written = std::fs::OpenOptions::new()
         .write(true)
@@ -62,6 +62,21 @@ pub fn make_self_signed(file: &Path) -> Result<(), String> {
         })
         .and_then(|()| std::fs::rename(&unfinished, file));
     written.map_err(|why| could_not(why.to_string()))
+}
+
+/// For this machine's own names: whoever goes to others has a certificate for them. Ten years, since nobody renews it, and
+/// from a day ago, since clocks differ.
+fn self_signed() -> Result<rcgen::CertifiedKey<rcgen::KeyPair>, rcgen::Error> {
+    let names = ["localhost", "127.0.0.1", "::1"].map(str::to_owned);
+    let mut wanted = rcgen::CertificateParams::new(names)?;
+    wanted.distinguished_name.push(rcgen::DnType::CommonName, "postrider");
+    let day = Duration::from_secs(24 * 3_600);
+    let now = SystemTime::now();
+    wanted.not_before = (now - day).into();
+    wanted.not_after = (now + day * 3_650).into();
+    let signing_key = rcgen::KeyPair::generate()?;
+    let cert = wanted.self_signed(&signing_key)?;
+    Ok(rcgen::CertifiedKey { cert, signing_key })
 }
 
 /// RFC 5929 §4.1: by the hash of the certificate's signature, and SHA-256 in place of MD5 and SHA-1.

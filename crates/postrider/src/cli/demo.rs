@@ -10,10 +10,11 @@ use super::{listen, message, serve};
 use crate::app::{self, Listening};
 use crate::client::Device;
 use crate::config::{Config, Sources};
+use crate::dial::Address;
 use crate::platform::{OsChance, new_secret};
 use postrider_core::port::Chance;
 use serde_json::{Value, json};
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
@@ -21,6 +22,11 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
 #[derive(Debug, clap::Args)]
+#[command(after_help = "\
+It takes the usual ports where they are free, and the variables of `serve`, such as POSTRIDER_HTTP_LISTEN.
+Examples:
+  postrider demo
+  postrider demo --lan        open the page on a phone: the address is shown as a link and as a QR code")]
 pub struct Args {
     /// Keep the data here; else it goes into a folder that is removed at the end.
     #[arg(long, value_name = "DIR")]
@@ -28,22 +34,36 @@ pub struct Args {
     /// End after the first push and do not go on serving.
     #[arg(long)]
     once: bool,
+    /// Listen at this address of the machine, not only for the machine itself; 0.0.0.0 is all of them.
+    #[arg(long, value_name = "IP")]
+    listen: Option<IpAddr>,
+    /// Listen for the machine's network: whoever is in it can open the page.
+    #[arg(long, conflicts_with = "listen")]
+    lan: bool,
+}
+
+impl Args {
+    fn address(&self) -> Option<IpAddr> {
+        if self.lan { Some(IpAddr::V4(Ipv4Addr::UNSPECIFIED)) } else { self.listen }
+    }
 }
 
 /// How long the first steps may take on a slow machine.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 pub fn run(args: Args, screen: &Screen) -> Result<(), Failure> {
-    let folder = Folder::new(args.data)?;
-    let (config, key) = configuration(&folder.path)?;
+    let folder = Folder::new(args.data.clone())?;
+    let (config, key) = configuration(&folder.path, args.address())?;
     serve::start_logging(&config)?;
     let server = Server::start(config)?;
-    let toured = tour(&server, &folder, &key, screen).map(|phone| {
+    let toured = tour(&server, &folder, &key, screen).and_then(|phone| {
+        finish(&server, &key, &phone.id, args.once, screen)?;
         if !args.once {
             // Goes on until the server ends and takes the connection with it.
             let screen = *screen;
             std::thread::spawn(move || phone.attend(&screen));
         }
+        Ok(())
     });
     if args.once || toured.is_err() {
         server.stop.notify_one();
@@ -80,10 +100,13 @@ impl Drop for Folder {
 }
 
 /// The defaults, on the usual ports where they are free, and a key that is known here.
-fn configuration(dir: &Path) -> Result<(Config, String), Failure> {
+fn configuration(dir: &Path, listen: Option<IpAddr>) -> Result<(Config, String), Failure> {
     let mut sources = Sources::of_process();
     sources.data = Some(dir.display().to_string());
     let mut config = Config::load(&sources).map_err(|error| Failure::Usage(error.to_string()))?;
+    for address in [&mut config.listen.http, &mut config.listen.mqtt] {
+        address.set_ip(listen.unwrap_or(address.ip()));
+    }
     for address in [&mut config.listen.http, &mut config.listen.ops, &mut config.listen.mqtt] {
         *address = free(*address);
     }
@@ -107,6 +130,19 @@ fn free(address: SocketAddr) -> SocketAddr {
     }
 }
 
+/// An address that others can go to, for one that stands for all of the machine's.
+fn reachable(address: SocketAddr) -> SocketAddr {
+    let ip = if address.ip().is_unspecified() { own_address() } else { None };
+    SocketAddr::new(ip.unwrap_or(address.ip()), address.port())
+}
+
+/// The address by which the machine goes to other networks. Nothing is sent: the target is one that no host has (RFC 5737).
+fn own_address() -> Option<IpAddr> {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
+    socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9)).ok()?;
+    socket.local_addr().ok().map(|own| own.ip()).filter(|ip| !ip.is_unspecified())
+}
+
 /// The server on its thread.
 struct Server {
     at: Listening,
@@ -126,7 +162,10 @@ impl Server {
         let thread =
             std::thread::Builder::new().name("server".into()).spawn(serve).map_err(Failure::failed)?;
         match told.recv() {
-            Ok(at) => Ok(Server { at, stop, thread }),
+            Ok(mut at) => {
+                (at.http, at.mqtt) = (reachable(at.http), reachable(at.mqtt));
+                Ok(Server { at, stop, thread })
+            }
             // It ended before it was ready, and says why.
             Err(_) => match thread.join() {
                 Ok(Err(failure)) => Err(failure),
@@ -175,7 +214,8 @@ fn tour(server: &Server, folder: &Folder, key: &str, screen: &Screen) -> Result<
     say(1, &format!("A server runs: {at}.\n   Its data is in {} ({kept}).", folder.path.display()));
     let (id, secret) = register(&api, "phone")?;
     say(2, &format!("A simulated phone registered with the app `default`: device {id}  (POST /v1/devices)."));
-    let device = Device::connect(&server.at.mqtt.to_string(), &id, &secret).map_err(Failure::failed)?;
+    let mqtt = Address::parse(&server.at.mqtt.to_string(), None).map_err(Failure::Failed)?;
+    let device = Device::connect(&mqtt, &id, &secret).map_err(Failure::failed)?;
     let mut phone = Phone { id, device };
     say(3, "It connected by MQTT, signed in with its secret, and subscribed to its inbox, $push/inbox.");
     let request = json!({
@@ -201,8 +241,39 @@ fn tour(server: &Server, folder: &Folder, key: &str, screen: &Screen) -> Result<
     }
     say(5, "What became of it, as the server's report has it:\n");
     steps(&delivery, screen);
-    your_turn(server, &api, key, &phone.id, screen)?;
     Ok(phone)
+}
+
+/// What the reader can do after the first push.
+fn finish(server: &Server, key: &str, phone: &str, once: bool, screen: &Screen) -> Result<(), Failure> {
+    if screen.json {
+        return Ok(());
+    }
+    if once {
+        let next = "That was all; the server ends. `postrider demo` goes on serving and tells how to send pushes of your own,\n\
+            and `postrider serve --data ./data` is a server to keep.";
+        screen.line(format!("\n{next}"));
+        return Ok(());
+    }
+    let api = Api::new(&format!("http://{}", server.at.http), key)?;
+    your_turn(server, &api, key, phone, screen)
+}
+
+/// The page's address, and where others can go to it, as a picture for their cameras.
+fn page_link(http: SocketAddr, screen: &Screen) {
+    let link = format!("http://{http}/demo");
+    screen.line(format!("\n  {link}"));
+    if http.ip().is_loopback() {
+        let hint = "For a phone in your network: postrider demo --lan";
+        return screen.line(screen.style(Style::Dim, format!("\n  {hint}")));
+    }
+    screen.line("\n  Whoever is in this network can open it, and send pushes to the own device only.\n");
+    if let Ok(code) = qrcode::QrCode::new(&link) {
+        let picture = code.render::<qrcode::render::unicode::Dense1x2>().build();
+        // Cameras want dark on light, whatever the terminal's colours are.
+        let (on, off) = if screen.color { ("\x1b[30;107m", "\x1b[0m") } else { ("", "") };
+        picture.lines().for_each(|line| screen.line(format!("  {on}{line}{off}")));
+    }
 }
 
 fn register(api: &Api, name: &str) -> Result<(String, String), Failure> {
@@ -262,7 +333,7 @@ fn your_turn(server: &Server, api: &Api, key: &str, phone: &str, screen: &Screen
         )
     };
     head("Now you. Make your browser a device: open this page, and send yourself a push:");
-    screen.line(format!("\n  http://{http}/demo"));
+    page_link(http, screen);
     head("Send the simulated phone a push of your own; it will show up here:");
     screen.line(format!("\n  {}", curl(phone)));
     head("Be a device yourself, in another terminal (it is registered already):");
@@ -290,6 +361,14 @@ mod tests {
         let taken = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = taken.local_addr().unwrap();
         assert_eq!(free(address).port(), 0);
+    }
+
+    #[test]
+    fn an_address_for_all_of_the_machines_is_shown_as_one_to_go_to() {
+        let shown = reachable("0.0.0.0:8080".parse().unwrap());
+        assert_eq!(shown.port(), 8080);
+        assert!(own_address().is_none_or(|own| own == shown.ip()));
+        assert_eq!(reachable("127.0.0.1:1".parse().unwrap()), "127.0.0.1:1".parse().unwrap());
     }
 
     #[test]

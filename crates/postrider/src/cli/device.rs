@@ -175,10 +175,7 @@ fn show(device: &Value, screen: &Screen) {
         ("tags", tags(device)),
         ("registered", text(&device["created_at"])),
         ("last seen", text(&device["last_seen_at"])),
-        (
-            "inbox",
-            counted(device["inbox_len"].as_u64().unwrap_or(0), "message waits", "messages wait"),
-        ),
+        ("inbox", counted(device["inbox_len"].as_u64().unwrap_or(0), "message waits", "messages wait")),
     ] {
         if !value.is_empty() {
             screen.line(format!("{}{value}", label(name)));

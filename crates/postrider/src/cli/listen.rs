@@ -4,6 +4,7 @@ use super::Failure;
 use super::remote::Remote;
 use super::screen::{Screen, Style, clean, framed, wrapped};
 use crate::client::{ClientError, Device, Push};
+use crate::dial::Address;
 use crate::platform::OsChance;
 use postrider_core::port::Chance;
 use serde_json::{Value, json};
@@ -18,7 +19,7 @@ Examples:
 pub struct Args {
     #[command(flatten)]
     remote: Remote,
-    /// The server's MQTT address.
+    /// The server's MQTT address; mqtts://HOST:PORT with TLS.
     #[arg(long, env = "POSTRIDER_MQTT", value_name = "HOST:PORT", default_value = "127.0.0.1:1883")]
     mqtt: String,
     /// Be this device.
@@ -43,24 +44,48 @@ const BACKOFF_FIRST: Duration = Duration::from_millis(500);
 const BACKOFF_LAST: Duration = Duration::from_secs(30);
 /// A connection that held so long was a good one: the waits begin anew.
 const HELD: Duration = Duration::from_secs(60);
+/// Who never was connected gives up after so many attempts: the address is wrong rather than the server away.
+const ATTEMPTS: u32 = 6;
 
 pub fn run(args: Args, screen: &Screen) -> Result<(), Failure> {
+    let cafile = args.remote.place.cafile.as_deref();
+    let address =
+        Address::parse(&args.mqtt, cafile).map_err(|why| Failure::Usage(format!("--mqtt: {why}")))?;
     let (device, secret) = match (&args.device, &args.secret) {
         (Some(device), Some(secret)) => (device.clone(), secret.clone()),
         _ => register(&args, screen)?,
     };
-    let (mut taken, mut failures) = (0, 0);
+    let (mut seen, mut failures) = (Seen::default(), 0);
     loop {
         let since = Instant::now();
-        let Err(error) = attend(&args, &device, &secret, &mut taken, screen) else { return Ok(()) };
+        let Err(error) = attend(&args, &address, (&device, &secret), &mut seen, screen) else {
+            return Ok(());
+        };
         if error.is_final() {
-            return Err(Failure::failed(error));
+            return Err(Failure::Failed(format!("{address}: {error}")));
         }
         failures = if since.elapsed() > HELD { 0 } else { failures + 1 };
+        if !seen.connected && failures >= ATTEMPTS {
+            let (server, why) = (address.to_string(), error.to_string());
+            return Err(Failure::Unreachable { server, why, option: "--mqtt HOST:PORT" });
+        }
         let wait = backoff(failures, OsChance.bits128());
-        note(screen, "waiting", &format!("{error}; again in {:.1} s", wait.as_secs_f64()));
+        note(screen, "waiting", &format!("{address}: {error}; again in {:.1} s", wait.as_secs_f64()));
+        if !seen.connected && failures == 1 {
+            note(screen, "hint", HINT);
+        }
         std::thread::sleep(wait);
     }
+}
+
+const HINT: &str = "Is the server running, and is this its MQTT address? Its line `listening …` has it as mqtt=HOST:PORT; \
+    name it with --mqtt. The HTTP address is another one.";
+
+/// What came of the connections so far.
+#[derive(Default)]
+struct Seen {
+    connected: bool,
+    taken: u64,
 }
 
 /// Between nothing and the full width, which doubles with each failure: a crowd that lost its server comes back spread.
@@ -88,27 +113,29 @@ fn register(args: &Args, screen: &Screen) -> Result<(String, String), Failure> {
 /// Connects, and shows what comes until the connection ends or enough came.
 fn attend(
     args: &Args,
-    device: &str,
-    secret: &str,
-    taken: &mut u64,
+    address: &Address,
+    (device, secret): (&str, &str),
+    seen: &mut Seen,
     screen: &Screen,
 ) -> Result<(), ClientError> {
-    if args.count.is_some_and(|count| *taken >= count) {
+    let has_enough = |seen: &Seen| args.count.is_some_and(|count| seen.taken >= count);
+    if has_enough(seen) {
         return Ok(());
     }
-    let mut connected = Device::connect(&args.mqtt, device, secret)?;
-    note(screen, "connected", &format!("Connected to {}. Waiting for pushes; Ctrl-C ends.", args.mqtt));
+    let mut connected = Device::connect(address, device, secret)?;
+    seen.connected = true;
+    note(screen, "connected", &format!("Connected to {address}. Waiting for pushes; Ctrl-C ends."));
     loop {
         let Some(push) = connected.next(Duration::from_secs(3_600))? else { continue };
         if !push.repeated {
             show(&push, screen);
-            *taken += 1;
+            seen.taken += 1;
         }
         connected.ack(&push)?;
         if let (Some(id), false) = (push.id(), args.no_receipts || push.repeated) {
             connected.report(id, "displayed")?;
         }
-        if args.count.is_some_and(|count| *taken >= count) {
+        if has_enough(seen) {
             // The goodbye comes after the receipts, on the same stream.
             connected.disconnect();
             return Ok(());

@@ -92,6 +92,8 @@ pub enum Failure {
     Unreachable {
         server: String,
         why: String,
+        /// What names another.
+        option: &'static str,
     },
     Failed(String),
     /// The server could not go on; the code says why (sysexits).
@@ -122,10 +124,12 @@ impl Failure {
         match self {
             Failure::Refused(refusal) => refusal.show(screen),
             Failure::Usage(why) => screen.error("usage", why, None),
-            Failure::Unreachable { server, why } => screen.error(
+            Failure::Unreachable { server, why, option } => screen.error(
                 "unreachable",
                 &format!("no answer from {server}: {why}"),
-                Some("Is it running? Start one with `postrider serve`, or name another with --server URL."),
+                Some(&format!(
+                    "Is it running? Start one with `postrider serve`, or name another with {option}."
+                )),
             ),
             Failure::Ended { why, .. } => {
                 screen.error("ended", why, Some("Start it again; the log tells more."))
@@ -206,6 +210,8 @@ mod tests {
     fn the_lines_of_the_help_parse() {
         for line in [
             "postrider demo --data x",
+            "postrider demo --lan",
+            "postrider demo --listen 192.168.1.7",
             "postrider serve --data x --config y --set mqtt.app=z",
             "postrider --json listen --device d --secret s",
             "postrider push --device D --title T --body B --ttl 60 --wait --json",

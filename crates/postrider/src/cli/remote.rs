@@ -2,8 +2,12 @@
 
 use super::Failure;
 use super::screen::{Screen, Style, clean};
+use crate::dial;
 use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
+use ureq::tls::{Certificate, RootCerts, TlsConfig};
 
 /// Which server.
 #[derive(Clone, Debug, clap::Args)]
@@ -18,6 +22,9 @@ pub struct Place {
         help_heading = "Server"
     )]
     pub server: String,
+    /// Trust the certificates of this PEM file instead of the machine's, for https:// and mqtts://.
+    #[arg(long, global = true, env = "POSTRIDER_CAFILE", value_name = "FILE", help_heading = "Server")]
+    pub cafile: Option<PathBuf>,
 }
 
 /// And who asks: an app.
@@ -44,7 +51,7 @@ impl Remote {
     pub fn api(&self) -> Result<Api, Failure> {
         let missing = "an app's key is needed: --key KEY or POSTRIDER_APP_KEY; the server printed one at its first start";
         let key = self.key.as_deref().ok_or_else(|| Failure::Usage(missing.into()))?;
-        Api::new(&self.place.server, key)
+        Api::at(&self.place, key)
     }
 }
 
@@ -52,7 +59,7 @@ impl AdminRemote {
     pub fn api(&self) -> Result<Api, Failure> {
         let missing = "the administrator's key is needed: --admin-key KEY or POSTRIDER_ADMIN_KEY";
         let key = self.admin_key.as_deref().ok_or_else(|| Failure::Usage(missing.into()))?;
-        Api::new(&self.place.server, key)
+        Api::at(&self.place, key)
     }
 }
 
@@ -62,6 +69,15 @@ pub struct Api {
     agent: ureq::Agent,
     base: String,
     authorization: String,
+}
+
+fn tls(cafile: Option<&Path>) -> Result<TlsConfig, String> {
+    let certificates = dial::trusted(cafile)?;
+    let roots = certificates.iter().map(|it| Certificate::from_der(it).to_owned()).collect();
+    Ok(TlsConfig::builder()
+        .root_certs(RootCerts::Specific(Arc::new(roots)))
+        .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .build())
 }
 
 /// What the server said when it said no.
@@ -129,15 +145,25 @@ impl Refusal {
 }
 
 impl Api {
+    fn at(place: &Place, key: &str) -> Result<Api, Failure> {
+        let is_tls = place.server.starts_with("https://");
+        let tls = is_tls.then(|| tls(place.cafile.as_deref())).transpose().map_err(Failure::Usage)?;
+        Api::with(&place.server, key, tls)
+    }
+
     pub fn new(server: &str, key: &str) -> Result<Api, Failure> {
-        if server.starts_with("https://") {
-            // The command line is built without TLS: it is for the machine that the server runs on.
-            return Err(Failure::Usage(
-                "--server: https is not spoken here; go through a tunnel, or use curl".into(),
-            ));
+        Api::with(server, key, None)
+    }
+
+    fn with(server: &str, key: &str, tls: Option<TlsConfig>) -> Result<Api, Failure> {
+        if server.split_once("://").is_some_and(|(scheme, _)| !["http", "https"].contains(&scheme)) {
+            return Err(Failure::Usage(format!(
+                "--server {server}: an address begins with http:// or https://"
+            )));
         }
         let base = if server.contains("://") { server.to_owned() } else { format!("http://{server}") };
         let config = ureq::Agent::config_builder()
+            .tls_config(tls.unwrap_or_default())
             .http_status_as_error(false)
             .timeout_connect(Some(Duration::from_secs(5)))
             .timeout_global(Some(Duration::from_secs(60)))
@@ -209,8 +235,11 @@ impl Api {
         &self,
         response: Result<ureq::http::Response<ureq::Body>, ureq::Error>,
     ) -> Result<(u16, String), Failure> {
-        let unreachable =
-            |error: ureq::Error| Failure::Unreachable { server: self.base.clone(), why: error.to_string() };
+        let unreachable = |error: ureq::Error| Failure::Unreachable {
+            server: self.base.clone(),
+            why: error.to_string(),
+            option: "--server URL",
+        };
         let mut response = response.map_err(unreachable)?;
         let text = response.body_mut().read_to_string().map_err(unreachable)?;
         Ok((response.status().as_u16(), text))
@@ -269,10 +298,50 @@ mod tests {
         assert_eq!(query(&[("a", None)]), "");
     }
 
+    /// Answers one request over TLS with an empty object.
+    fn serve_one(certificate: &Path) -> u16 {
+        use std::io::{Read, Write};
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let config = crate::tls::server_tls(certificate, certificate).unwrap().config;
+        std::thread::spawn(move || {
+            let (socket, _) = listener.accept().unwrap();
+            let mut stream = rustls::StreamOwned::new(rustls::ServerConnection::new(config).unwrap(), socket);
+            let (mut head, mut byte) = (Vec::new(), [0]);
+            while !head.ends_with(b"\r\n\r\n") {
+                if stream.read_exact(&mut byte).is_err() {
+                    return;
+                }
+                head.push(byte[0]);
+            }
+            _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}");
+            stream.conn.send_close_notify();
+            _ = stream.flush();
+        });
+        port
+    }
+
+    #[test]
+    fn a_server_behind_tls_is_asked_where_its_certificate_is_trusted() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, other) = (dir.path().join("own.pem"), dir.path().join("other.pem"));
+        crate::tls::make_self_signed(&file).unwrap();
+        crate::tls::make_self_signed(&other).unwrap();
+        let ask = |cafile: &Path| {
+            let server = format!("https://127.0.0.1:{}", serve_one(&file));
+            Api::at(&Place { server, cafile: Some(cafile.to_owned()) }, "k").unwrap().get("/v1/apps")
+        };
+        assert_eq!(ask(&file).unwrap(), json!({}));
+        match ask(&other) {
+            Err(Failure::Unreachable { why, .. }) => assert!(why.contains("certificate"), "{why}"),
+            other => panic!("{other:?}"),
+        }
+    }
+
     #[test]
     fn a_server_without_a_scheme_is_http() {
         let base = |server| Api::new(server, "k").map(|api| api.base().to_owned()).ok();
         assert_eq!(base("127.0.0.1:8080/").as_deref(), Some("http://127.0.0.1:8080"));
-        assert!(base("https://example").is_none());
+        assert!(base("ftp://example").is_none());
     }
 }
