@@ -62,7 +62,11 @@ pub fn run(args: Args, screen: &Screen) -> Result<(), Failure> {
             return Ok(());
         };
         if error.is_final() {
-            return Err(Failure::Failed(format!("{address}: {error}")));
+            let hint = match error {
+                ClientError::Io(_) => "; trust its certificate with --cafile FILE",
+                _ => "",
+            };
+            return Err(Failure::Failed(format!("{address}: {error}{hint}")));
         }
         failures = if since.elapsed() > HELD { 0 } else { failures + 1 };
         if !seen.connected && failures >= ATTEMPTS {

@@ -53,7 +53,7 @@ enum Command {
     /// Show everything at once: a server, a device, a first push, step by step.
     Demo(demo::Args),
     /// Send a push.
-    Push(push::Args),
+    Push(Box<push::Args>),
     /// Act as a device: print notifications as they arrive.
     Listen(listen::Args),
     /// Look at messages: their reports, their way, cancelling.
@@ -157,7 +157,7 @@ fn carry_out(command: Command, screen: &Screen) -> Result<(), Failure> {
     match command {
         Command::Serve(args) => serve::run(args, screen),
         Command::Demo(args) => demo::run(args, screen),
-        Command::Push(args) => push::run(args, screen),
+        Command::Push(args) => push::run(*args, screen),
         Command::Listen(args) => listen::run(args, screen),
         Command::Message(args) => message::run(args, screen),
         Command::Device(args) => device::run(args, screen),
