@@ -2,8 +2,7 @@
 a server of its own.
 
 A page is a session of one shell (`bash -euo pipefail`) in an empty folder: its `sh` blocks run in order, so that what one block
-sets the next one has. The blocks are not rewritten, with one exception: where a value ends in `…`, as in `KEY=prk_…`, it is what
-the server printed, and is put in. The server listens on free ports; curl, mosquitto_sub and postrider are led there by their own
+sets the next one has. The blocks are not rewritten. The server listens on free ports; curl, mosquitto_sub and postrider are led there by their own
 configuration files and variables, so that `localhost:8080` in a document means this server. An answer that is a refusal ends
 the session (`fail-with-body`).
 
@@ -12,7 +11,6 @@ Other blocks are judged by their language: JSON has to parse, TOML has to pass `
 """
 
 import os
-import re
 import shlex
 import shutil
 import subprocess
@@ -35,9 +33,8 @@ COMPILED = {"sdk/web/README.md": ("html", "js", "ts")}
 COMMANDS_MIN = {"README.md": 2, "README.zh-CN.md": 2, "docs/guide.md": 5}
 SESSION_SECS = 60
 TOOLS = ("bash", "curl", "jq", "mosquitto_sub")
-#: The ready line of `serve`; the keys are printed before it.
+#: The ready line of `serve`.
 READY = "listening "
-KEY = re.compile(r"\b(\w+)=(\w+_)…")
 
 
 class Session:
@@ -99,17 +96,12 @@ until grep -q '^{READY}' terminal-{number}; do kill -0 $! || {{ cat terminal-{nu
 """
 
 
-def with_keys(text):
-    """`NAME=prefix_…` as a look into what the server printed."""
-    return KEY.sub(r'\1=$(cat terminal-* | grep -oE "\2[A-Za-z0-9_-]+" | head -n 1)', text)
-
-
 def script_of(blocks):
     parts = ["set -euo pipefail\n"]
     for number, block in enumerate(blocks):
         # Into a file of its own: a block may send its output elsewhere.
         parts.append(f"echo {shlex.quote(block.place)} >../place\n")
-        parts.append(beside(block, number) if block.own_terminal else with_keys(block.text))
+        parts.append(beside(block, number) if block.own_terminal else block.text)
     return "".join(parts) + "\n"
 
 
