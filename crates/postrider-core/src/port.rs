@@ -74,6 +74,8 @@ pub trait Store: Send + Sync + 'static {
     fn knows_request(&self, app: AppNo, key: u128) -> bool;
 
     fn message(&self, app: AppNo, id: MessageId) -> Option<MessageView>;
+    /// Whether there is a report on the message.
+    fn knows_message(&self, app: AppNo, id: MessageId) -> bool;
     /// The messages of an app, newest first, with an id below `before`.
     fn messages(&self, app: AppNo, before: Option<MessageId>, max: usize) -> Vec<MessageView>;
     /// The devices of a message that are in `step` now (`None`: in any), in order of number, above `after`.

@@ -31,6 +31,7 @@ macro_rules! delegate_reads {
             knows_request(app: AppNo, key: u128) -> bool;
             live_broadcasts(app: AppNo) -> usize;
             message(app: AppNo, id: MessageId) -> Option<MessageView>;
+            knows_message(app: AppNo, id: MessageId) -> bool;
             messages(app: AppNo, before: Option<MessageId>, max: usize) -> Vec<MessageView>;
             deliveries(app: AppNo, id: MessageId, step: Option<Step>, after: Option<DeviceNo>, max: usize) -> Vec<DeliveryView>;
             open_deliveries(at: DeviceRef, seqs: &[Seq]) -> Vec<Seq>;

@@ -1,6 +1,7 @@
 //! A message in memory, as small as it can be, and the report on the tracked ones.
 
 use super::casts::Cast;
+use super::rows::Rows;
 use crate::command::NewMessage;
 use crate::id::*;
 use crate::model::*;
@@ -51,7 +52,7 @@ pub(crate) struct Report {
     pub targeted: Targeted,
     /// For a broadcast: who reached which step. A direct message is counted from `rows`.
     pub reached: Vec<(Step, DeviceSet)>,
-    pub rows: Vec<Row>,
+    pub rows: Rows,
     /// Steps that all open devices took at once.
     pub bulk: Vec<Bulk>,
     pub cancelled_at: Option<UnixMillis>,
@@ -104,7 +105,7 @@ impl Message {
             id: new.id,
             targeted: Targeted::Direct,
             reached: Vec::new(),
-            rows: Vec::new(),
+            rows: Rows::default(),
             bulk: Vec::new(),
             cancelled_at: None,
         });
@@ -162,10 +163,21 @@ impl Message {
     /// When the last delivery ended, where all did and there is a report.
     pub fn ended_at(&self) -> UnixMillis {
         let Some(report) = self.report() else { return self.accepted_at };
-        let ends = |step: Step| step == Step::Delivered || step >= Step::Expired;
-        let rows = report.rows.iter().filter(|row| ends(row.step)).map(|row| row.after_ms).max();
         let bulk = report.bulk.iter().map(|bulk| bulk.at).max();
-        (self.accepted_at + u64::from(rows.unwrap_or(0))).max(bulk.unwrap_or(0))
+        (self.accepted_at + u64::from(report.rows.ended_after_ms())).max(bulk.unwrap_or(0))
+    }
+
+    /// Whether it was for the device.
+    pub fn is_for(&self, device: DeviceNo) -> bool {
+        match (&self.whom, self.extra.as_deref()) {
+            (Whom::One(one), _) => *one == device,
+            (Whom::Few, Some(extra)) => extra.few.contains(&device),
+            (Whom::Broadcast, Some(Extra { report: Some(report), .. })) => match &report.targeted {
+                Targeted::Broadcast(set) => set.contains(device.0),
+                Targeted::Direct => false,
+            },
+            _ => false,
+        }
     }
 
     /// Notes a step of a device in the report; false if it was noted before.
@@ -187,7 +199,7 @@ impl Message {
 impl Report {
     fn note(&mut self, row: Row) -> bool {
         let new = match self.targeted {
-            Targeted::Direct => !self.rows.iter().any(|r| r.device == row.device && r.step == row.step),
+            Targeted::Direct => !self.rows.of(row.device).any(|r| r.step == row.step),
             Targeted::Broadcast(_) => self.set_mut(row.step).insert(row.device.0),
         };
         if new {
@@ -214,7 +226,7 @@ impl Report {
     }
 
     pub fn steps_of(&self, device: DeviceNo) -> impl Iterator<Item = &Row> {
-        self.rows.iter().filter(move |r| r.device == device)
+        self.rows.of(device)
     }
 }
 

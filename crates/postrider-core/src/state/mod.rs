@@ -20,6 +20,8 @@ mod expiries;
 mod leaving;
 pub(crate) mod message;
 mod read;
+mod report;
+mod rows;
 #[cfg(test)]
 mod tests;
 

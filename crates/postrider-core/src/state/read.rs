@@ -2,13 +2,11 @@
 
 use super::State;
 use super::app::{App, Entry};
-use super::message::{Message, Report, Targeted};
+use super::message::Message;
 use crate::id::*;
 use crate::model::*;
 use crate::port::*;
 use crate::seeded::{self, Bug};
-use std::collections::BTreeMap;
-use std::ops::Bound;
 
 impl State {
     /// See [`Store::sent`].
@@ -263,49 +261,6 @@ impl State {
         self.app_ref(app).is_some_and(|a| a.requests.contains_key(&key))
     }
 
-    fn tracked(&self, app: AppNo, id: MessageId) -> Option<&Message> {
-        self.messages.get(self.app_ref(app)?.reports.get(&id)?)
-    }
-
-    pub fn message(&self, app: AppNo, id: MessageId) -> Option<MessageView> {
-        let message = self.tracked(app, id)?;
-        Some(view_of(message, message.report()?))
-    }
-
-    pub fn messages(&self, app: AppNo, before: Option<MessageId>, max: usize) -> Vec<MessageView> {
-        let end = before.map_or(Bound::Unbounded, Bound::Excluded);
-        let Some(app) = self.app_ref(app) else { return Vec::new() };
-        let newest_first = app.reports.range((Bound::Unbounded, end)).rev();
-        let mine = newest_first.filter_map(|(_, seq)| self.messages.get(seq));
-        mine.filter_map(|m| Some(view_of(m, m.report()?))).take(max).collect()
-    }
-
-    pub fn deliveries(
-        &self,
-        app: AppNo,
-        id: MessageId,
-        step: Option<Step>,
-        after: Option<DeviceNo>,
-        max: usize,
-    ) -> Vec<DeliveryView> {
-        let Some(message) = self.tracked(app, id) else { return Vec::new() };
-        let Some(report) = message.report() else { return Vec::new() };
-        let mut devices = report.targeted_set(message);
-        if let Some(after) = after {
-            devices.remove_range(..=after.0);
-        }
-        if let Some(step) = step {
-            devices &= report.now(message).remove(&step).unwrap_or_default();
-        }
-        devices.iter().take(max).map(|no| delivery_of(message, report, DeviceNo(no))).collect()
-    }
-
-    pub fn delivery(&self, app: AppNo, id: MessageId, device: DeviceNo) -> Option<DeliveryView> {
-        let message = self.tracked(app, id)?;
-        let report = message.report()?;
-        report.targeted_set(message).contains(device.0).then(|| delivery_of(message, report, device))
-    }
-
     pub fn audit(&self) -> Audit {
         let mut open: Vec<u64> =
             self.apps.iter().map(|app| app.inboxes.values().map(|i| i.entries.len() as u64).sum()).collect();
@@ -392,82 +347,4 @@ fn pending_of(app: &App, device: DeviceNo, seq: Seq, message: &Message, entry: O
         sent_before: entry.map_or_else(broadcast_sent, |e| e.sent()),
         ..pending_of_all(seq, message)
     }
-}
-
-impl Report {
-    fn targeted_set(&self, message: &Message) -> DeviceSet {
-        match &self.targeted {
-            Targeted::Broadcast(set) => set.clone(),
-            Targeted::Direct => message.direct().into_iter().map(|d| d.0).collect(),
-        }
-    }
-
-    /// Which devices ever reached which step.
-    fn reached(&self, message: &Message) -> BTreeMap<Step, DeviceSet> {
-        let mut sets: BTreeMap<Step, DeviceSet> = self.reached.iter().cloned().collect();
-        if matches!(self.targeted, Targeted::Direct) {
-            for row in &self.rows {
-                sets.entry(row.step).or_default().insert(row.device.0);
-            }
-        }
-        for bulk in &self.bulk {
-            *sets.entry(bulk.step).or_default() |= &bulk.devices;
-        }
-        sets.insert(Step::Queued, self.targeted_set(message));
-        sets
-    }
-
-    /// Which devices are in which step now: each in the highest it reached.
-    fn now(&self, message: &Message) -> BTreeMap<Step, DeviceSet> {
-        let mut sets = self.reached(message);
-        let mut higher = DeviceSet::new();
-        for set in sets.values_mut().rev() {
-            *set -= &higher;
-            higher |= &*set;
-        }
-        sets
-    }
-}
-
-fn view_of(message: &Message, report: &Report) -> MessageView {
-    let count = |sets: &BTreeMap<Step, DeviceSet>| {
-        let mut counts = [0; Step::ALL.len()];
-        sets.iter().for_each(|(step, set)| counts[*step as usize] = set.len());
-        counts
-    };
-    let mut reasons: BTreeMap<(Step, u8), (Reason, u64)> = BTreeMap::new();
-    let rows = report.rows.iter().map(|r| (r.step, r.reason, 1));
-    let bulks = report.bulk.iter().map(|b| (b.step, b.reason, b.devices.len()));
-    for (step, reason, n) in rows.chain(bulks).filter(|(_, reason, _)| *reason != Reason::None) {
-        reasons.entry((step, reason as u8)).or_insert((reason, 0)).1 += n;
-    }
-    let extra = message.extra.as_deref();
-    MessageView {
-        id: report.id,
-        accepted_at: message.accepted_at,
-        expires_at: message.expires_at,
-        priority: message.priority(),
-        collapse_key: extra.and_then(|e| e.collapse_key.clone()),
-        targeted: report.targeted_set(message).len(),
-        now: count(&report.now(message)),
-        reached: count(&report.reached(message)),
-        reasons: reasons.into_iter().map(|((step, _), (reason, n))| (step, reason, n)).collect(),
-        cancelled_at: report.cancelled_at,
-        blob: (message.blob.len > 0).then_some(message.blob),
-    }
-}
-
-fn delivery_of(message: &Message, report: &Report, device: DeviceNo) -> DeliveryView {
-    let start = message.accepted_at;
-    let mut timeline = vec![(Step::Accepted, Reason::None, start), (Step::Queued, Reason::None, start)];
-    timeline.extend(report.steps_of(device).map(|r| (r.step, r.reason, start + u64::from(r.after_ms))));
-    let bulks = report.bulk.iter().filter(|b| b.devices.contains(device.0));
-    timeline.extend(bulks.map(|b| (b.step, b.reason, b.at)));
-    timeline.sort_by_key(|(step, _, at)| (*at, *step));
-    let (step, reason, _) = timeline.iter().copied().max_by_key(|(step, _, _)| *step).unwrap_or((
-        Step::Queued,
-        Reason::None,
-        start,
-    ));
-    DeliveryView { device, step, reason, timeline }
 }
