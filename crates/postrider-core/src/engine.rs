@@ -31,6 +31,8 @@ pub struct Inner {
     pub(crate) retaining: Retaining,
     pub(crate) acking: Acking,
     pub(crate) last_sweep: Mutex<UnixMillis>,
+    /// What [`Engine::audit`] found last.
+    last_audit: Mutex<Audit>,
     /// A round of expiry is going on.
     pub(crate) expiring: AtomicBool,
 }
@@ -83,6 +85,7 @@ impl Engine {
             retaining: Retaining::default(),
             acking: Acking::default(),
             last_sweep: Mutex::default(),
+            last_audit: Mutex::default(),
             expiring: AtomicBool::new(false),
         }));
         engine.restore_sessions();
@@ -113,6 +116,20 @@ impl Engine {
 
     pub(crate) fn app_name(&self, app: AppNo) -> String {
         self.store.app(app).map_or(String::new(), |a| a.id)
+    }
+
+    /// Counts every delivery anew, and keeps the result for those who only watch.
+    pub fn audit(&self) -> Audit {
+        let audit = self.store.audit();
+        self.last_audit.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&audit);
+        audit
+    }
+
+    /// What does not balance in an app's books: as the last audit found it, or as they are kept from one delivery to the next.
+    pub fn gap(&self, app: &AppView) -> i64 {
+        let audit = self.last_audit.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = audit.apps.iter().find(|(no, _)| *no == app.no).map_or(0, |(_, books)| books.gap());
+        if found == 0 { app.books().gap() } else { found }
     }
 
     /// Live connections of this node.

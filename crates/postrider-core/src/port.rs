@@ -172,6 +172,15 @@ pub struct AppView {
     pub created_at: UnixMillis,
     pub devices: u64,
     pub counters: Counters,
+    /// Open deliveries, counted as they come and go.
+    pub open: u64,
+}
+
+impl AppView {
+    /// The books as they are kept, beside [`Store::audit`] which counts anew.
+    pub fn books(&self) -> AppAudit {
+        AppAudit { created: self.counters.created, ended: self.counters.ended.iter().sum(), open: self.open }
+    }
 }
 
 /// The books of an app: every delivery ever created is open or ended in exactly one way.

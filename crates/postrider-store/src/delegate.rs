@@ -15,12 +15,10 @@ macro_rules! delegate_reads {
             key(hash: &[u8; 32]) -> Option<(Option<AppNo>, StoredKey)>;
             keys(app: Option<AppNo>) -> Vec<StoredKey>;
             device_by_id(app: AppNo, id: &str) -> Option<DeviceRef>;
-            device(at: DeviceRef) -> Option<DeviceView>;
             device_ids(app: AppNo, devices: &[DeviceNo]) -> Vec<Option<String>>;
             sign_in(at: DeviceRef) -> Option<SignIn>;
             is_registered(at: DeviceRef) -> bool;
             has_secret(at: DeviceRef) -> Option<bool>;
-            devices(app: AppNo, filter: &DeviceFilter, after: Option<DeviceNo>, max: usize) -> Vec<DeviceView>;
             all_devices(app: AppNo) -> DeviceSet;
             devices_with_alias(app: AppNo, alias: &str) -> DeviceSet;
             devices_with_tag(app: AppNo, tag: &str) -> DeviceSet;
@@ -30,18 +28,22 @@ macro_rules! delegate_reads {
             retained_count(app: AppNo) -> usize;
             knows_request(app: AppNo, key: u128) -> bool;
             live_broadcasts(app: AppNo) -> usize;
-            message(app: AppNo, id: MessageId) -> Option<MessageView>;
             knows_message(app: AppNo, id: MessageId) -> bool;
-            messages(app: AppNo, before: Option<MessageId>, max: usize) -> Vec<MessageView>;
-            deliveries(app: AppNo, id: MessageId, step: Option<Step>, after: Option<DeviceNo>, max: usize) -> Vec<DeliveryView>;
             open_deliveries(at: DeviceRef, seqs: &[Seq]) -> Vec<Seq>;
-            delivery(app: AppNo, id: MessageId, device: DeviceNo) -> Option<DeliveryView>;
-            audit() -> Audit;
             next_expiry() -> Option<UnixMillis>;
             last_time() -> UnixMillis;
         }
-        fn seen(&self, at: DeviceRef, now: UnixMillis) {
-            self.state_mut().seen(at, now);
+    };
+    // Those that a store may have to add something to, or to answer in slices.
+    (views) => {
+        $crate::delegate_reads! { @one
+            device(at: DeviceRef) -> Option<DeviceView>;
+            devices(app: AppNo, filter: &DeviceFilter, after: Option<DeviceNo>, max: usize) -> Vec<DeviceView>;
+            message(app: AppNo, id: MessageId) -> Option<MessageView>;
+            messages(app: AppNo, before: Option<MessageId>, max: usize) -> Vec<MessageView>;
+            deliveries(app: AppNo, id: MessageId, step: Option<Step>, after: Option<DeviceNo>, max: usize) -> Vec<DeliveryView>;
+            delivery(app: AppNo, id: MessageId, device: DeviceNo) -> Option<DeliveryView>;
+            audit() -> Audit;
         }
     };
 }

@@ -250,7 +250,12 @@ impl Store for MemoryStore {
         self.inner().refuses.clone()
     }
 
+    fn seen(&self, at: DeviceRef, now: UnixMillis) {
+        self.state_mut().seen(at, now);
+    }
+
     crate::delegate_reads!();
+    crate::delegate_reads!(views);
 }
 
 fn brings_new(command: &Command) -> bool {

@@ -12,7 +12,7 @@ use crate::tokens::Tokens;
 use crate::{api, http, planted, platform};
 use postrider_core::Engine;
 use postrider_core::id::AppNo;
-use postrider_core::port::{Chance, Clock, Store, StoreError};
+use postrider_core::port::{Audit, Chance, Clock, Store, StoreError};
 use postrider_store::{EmbeddedStore, FailedBy, OpenError, OsFiles};
 use std::fmt;
 use std::io;
@@ -200,7 +200,7 @@ fn open_store(config: &Config, supervisor: &Supervisor) -> Result<EmbeddedStore,
     for problem in store.problems() {
         tracing::error!(?problem, "damage was found in the store and put into quarantine");
     }
-    report_gaps(&store);
+    report_gaps(&store.audit());
     Ok(store)
 }
 
@@ -214,8 +214,8 @@ fn start_clock(store: &EmbeddedStore) -> SteadyClock {
 }
 
 /// Every delivery must be open or ended (P1); where that is not so, an operator has to know.
-fn report_gaps(store: &dyn Store) {
-    for (app, audit) in store.audit().apps.iter().filter(|(_, a)| a.gap() != 0) {
+fn report_gaps(audit: &Audit) {
+    for (app, audit) in audit.apps.iter().filter(|(_, a)| a.gap() != 0) {
         tracing::error!(
             app = app.0,
             gap = audit.gap(),
@@ -378,7 +378,7 @@ impl Ticker {
                 }
                 if audited.elapsed() >= AUDIT_EVERY {
                     audited = std::time::Instant::now();
-                    report_gaps(&*engine.store);
+                    report_gaps(&engine.audit());
                 }
                 std::thread::park_timeout(TICK);
             }

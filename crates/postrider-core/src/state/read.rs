@@ -7,6 +7,7 @@ use crate::id::*;
 use crate::model::*;
 use crate::port::*;
 use crate::seeded::{self, Bug};
+use std::ops::Bound;
 
 impl State {
     /// See [`Store::sent`].
@@ -30,7 +31,7 @@ impl State {
     /// See [`Store::seen`].
     pub fn seen(&mut self, at: DeviceRef, now: UnixMillis) {
         if let Some(device) = self.apps.get_mut(at.app.0 as usize).and_then(|a| a.device_mut(at.device)) {
-            device.last_seen_at = Some(now);
+            device.last_seen_at = device.last_seen_at.max(Some(now));
         }
     }
 
@@ -118,6 +119,7 @@ impl State {
             created_at: app.created_at,
             devices: app.all.len(),
             counters: app.counters,
+            open: app.open,
         })
     }
 
@@ -194,22 +196,22 @@ impl State {
         max: usize,
     ) -> Vec<DeviceView> {
         let Some(tenant) = self.app_ref(app) else { return Vec::new() };
-        let empty = DeviceSet::new();
-        let is_anonymous = filter.anonymous == Some(true);
-        let mut set = if is_anonymous { tenant.anonymous.clone() } else { tenant.all.clone() };
-        if let Some(platform) = filter.platform {
-            set &= tenant.by_platform.get(&(platform as u8)).unwrap_or(&empty);
+        let base = if filter.anonymous == Some(true) { &tenant.anonymous } else { &tenant.all };
+        let of_platform = filter.platform.map(|platform| tenant.by_platform.get(&(platform as u8)));
+        let of_tag = filter.tag.as_ref().map(|tag| tenant.by_tag.get(tag));
+        let of_alias = filter.alias.as_ref().map(|alias| tenant.by_alias.get(alias));
+        let mut sets = vec![base];
+        for named in [of_platform, of_tag, of_alias].into_iter().flatten() {
+            // What nobody has fits nobody.
+            let Some(set) = named else { return Vec::new() };
+            sets.push(set);
         }
-        if let Some(tag) = &filter.tag {
-            set &= tenant.by_tag.get(tag).unwrap_or(&empty);
-        }
-        if let Some(alias) = &filter.alias {
-            set &= tenant.by_alias.get(alias).unwrap_or(&empty);
-        }
-        if let Some(after) = after {
-            set.remove_range(..=after.0);
-        }
-        let views = set.iter().filter_map(|no| self.device(DeviceRef { app, device: DeviceNo(no) }));
+        // The smallest is gone through, the others are asked.
+        sets.sort_by_key(|set| set.len());
+        let from = after.map_or(Bound::Unbounded, |after| Bound::Excluded(after.0));
+        let mut fitting =
+            sets[0].range((from, Bound::Unbounded)).filter(|no| sets.iter().all(|s| s.contains(*no)));
+        let views = fitting.by_ref().filter_map(|no| self.device(DeviceRef { app, device: DeviceNo(no) }));
         views.take(max).collect()
     }
 
@@ -262,17 +264,17 @@ impl State {
     }
 
     pub fn audit(&self) -> Audit {
-        let mut open: Vec<u64> =
-            self.apps.iter().map(|app| app.inboxes.values().map(|i| i.entries.len() as u64).sum()).collect();
-        for (no, app) in self.apps.iter().enumerate() {
-            let casts = app.broadcasts.iter().filter_map(|seq| self.messages.get(seq)?.broadcast());
-            open[no] += casts.map(|set| set.len()).sum::<u64>();
-        }
-        let audited = self.apps.iter().zip(open).enumerate().map(|(no, (app, open))| {
-            let ended = app.counters.ended.iter().sum();
-            (AppNo(no as u32), AppAudit { created: app.counters.created, ended, open })
-        });
-        Audit { apps: audited.collect() }
+        let numbers = (0..self.apps.len() as u32).map(AppNo);
+        Audit { apps: numbers.filter_map(|no| Some((no, self.audit_app(no)?))).collect() }
+    }
+
+    /// Counts the deliveries of one app anew.
+    pub fn audit_app(&self, no: AppNo) -> Option<AppAudit> {
+        let app = self.app_ref(no)?;
+        let direct: u64 = app.inboxes.values().map(|inbox| inbox.entries.len() as u64).sum();
+        let casts = app.broadcasts.iter().filter_map(|seq| self.messages.get(seq)?.broadcast());
+        let open = direct + casts.map(|set| set.len()).sum::<u64>();
+        Some(AppAudit { created: app.counters.created, ended: app.counters.ended.iter().sum(), open })
     }
 
     /// Messages and deliveries that are open.

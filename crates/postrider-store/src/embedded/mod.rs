@@ -7,6 +7,7 @@ mod checkpoint;
 pub mod config;
 pub mod events;
 pub mod folder;
+mod notes;
 mod queue;
 pub mod record;
 pub mod recover;
@@ -22,6 +23,7 @@ use crate::watch::EventWatch;
 use config::{EmbeddedConfig, FailedBy, SyncMode};
 use events::{EventLog, Retention, Waiting};
 use folder::{EMPTY_LEN, Folder, Identity, LOCK, Name};
+use notes::Notes;
 use postrider_core::port::StoreError;
 use postrider_core::state::State;
 use queue::{Errand, Item, Queue};
@@ -97,6 +99,7 @@ struct Shared {
     config: EmbeddedConfig,
     folder: Folder,
     state: RwLock<State>,
+    notes: Notes,
     /// Number of the last command on stable storage.
     durable: AtomicU64,
     events: EventLog,
@@ -258,6 +261,7 @@ impl EmbeddedStore {
             space,
             folder,
             state: RwLock::new(state),
+            notes: Notes::default(),
             durable: AtomicU64::new(seq),
             events,
             failed: OnceLock::new(),

@@ -1,6 +1,7 @@
 //! `port::Store` for the embedded store: commands go to the queue, questions to the state.
 
 use super::EmbeddedStore;
+use super::notes::Pressure;
 use super::queue::{Batch, call};
 use postrider_core::command::Command;
 use postrider_core::id::*;
@@ -19,7 +20,37 @@ impl EmbeddedStore {
     fn state_mut(&self) -> RwLockWriteGuard<'_, State> {
         self.shared.state_mut()
     }
+
+    /// The state with everything that was noted, for those who report on it.
+    fn noted_state(&self) -> RwLockReadGuard<'_, State> {
+        if !self.shared.notes.is_empty() {
+            self.shared.notes.apply(&mut self.state_mut());
+        }
+        self.state()
+    }
+
+    fn relieve(&self, pressure: Pressure) {
+        match pressure {
+            Pressure::None => {}
+            Pressure::WhenFree => {
+                if let Ok(mut state) = self.shared.state.try_write() {
+                    self.shared.notes.apply(&mut state);
+                }
+            }
+            Pressure::Now => self.shared.notes.apply(&mut self.state_mut()),
+        }
+    }
+
+    fn with_last_seen(&self, mut view: DeviceView) -> DeviceView {
+        view.last_seen_at = view.last_seen_at.max(self.shared.notes.last_seen(view.at));
+        view
+    }
 }
+
+/// Views made while the state is held: each may combine the sets of a million devices.
+const VIEWS_AT_ONCE: usize = 8;
+/// Devices shown while the state is held.
+const DEVICES_AT_ONCE: usize = 128;
 
 impl Store for EmbeddedStore {
     fn submit(&self, commands: Vec<Command>, done: Done) {
@@ -37,14 +68,71 @@ impl Store for EmbeddedStore {
     }
 
     fn sent(&self, app: AppNo, deliveries: &[(DeviceNo, Seq)], now: UnixMillis) {
-        self.state_mut().sent(app, deliveries, now);
+        self.relieve(self.shared.notes.sent(app, deliveries, now));
+    }
+
+    fn seen(&self, at: DeviceRef, now: UnixMillis) {
+        self.relieve(self.shared.notes.seen(at, now));
     }
 
     fn pending(&self, at: DeviceRef, position: Position, max: usize, now: UnixMillis) -> Vec<Pending> {
         let state = self.state();
         let durable = self.shared.durable.load(Ordering::Acquire);
         let durable = if seeded::is(Bug::DurableIgnored) { Seq::MAX } else { durable };
-        state.pending(at, position, max, now, durable)
+        let mut pending = state.pending(at, position, max, now, durable);
+        self.shared.notes.mark_sent(at, &mut pending);
+        pending
+    }
+
+    fn device(&self, at: DeviceRef) -> Option<DeviceView> {
+        let state = self.state();
+        state.device(at).map(|view| self.with_last_seen(view))
+    }
+
+    fn devices(
+        &self,
+        app: AppNo,
+        filter: &DeviceFilter,
+        after: Option<DeviceNo>,
+        max: usize,
+    ) -> Vec<DeviceView> {
+        let slice = |after: Option<&DeviceView>, first, max: usize| {
+            let state = self.state();
+            let views = state.devices(app, filter, after.map_or(first, |view| Some(view.at.device)), max);
+            views.into_iter().map(|view| self.with_last_seen(view)).collect()
+        };
+        in_slices(max, DEVICES_AT_ONCE, |last, max| slice(last, after, max))
+    }
+
+    fn message(&self, app: AppNo, id: MessageId) -> Option<MessageView> {
+        self.noted_state().message(app, id)
+    }
+
+    fn messages(&self, app: AppNo, before: Option<MessageId>, max: usize) -> Vec<MessageView> {
+        in_slices(max, VIEWS_AT_ONCE, |last: Option<&MessageView>, max| {
+            self.noted_state().messages(app, last.map_or(before, |view| Some(view.id)), max)
+        })
+    }
+
+    fn deliveries(
+        &self,
+        app: AppNo,
+        id: MessageId,
+        step: Option<Step>,
+        after: Option<DeviceNo>,
+        max: usize,
+    ) -> Vec<DeliveryView> {
+        self.noted_state().deliveries(app, id, step, after, max)
+    }
+
+    fn delivery(&self, app: AppNo, id: MessageId, device: DeviceNo) -> Option<DeliveryView> {
+        self.noted_state().delivery(app, id, device)
+    }
+
+    /// App by app, so that others get at the state in between.
+    fn audit(&self) -> Audit {
+        let apps = (0..).map_while(|no| Some((AppNo(no), self.state().audit_app(AppNo(no))?)));
+        Audit { apps: apps.collect() }
     }
 
     fn content(&self, blob: BlobRef) -> Result<Arc<Content>, StoreError> {
@@ -99,6 +187,21 @@ impl Store for EmbeddedStore {
     }
 
     crate::delegate_reads!();
+}
+
+/// A long list, a slice at a time: the state is free in between. `slice` gets the last one so far, and how many to give.
+fn in_slices<T>(max: usize, at_once: usize, slice: impl Fn(Option<&T>, usize) -> Vec<T>) -> Vec<T> {
+    let mut all = Vec::new();
+    while all.len() < max {
+        let wanted = at_once.min(max - all.len());
+        let more = slice(all.last(), wanted);
+        let is_last = more.len() < wanted;
+        all.extend(more);
+        if is_last {
+            break;
+        }
+    }
+    all
 }
 
 #[cfg(test)]

@@ -265,6 +265,8 @@ impl Writer {
         let salt = self.shared.folder.salt(self.segment.number);
         let lock = || self.shared.state_mut();
         let mut state = lock();
+        // What was noted before these commands came, their acknowledgements' deliveries among it.
+        self.shared.notes.apply(&mut state);
         // The group before this one is on stable storage.
         state.settle(self.shared.durable.load(Ordering::Acquire));
         let mut turn = 0;

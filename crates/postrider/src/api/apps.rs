@@ -282,8 +282,8 @@ pub struct AppAudit {
 }
 
 pub async fn audit(_: ByAdmin, State(api): State<Api>) -> Result<Json<AuditReport>, ApiError> {
-    let store = api.engine.store.clone();
-    let audit = aside(move || store.audit()).await?;
+    let engine = api.engine.clone();
+    let audit = aside(move || engine.audit()).await?;
     let name = |no| api.engine.store.app(no).map_or(String::new(), |a| a.id);
     let apps: Vec<_> = audit
         .apps
