@@ -124,6 +124,7 @@ impl MemoryStore {
             let Some(held) = inner.held.pop_front() else { return };
             inner.commits += 1;
             inner.durable = held.seq;
+            self.watch.note(&inner.events[inner.told_events..held.events]);
             inner.told_events = held.events;
             inner.state.settle(held.seq);
             held.released.iter().for_each(|blob| _ = inner.contents.remove(blob));

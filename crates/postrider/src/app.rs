@@ -279,9 +279,9 @@ impl Web {
         store: &Arc<EmbeddedStore>,
         opened: Opened,
     ) -> Result<Web, ServeError> {
-        let changed = Arc::new(tokio::sync::Notify::new());
+        let changed = Arc::new(api::EventsChanged::default());
         let notify = changed.clone();
-        store.watch_events().on_new(move |_| notify.notify_waiters());
+        store.watch_events().on_new(move |_, apps| notify.tell(apps));
         let door = Arc::new(Arc::downgrade(gateway));
         let tokens = gateway.tokens();
         let api =

@@ -7,6 +7,7 @@ use crate::id::*;
 use crate::model::*;
 use crate::port::*;
 use crate::seeded::{self, Bug};
+use rustc_hash::FxHashMap;
 use std::sync::Arc;
 
 /// Whom a command will concern once it is committed.
@@ -140,9 +141,17 @@ fn collect_wakes(hub: &Hub, app: AppNo, whom: &Concerned, wakes: &mut Vec<Connec
             wakes.extend(list.iter().filter_map(|d| app.waiting.get(d)).flatten());
         }
         Concerned::Set(set) => {
-            let here = app.devices.iter().filter(|(device, _)| set.contains(device.0));
-            wakes.extend(here.filter_map(|(_, no)| hub.get(*no)?.connection));
-            wakes.extend(app.waiting.iter().filter(|(d, _)| set.contains(d.0)).flat_map(|(_, all)| all));
+            let connection = |no: &u32| hub.get(*no)?.connection;
+            wakes.extend(common(set, &app.devices).filter_map(connection));
+            wakes.extend(common(set, &app.waiting).flatten());
         }
     }
+}
+
+/// What a map has for devices of a set. The smaller of both is gone through.
+fn common<'a, T>(set: &'a DeviceSet, map: &'a FxHashMap<DeviceNo, T>) -> impl Iterator<Item = &'a T> {
+    let by_set = set.len() < map.len() as u64;
+    let few = by_set.then(|| set.iter().filter_map(|device| map.get(&DeviceNo(device))));
+    let many = (!by_set).then(|| map.iter().filter(|(device, _)| set.contains(device.0)).map(|(_, it)| it));
+    few.into_iter().flatten().chain(many.into_iter().flatten())
 }

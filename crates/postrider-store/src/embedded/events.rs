@@ -164,6 +164,7 @@ impl EventLog {
 
     /// Appends rows and tells those who wait for them. What cannot be written waits for the next time.
     pub fn append(&self, folder: &Folder, events: &[ReceiptEvent]) -> Waiting {
+        self.watch.note(events);
         let mut inner = self.inner();
         let waiting_from = if inner.waiting.bytes.is_empty() { 0 } else { inner.waiting.last };
         let from = self.last().max(waiting_from);

@@ -442,7 +442,7 @@ fn receipts_beyond_their_retention_are_told_as_missed() {
     populate(&store, 1);
     let heard = Arc::new(std::sync::atomic::AtomicU64::new(0));
     let ear = heard.clone();
-    store.watch_events().on_new(move |position| ear.store(position, std::sync::atomic::Ordering::SeqCst));
+    store.watch_events().on_new(move |position, _| ear.store(position, std::sync::atomic::Ordering::SeqCst));
     for n in 0..600 {
         run_one(&store, accept(n, &[0]));
     }

@@ -6,7 +6,7 @@
 use super::auth::{ByApp, Reads};
 use super::error::{ApiError, Code};
 use super::json::Query;
-use super::{Api, Time, page_size};
+use super::{Api, Time, aside, page_size};
 use crate::http::{Hangup, Stopping};
 use axum::extract::State;
 use axum::http::Method;
@@ -15,9 +15,10 @@ use postrider_core::id::*;
 use postrider_core::model::{Reason, ReceiptEvent, Step};
 use postrider_core::port::EventPage;
 use serde::{Deserialize, Serialize};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 use utoipa::ToSchema;
 
@@ -80,7 +81,7 @@ pub async fn read(
     }
     // HEAD asks what is there, and takes no place among those who wait.
     let page = if wait.is_zero() || method == Method::HEAD {
-        api.engine.store.events(app, after, limit)?
+        look(&api, app, after, limit).await?
     } else {
         let _poll = api.polls.enter(app, api.limits.polls_max)?;
         let until = Instant::now() + wait;
@@ -90,11 +91,17 @@ pub async fn read(
             // Who closes its side is answered at once: it may be waiting still, or gone.
             Some(Extension(hangup)) => tokio::select! {
                 page = waiting => page?,
-                () = hangup.heard() => api.engine.store.events(app, after, limit)?,
+                () = hangup.heard() => look(&api, app, after, limit).await?,
             },
         }
     };
     Ok(Json(shown(&api, app, epoch, page)))
+}
+
+/// Reads files, which may take a while.
+async fn look(api: &Api, app: AppNo, after: u64, limit: usize) -> Result<EventPage, ApiError> {
+    let store = api.engine.store.clone();
+    Ok(aside(move || store.events(app, after, limit)).await??)
 }
 
 async fn wait_for_events(
@@ -108,11 +115,12 @@ async fn wait_for_events(
     // Events of other apps move the place to look from, so that they are looked at once only.
     let mut from = after;
     loop {
-        let changed = api.events_changed.notified();
+        let of_app = api.events_changed.of(app);
+        let changed = of_app.notified();
         tokio::pin!(changed);
         // From here on no notification is missed, so nothing can slip in between looking and waiting.
         changed.as_mut().enable();
-        let page = api.engine.store.events(app, from, limit)?;
+        let page = look(api, app, from, limit).await?;
         let stop = stopped.as_ref().is_some_and(|s| *s.borrow());
         if !page.events.is_empty() || page.missed || stop || Instant::now() >= until {
             return Ok(page);
@@ -164,6 +172,22 @@ fn position(cursor: &str, epoch: u64) -> Result<u64, ApiError> {
         Some((of, position)) if of == epoch => Ok(position),
         Some(_) => Err(Code::CursorFromOtherHistory.into()),
         None => Err(Code::InvalidCursor.into()),
+    }
+}
+
+/// Wakes those who wait for receipts of an app; receipts of others are none of their business.
+#[derive(Default)]
+pub struct EventsChanged(Mutex<HashMap<AppNo, Arc<Notify>>>);
+
+impl EventsChanged {
+    fn of(&self, app: AppNo) -> Arc<Notify> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(app).or_default().clone()
+    }
+
+    /// These apps have new receipts.
+    pub fn tell(&self, apps: &BTreeSet<AppNo>) {
+        let waited_for = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        apps.iter().filter_map(|app| waited_for.get(app)).for_each(|notify| notify.notify_waiters());
     }
 }
 

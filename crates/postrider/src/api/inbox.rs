@@ -146,7 +146,7 @@ pub async fn poll(
         known: IfNoneMatch::of(&headers),
         is_head: method == Method::HEAD,
     };
-    let page = Page::of(&api, &poll);
+    let (page, poll) = Page::aside(&api, poll).await?;
     let is_news = !page.is_empty() && !poll.known.has(&page.tag);
     if !page.is_empty() {
         // Who does not acknowledge what it gets gets the same again, and need not get it as fast as it can ask.
@@ -185,7 +185,10 @@ fn wait_for(api: Api, poll: Poll, wait: Duration, place: Place) -> Response {
             }
             // While it waited the device may have been deleted, or its secret changed.
             if secret.is_some() && secret == secret_now(&api, poll.at) {
-                Page::of(&api, &poll).answer(&api, &poll, 0)
+                match Page::aside(&api, poll).await {
+                    Ok((page, poll)) => page.answer(&api, &poll, 0),
+                    Err(error) => error.into_response(),
+                }
             } else {
                 ApiError::from(Code::BadCredentials).into_response()
             }
@@ -209,6 +212,15 @@ struct Page {
 }
 
 impl Page {
+    /// Contents may have to be read from files; where nothing lies there, none is.
+    async fn aside(api: &Api, poll: Poll) -> Result<(Page, Poll), ApiError> {
+        if !api.engine.has_pending(poll.at, poll.from) {
+            return Ok((Page::of(api, &poll), poll));
+        }
+        let reader = api.clone();
+        super::aside(move || (Page::of(&reader, &poll), poll)).await
+    }
+
     fn of(api: &Api, poll: &Poll) -> Page {
         let mut next = poll.from;
         let mut deliveries = api.engine.pull(poll.at, &poll.device, &mut next, poll.limit + 1);

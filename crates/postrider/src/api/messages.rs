@@ -5,14 +5,14 @@ use super::error::{ApiError, Code, Problem};
 use super::json::{self, Body, Input, RawBody};
 use super::topics::from_base64;
 use super::warnings::{self, Warning, WarningCode};
-use super::{Api, ApiLimits, ask, idempotency_key};
+use super::{Api, ApiLimits, aside, ask, idempotency_key};
 use crate::planted;
 use axum::Json;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use bytes::Bytes;
 use postrider_core::audience::{Audience, Verdict};
-use postrider_core::delivery::accept::{Accepted, Push, PushData, digest};
+use postrider_core::delivery::accept::{AcceptError, Accepted, Push, PushData, digest};
 use postrider_core::id::*;
 use postrider_core::model::{Backlog, Priority};
 use postrider_core::port::StoreError;
@@ -221,6 +221,25 @@ fn shown(notification: Notification) -> Result<Map<String, Value>, ApiError> {
     Ok(map)
 }
 
+/// So many clauses of audiences are worked out at once on the way; more are, aside.
+const CLAUSES_INLINE: usize = 4;
+
+/// Each clause may be a set of a million devices: many of them must not keep other requests waiting.
+async fn accept(
+    api: &Api,
+    app: AppNo,
+    pushes: Vec<Push>,
+) -> Result<Vec<Result<Accepted, AcceptError>>, ApiError> {
+    let clauses = |push: &Push| push.audience.size().0 + push.exclude.as_ref().map_or(0, |e| e.size().0);
+    if pushes.iter().map(clauses).sum::<usize>() <= CLAUSES_INLINE {
+        return ask(|done| api.engine.accept(app, pushes, done)).await;
+    }
+    let engine = api.engine.clone();
+    let (tell, told) = tokio::sync::oneshot::channel();
+    aside(move || engine.accept(app, pushes, Box::new(move |results| _ = tell.send(results)))).await?;
+    told.await.map_err(|_| Code::Unavailable.retry_after(1))
+}
+
 pub async fn send(
     ByApp(app, key): ByApp<Sends>,
     State(api): State<Api>,
@@ -229,7 +248,7 @@ pub async fn send(
 ) -> Result<(StatusCode, Json<AcceptedMessage>), ApiError> {
     let push = push_of(request, idempotency_key(&headers)?, key.idempotency_owner())?;
     charge(&api, app, 1)?;
-    let results = ask(|done| api.engine.accept(app, vec![push], done)).await?;
+    let results = accept(&api, app, vec![push]).await?;
     let accepted = results.into_iter().next().ok_or(Code::Internal)??;
     Ok((StatusCode::ACCEPTED, Json(accepted.into())))
 }
@@ -306,7 +325,7 @@ pub async fn send_batch(
             Err(error) => refused.push(Some(error)),
         }
     }
-    let mut accepted = ask(|done| api.engine.accept(app, pushes, done)).await?.into_iter();
+    let mut accepted = accept(&api, app, pushes).await?.into_iter();
     let results = refused.into_iter().map(|refused| match refused {
         Some(error) => Err(error).into(),
         None => {
@@ -383,7 +402,9 @@ pub async fn estimate(
     Body(request): Body<EstimateRequest>,
 ) -> Result<Json<Estimate>, ApiError> {
     let EstimateRequest { audience, exclude, device } = request;
-    let estimate = api.engine.estimate(app, &audience, exclude.as_ref(), device.as_deref());
+    let engine = api.engine.clone();
+    let estimate = move || engine.estimate(app, &audience, exclude.as_ref(), device.as_deref());
+    let estimate = aside(estimate).await?;
     let estimate = estimate.map_err(|error| match ApiError::from(error) {
         e if e.code == Code::UnknownRecipient => Code::NoSuchDevice.at("/device", "No such device."),
         e => e,

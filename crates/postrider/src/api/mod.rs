@@ -37,6 +37,7 @@ use axum::routing::{MethodFilter, MethodRouter, on};
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use error::{ApiError, Code};
+pub use events::EventsChanged;
 pub use health::ApiMetrics;
 use postrider_core::Engine;
 use postrider_core::id::{AppNo, DeviceRef, UnixMillis};
@@ -49,14 +50,14 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::oneshot;
 
 /// What all handlers share. Cheap to clone.
 #[derive(Clone)]
 pub struct Api {
     pub engine: Engine,
-    /// Notified (`notify_waiters`) when the receipt stream grew: those who wait for events look again.
-    pub events_changed: Arc<Notify>,
+    /// Told when the receipt stream grew: those who wait for events of the apps concerned look again.
+    pub events_changed: Arc<EventsChanged>,
     pub limits: Arc<ApiLimits>,
     pub metrics: ApiMetrics,
     /// The app of devices that name none, as on the gateways.
@@ -84,7 +85,7 @@ impl Api {
     pub fn new(
         engine: Engine,
         default_app: AppNo,
-        events_changed: Arc<Notify>,
+        events_changed: Arc<EventsChanged>,
         limits: ApiLimits,
         (tokens, proofs): (Arc<Tokens>, Proofs),
         door: Arc<dyn Door>,

@@ -77,6 +77,10 @@ pub fn message_id(text: &str) -> Result<MessageId, ApiError> {
     text.parse().map_err(|()| Code::NoSuchMessage.into())
 }
 
+fn known(api: &Api, app: AppNo, id: MessageId) -> Result<(), ApiError> {
+    api.engine.store.knows_message(app, id).then_some(()).ok_or_else(|| Code::NoSuchMessage.into())
+}
+
 pub async fn show(
     ByApp(app, _): ByApp<Reads>,
     State(api): State<Api>,
@@ -176,10 +180,11 @@ pub async fn deliveries(
 ) -> Result<Json<DeliveryPage>, ApiError> {
     let id = message_id(&id)?;
     let store = &api.engine.store;
-    store.message(app, id).ok_or(Code::NoSuchMessage)?;
+    known(&api, app, id)?;
     let limit = page_size(&api, query.limit)?;
     let after = read_cursor("delivery-", query.cursor.as_deref())?.map(|no| DeviceNo(no as u32));
-    let views = store.deliveries(app, id, query.state, after, limit + 1);
+    let reader = store.clone();
+    let views = super::aside(move || reader.deliveries(app, id, query.state, after, limit + 1)).await?;
     let (views, next_cursor) = page_of(views, limit, |v| cursor("delivery-", v.device.0.into()));
     let devices: Vec<DeviceNo> = views.iter().map(|v| v.device).collect();
     let ids = store.device_ids(app, &devices);
@@ -194,7 +199,7 @@ pub async fn delivery(
 ) -> Result<Json<Delivery>, ApiError> {
     let id = message_id(&id)?;
     let store = &api.engine.store;
-    store.message(app, id).ok_or(Code::NoSuchMessage)?;
+    known(&api, app, id)?;
     let at = store.device_by_id(app, &device).ok_or(Code::NoSuchDevice)?;
     let view = store.delivery(app, id, at.device).ok_or(Code::NoSuchDelivery)?;
     Ok(Json(Delivery::of(view, Some(device))))

@@ -133,9 +133,9 @@ impl World {
         let engine = Engine::new(port, limits, access, clock.clone(), Arc::new(TestChance::default()));
         let closed: Arc<Mutex<Vec<Farewell>>> = Arc::default();
         engine.attach_connections(Arc::new(Watched(closed.clone())));
-        let changed = Arc::new(tokio::sync::Notify::new());
+        let changed = Arc::new(crate::api::EventsChanged::default());
         let notify = changed.clone();
-        store.watch_events().on_new(move |_| notify.notify_waiters());
+        store.watch_events().on_new(move |_, apps| notify.tell(apps));
         let tokens = Arc::new(Tokens::new(Some(tokens::issuer(None)), &TestChance::default()));
         let api = Api::new(
             engine,
