@@ -1,5 +1,6 @@
 //! Repository chores: `cargo xtask test` is all that CI runs, `cargo xtask tidy` the checks that no compiler makes.
 
+mod bench;
 mod hostile;
 mod soak;
 mod steps;
@@ -13,6 +14,7 @@ Chores of this repository.
   cargo xtask test [--only STEP[,STEP…]]   everything that has to hold; installs what it needs
   cargo xtask tidy                         crate edges, lengths of files and functions, paths in the docs
   cargo xtask docs                         writes the generated docs anew
+  cargo xtask bench NAME [ARGUMENT…]       runs bench/NAME.py on a release build, such as `bench cliffs`
   cargo xtask soak [--minutes N] [--seeds N]
                                            fresh seeds of the simulation, N a round (1000), all abuse of the
                                            real binary and long fuzzing, in turn (60 minutes); ends with a table of the balances";
@@ -28,6 +30,7 @@ fn main() -> ExitCode {
         Some("test") => steps::test(option("--only").as_deref()),
         Some("tidy") => tidy::check().map(|said| eprintln!("{said}")),
         Some("docs") => steps::docs(),
+        Some("bench") => bench::run(&args[1..]),
         Some("soak") => soak::soak(
             option("--minutes").as_deref().unwrap_or("60"),
             option("--seeds").as_deref().unwrap_or("1000"),
