@@ -21,7 +21,7 @@ pub(crate) struct App {
     /// Subscription ids of the few entries that have some.
     pub entry_ids: BTreeMap<(u32, Seq), Vec<u32>>,
     /// Live broadcasts, in order.
-    pub broadcasts: Vec<Seq>,
+    pub broadcasts: BTreeSet<Seq>,
     pub retained: BTreeMap<String, Retained>,
     /// No retained message expires before.
     pub retained_due: UnixMillis,
@@ -177,7 +177,7 @@ impl App {
             devices: Vec::new(),
             inboxes: FxHashMap::default(),
             entry_ids: BTreeMap::new(),
-            broadcasts: Vec::new(),
+            broadcasts: BTreeSet::new(),
             retained: BTreeMap::new(),
             retained_due: UnixMillis::MAX,
             requests: FxHashMap::default(),

@@ -127,7 +127,7 @@ impl State {
                 && message.open > 0
             {
                 extra.broadcast = Some(set);
-                app.broadcasts.push(seq);
+                app.broadcasts.insert(seq);
             }
             return u64::from(message.open);
         }
@@ -392,9 +392,7 @@ impl State {
             extra.broadcast = None;
         }
         let app = &mut self.apps[app.0 as usize];
-        if let Ok(place) = app.broadcasts.binary_search(&seq) {
-            app.broadcasts.remove(place);
-        }
+        app.broadcasts.remove(&seq);
         app.casts.end(cast, &self.messages);
     }
 

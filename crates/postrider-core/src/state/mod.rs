@@ -21,7 +21,7 @@ mod leaving;
 pub(crate) mod message;
 mod read;
 mod report;
-mod rows;
+pub(crate) mod rows;
 #[cfg(test)]
 mod tests;
 

@@ -1,14 +1,11 @@
 //! The steps of a message's devices with their times.
 //!
 //! A message to one device has two or three, in a plain list. A broadcast has millions: they lie in chunks by device, so
-//! that those of one device are found, and new ones added, without going through the others. Stored, both are a list.
+//! that those of one device are found, and new ones added, without going through the others.
 
 use super::message::Row;
 use crate::id::*;
 use crate::model::*;
-use serde::de::Deserializer;
-use serde::ser::Serializer;
-use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// More rows than these lie in chunks of at most as many.
@@ -16,17 +13,17 @@ const CHUNK: usize = 256;
 
 /// See the module.
 #[derive(Debug)]
-pub(super) enum Rows {
+pub(crate) enum Rows {
     Few(Vec<Row>),
     Many(Box<Chunks>),
 }
 
 /// How many rows have a reason, by step and reason.
-pub(super) type Reasons = BTreeMap<(Step, u8), (Reason, u64)>;
+pub(crate) type Reasons = BTreeMap<(Step, u8), (Reason, u64)>;
 
 /// By the first device of each chunk; the first chunk begins at 0.
 #[derive(Debug, Default)]
-pub(super) struct Chunks {
+pub(crate) struct Chunks {
     by_device: BTreeMap<u32, Vec<Row>>,
     reasons: Reasons,
     /// Of the last row that ended a delivery.
@@ -95,13 +92,6 @@ impl Rows {
             Rows::Many(chunks) => chunks.by_device.values_mut().for_each(Vec::shrink_to_fit),
         }
     }
-
-    fn len(&self) -> usize {
-        match self {
-            Rows::Few(rows) => rows.len(),
-            Rows::Many(chunks) => chunks.by_device.values().map(Vec::len).sum(),
-        }
-    }
 }
 
 /// Whether a delivery is over with the step.
@@ -150,24 +140,14 @@ fn split(chunk: &mut Vec<Row>) -> Option<(u32, Vec<Row>)> {
     Some((first, upper))
 }
 
-impl Serialize for Rows {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        use serde::ser::SerializeSeq;
-        let mut rows = serializer.serialize_seq(Some(self.len()))?;
-        self.iter().try_for_each(|row| rows.serialize_element(row))?;
-        rows.end()
-    }
-}
-
-impl<'de> Deserialize<'de> for Rows {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Rows, D::Error> {
-        let list = Vec::<Row>::deserialize(deserializer)?;
+impl From<Vec<Row>> for Rows {
+    fn from(list: Vec<Row>) -> Rows {
         if list.len() <= CHUNK {
-            return Ok(Rows::Few(list));
+            return Rows::Few(list);
         }
         let mut rows = Rows::default();
         list.into_iter().for_each(|row| rows.push(row));
-        Ok(rows)
+        rows
     }
 }
 
@@ -193,10 +173,8 @@ mod tests {
                 devices.iter().zip(0..).map(|(d, n)| row(*d, n, steps[n as usize % 3])).collect();
             let mut rows = Rows::default();
             all.iter().for_each(|row| rows.push(*row));
-            let bytes = postcard::to_stdvec(&rows).unwrap();
-            let list: Vec<Row> = postcard::from_bytes(&bytes).unwrap();
-            prop_assert_eq!(list.len(), all.len());
-            let back: Rows = postcard::from_bytes(&bytes).unwrap();
+            let back = Rows::from(rows.iter().copied().collect::<Vec<Row>>());
+            prop_assert_eq!(back.iter().count(), all.len());
             for rows in [&rows, &back] {
                 for device in devices.iter().take(60).chain(&[40, 99_999]) {
                     let device = DeviceNo(*device);

@@ -10,6 +10,7 @@ use crate::port::Counters;
 use crate::state::State;
 use crate::state::app::{App, Device, Entry, FirstAnswer, Inbox, Session};
 use crate::state::message::{Bulk, Extra, Message, Report, Row, Targeted, Whom};
+use crate::state::rows::Rows;
 use std::io::{self, Write};
 
 /// Numbers in one field of a long list.
@@ -97,6 +98,24 @@ record!(Extra { 1 few, 2 broadcast, 3 priority, 4 group, 5 collapse_key, 6 repor
 record!(Report { 1 id, 2 targeted, 3 reached, 4 rows, 5 bulk, 6 cancelled_at });
 record!(Row { 1 device, 2 after_ms, 3 step, 4 reason });
 record!(Bulk { 1 devices, 2 step, 3 reason, 4 at });
+
+/// A list, however it lies in memory.
+impl Field for Rows {
+    type Gathered = Rows;
+
+    fn put_field(&self, tag: u32, out: &mut Vec<u8>) {
+        self.iter().for_each(|row| row.put_value(tag, out));
+    }
+
+    fn gather(gathered: &mut Rows, raw: Raw<'_>) -> Result<(), Bad> {
+        gathered.push(Row::get_value(raw)?);
+        Ok(())
+    }
+
+    fn finish(gathered: Rows) -> Result<Rows, Bad> {
+        Ok(gathered)
+    }
+}
 
 /// Whom a message was for: the one device, or nothing where the extra tells.
 impl Record for Whom {
@@ -282,7 +301,8 @@ fn write_app(parts: &mut Parts<'_>, no: AppNo, app: &App) -> io::Result<()> {
             ids.put_field(3, out);
         })?;
     }
-    for seqs in app.broadcasts.chunks(LIST_PART) {
+    let broadcasts: Vec<Seq> = app.broadcasts.iter().copied().collect();
+    for seqs in broadcasts.chunks(LIST_PART) {
         parts.write_of(BROADCASTS, &no, |out| Numbers(seqs.to_vec()).put_value(2, out))?;
     }
     for retained in app.retained.values() {

@@ -500,7 +500,7 @@ impl App2 {
         app.devices = all(self.devices, |device| device.map(|d| d.today()).transpose())?;
         app.inboxes = self.inboxes.into_iter().map(|(device, i)| (device, i.today())).collect();
         app.entry_ids = self.entry_ids;
-        app.broadcasts = self.broadcasts;
+        app.broadcasts = self.broadcasts.into_iter().collect();
         let retained = self.retained.into_iter();
         app.retained = retained.map(|(topic, r)| (topic, r.today())).collect();
         app.retained_due = self.retained_due;
@@ -736,7 +736,8 @@ impl Report2 {
                     step: variant(row.step)?,
                     reason: variant(row.reason)?,
                 })
-            })?,
+            })?
+            .into(),
             bulk: all(self.bulk, |bulk| {
                 Ok(Bulk {
                     devices: bulk.devices,

@@ -36,7 +36,7 @@ fn shown(store: &EmbeddedStore) -> String {
         show_key(&mut out, &key);
     }
     for app in store.apps() {
-        let AppView { no, id, name, created_at, devices, counters } = app;
+        let AppView { no, id, name, created_at, devices, counters, open: _ } = app;
         let ended: Vec<String> = Step::ALL
             .iter()
             .map(|step| (step, counters.ended[*step as usize]))
