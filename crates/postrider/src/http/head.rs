@@ -25,11 +25,13 @@ fn says_close<B>(request: &Request<B>) -> bool {
 /// What of a request decides how its answer may look.
 #[derive(Clone, Copy, Debug)]
 pub struct Kind {
-    is_h1: bool,
+    pub is_h1: bool,
     is_chunked: bool,
     has_clean_head: bool,
     /// The connection ends with the answer, since the request says so.
     pub is_last: bool,
+    /// It sends its body only when it is told to go on.
+    pub waits_for_word: bool,
     pub has_body: bool,
     pub is_head: bool,
 }
@@ -41,6 +43,7 @@ impl Kind {
             is_chunked: request.headers().contains_key(header::TRANSFER_ENCODING),
             has_clean_head,
             is_last: says_close(request),
+            waits_for_word: request.headers().contains_key(header::EXPECT),
             has_body: announces_body(request),
             is_head: request.method() == Method::HEAD,
         }
@@ -54,11 +57,11 @@ impl Kind {
         check_head(request, config)
     }
 
-    /// What has to be so whatever answered. `would_leave`: the request asked to leave the HTTP server.
-    pub fn fit(&self, response: &mut Response, would_leave: bool) {
+    /// What has to be so whatever answered.
+    pub fn fit(&self, response: &mut Response, is_body_read: bool) {
         // Where a body or a head ends is what smuggled requests are made of (RFC 9112 §6.3): nothing
         // follows one whose end others may see elsewhere, nor one that nobody will read.
-        let ends = self.is_chunked || !self.has_clean_head || (would_leave && self.has_body);
+        let ends = self.is_chunked || !self.has_clean_head || !is_body_read;
         if self.is_h1 && ends {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }

@@ -4,6 +4,7 @@
 //! does not read. Each connection notes its progress in a few atomics, and its own task looks at them once in a while:
 //! no timer is touched per request. Bodies have their own clock where they are read (`api/json.rs`).
 
+mod body;
 mod forwarded;
 mod head;
 mod progress;
@@ -75,7 +76,8 @@ impl Default for HttpConfig {
     fn default() -> HttpConfig {
         HttpConfig {
             head_time_max: Duration::from_secs(10),
-            idle_max: Duration::from_secs(60),
+            // Proxies give up a connection that they keep after 60 seconds, and must come first.
+            idle_max: Duration::from_secs(75),
             write_stall_max: Duration::from_secs(30),
             head_bytes_max: 16 * 1024,
             head_fields_max: 64,
@@ -330,6 +332,22 @@ impl Server {
         forwarded::client(request.headers(), peer, trusted)
     }
 
+    /// The router's answer, and the body of the request where it has one.
+    async fn answer(&self, kind: &Kind, request: Request<Incoming>) -> (Response, Option<body::Shared>) {
+        let checked = kind.check(&request, &self.config);
+        let (head, incoming) = request.into_parts();
+        let shared = kind.has_body.then(|| body::Shared::new(incoming));
+        let body = shared.clone().map_or_else(Body::empty, Body::new);
+        let response = match checked {
+            Ok(()) => match self.router.clone().oneshot(Request::from_parts(head, body)).await {
+                Ok(response) => response,
+                Err(never) => match never {},
+            },
+            Err(error) => error.into_response(),
+        };
+        (response, shared)
+    }
+
     async fn respond(
         self: Arc<Self>,
         mut request: Request<Incoming>,
@@ -346,13 +364,7 @@ impl Server {
         request.extensions_mut().insert(Peer(peer));
         request.extensions_mut().insert(Stopping(self.stopping.clone()));
         request.extensions_mut().insert(underway.hangup());
-        let mut response = match kind.check(&request, &self.config) {
-            Ok(()) => match self.router.clone().oneshot(request.map(Body::new)).await {
-                Ok(response) => response,
-                Err(never) => match never {},
-            },
-            Err(error) => error.into_response(),
-        };
+        let (mut response, body) = self.answer(&kind, request).await;
         let takeover = response.extensions_mut().remove::<Takeover>();
         let leaves = takeover.is_some() || response.status() == StatusCode::SWITCHING_PROTOCOLS;
         if leaves && kind.has_body {
@@ -372,7 +384,11 @@ impl Server {
                 std::future::pending::<()>().await;
             }
         }
-        kind.fit(&mut response, leaves);
+        let is_body_read = match body {
+            Some(body) if kind.is_h1 && !leaves => body.is_read(!kind.waits_for_word).await,
+            body => body.is_none(),
+        };
+        kind.fit(&mut response, is_body_read);
         progress.answer_moved();
         Ok(response.map(|body| Guarded { body, underway }))
     }

@@ -206,7 +206,7 @@ async fn http_2_answers_to_head_have_no_body_either() {
         let request = request.header("authorization", "Bearer default-app-key").body(Body::empty()).unwrap();
         let kind = crate::http::Kind::of(&request, true);
         let mut response = world.router.clone().oneshot(request).await.unwrap();
-        kind.fit(&mut response, false);
+        kind.fit(&mut response, true);
         let body = response.into_body().collect().await.unwrap().to_bytes();
         assert!(body.is_empty(), "{}: {body:?}", route.path);
     }
@@ -259,4 +259,27 @@ async fn a_head_with_a_bare_line_feed_is_refused_and_the_connection_ends() {
     );
     let answer = live.talk(request.as_bytes()).await.unwrap();
     assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+}
+
+#[tokio::test]
+async fn an_answer_before_the_body_is_read_says_whether_the_connection_goes_on() {
+    let live = Live::start(HttpConfig::default());
+    let post = |headers: &str| {
+        format!("POST /v1/messages HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer wrong\r\n{headers}\r\n")
+    };
+    let next = "GET /openapi.json HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+    // The body is there already: it is read, and the next request is the next request.
+    let answer = live.talk(format!("{}{{}}{next}", post("Content-Length: 2\r\n")).as_bytes()).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 401 ") && answer.contains("HTTP/1.1 200 "), "{answer:.300}");
+    // It is not: whoever shares the connection is told that it ends.
+    for headers in ["Content-Length: 2\r\n", "Content-Length: 2\r\nExpect: 100-continue\r\n"] {
+        let answer = live.talk(post(headers).as_bytes()).await.expect("the connection ends");
+        assert!(answer.starts_with("HTTP/1.1 401 "), "{answer}");
+        assert!(answer.contains("connection: close"), "{headers:?}: {answer}");
+    }
+    // Too much to read for nothing.
+    let long = "x".repeat(200_000);
+    let request = format!("{}{long}", post("Content-Length: 200000\r\n"));
+    let answer = live.talk(request.as_bytes()).await.expect("the connection ends");
+    assert!(answer.starts_with("HTTP/1.1 401 ") && answer.contains("connection: close"), "{answer:.300}");
 }
