@@ -1,64 +1,42 @@
-"""nginx and HAProxy as operators put them before the HTTP listener, with connections that they keep and share.
-
-Both forward bodies as they come, reuse a connection for whoever asks next, and say whose request it is.
-"""
+"""nginx and HAProxy before the HTTP listener, as the guide sets them up, with connections that they keep and share."""
 
 import os
 import shutil
+import socket
 import subprocess
 import tempfile
 import time
 
+from docs_blocks import blocks_of
 from harness import NotHere, eventually
-from server import quiet_port
+from server import ROOT, quiet_port
 
+# Around the guide's example: a process of its own that writes into its folder alone, and forwards bodies as they come.
 NGINX = """
 daemon off; master_process off; worker_processes 1; pid {folder}/nginx.pid; error_log {folder}/nginx.log;
 events {{ worker_connections 1024; }}
 http {{
-  access_log off;
+  access_log off; proxy_request_buffering off;
   client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy;
   fastcgi_temp_path {folder}/f; uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s;
-  map $http_upgrade $connection_upgrade {{ default upgrade; '' ''; }}
-  upstream postrider {{ server {upstream}; keepalive 16; }}
-  server {{
-    listen {listen};
-    location / {{
-      proxy_pass http://postrider;
-      proxy_http_version 1.1;
-      proxy_set_header Host $http_host;
-      proxy_set_header Upgrade $http_upgrade;
-      proxy_set_header Connection $connection_upgrade;
-      proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;
-      proxy_set_header X-Forwarded-Host $http_host;
-      proxy_buffering off;
-      proxy_request_buffering off;
-      proxy_read_timeout 90s;
-    }}
-    # A path behind `proxy_pass` makes nginx decode the request's path.
-    location /decoded/ {{ proxy_pass http://postrider/; proxy_set_header Host $http_host; }}
-  }}
+{example}
+  # A path behind `proxy_pass` makes nginx decode the request's path.
+  server {{ listen {decoding}; location / {{ proxy_pass http://postrider/; proxy_set_header Connection ""; }} }}
 }}
 """
 
+# The worst case: any request may follow any other on a connection.
 HAPROXY = """
 global
   maxconn 1000
-defaults
-  mode http
-  timeout connect 5s
-  timeout client 90s
-  timeout server 90s
-  timeout tunnel 1h
-  option forwardfor
-frontend public
-  bind {listen}
-  http-request set-header X-Forwarded-Host %[req.hdr(host)]
-  default_backend postrider
-backend postrider
+{example}
   http-reuse always
-  server one {upstream}
 """
+
+
+def example(name):
+    """The block of that language in the guide."""
+    return next(block.text for block in blocks_of("docs/guide.md", ROOT) if block.language == name)
 
 
 class Proxy:
@@ -69,10 +47,16 @@ class Proxy:
             raise NotHere(f"{name} is not installed")
         self.name, self.place = name, ("127.0.0.1", quiet_port())
         self.folder = tempfile.mkdtemp(prefix=f"{name}-")
+        self.decoding = ("127.0.0.1", quiet_port())
+        given = {"listen 80": "listen %s:%d" % self.place, "bind :80": "bind %s:%d" % self.place,
+                 "127.0.0.1:8080": "%s:%d" % upstream}
+        own = example(name)
+        for words, instead in given.items():
+            own = own.replace(words, instead)
         text = {"nginx": NGINX, "haproxy": HAPROXY}[name]
         config = os.path.join(self.folder, "proxy.conf")
         with open(config, "w") as file:
-            file.write(text.format(folder=self.folder, listen="%s:%d" % self.place, upstream="%s:%d" % upstream))
+            file.write(text.format(folder=self.folder, example=own, decoding="%s:%d" % self.decoding))
         program = shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
         words = {"nginx": [program, "-e", f"{self.folder}/early.log", "-c", config],
                  "haproxy": [program, "-db", "-q", "-f", config]}[name]
@@ -82,7 +66,6 @@ class Proxy:
         eventually(self.listens, f"{name} listens; it said {self.said()!r}")
 
     def listens(self):
-        import socket
         if self.process.poll() is not None:
             raise NotHere(f"{self.name} ended: {self.said()}")
         try:

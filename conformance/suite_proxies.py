@@ -320,3 +320,18 @@ def a_page_of_the_host_that_the_proxy_serves_may_connect(target):
         with socket.create_connection(target.http, timeout=20) as page:
             page.sendall(f"GET /ws HTTP/1.1\r\nHost: {host}\r\nOrigin: {origin}\r\n{handshake('postrider.v1')}\r\n".encode())
             equal(int(page.recv(4096).split()[1]), wanted, origin)
+
+
+# Paths that a proxy decodes.
+
+
+@SUITE.case(DEFAULT, needs_http=True)
+def topics_are_named_beside_the_path_where_a_proxy_decodes_paths(target):
+    seen = yard(target, "nginx")
+    decoded = dataclasses.replace(seen, http=_made["nginx"].decoding)
+    topic = "public/a b"
+    equal(decoded.call("POST", "/v1/topics/public%2Fa%20b/publish", {"payload_text": "x"})[0], 404, "by the path")
+    body = {"topic": topic, "payload_text": "kept", "retain": True}
+    decoded.call("POST", "/v1/topics/publish", body, expect=202)
+    shown = decoded.call("GET", "/v1/topics?topic=public/a%20b", expect=200)[1]
+    equal((shown["topic"], bool(shown["retained"])), (topic, True), "the topic")

@@ -9,12 +9,14 @@ pub type Done = Result<(), String>;
 type Step = (&'static str, fn() -> Done);
 
 /// Debian packages, with a program that tells whether they are there.
-const PACKAGES: [(&str, &str); 10] = [
+const PACKAGES: [(&str, &str); 12] = [
     ("python3", "python3"),
     ("curl", "curl"),
     ("jq", "jq"),
     ("mosquitto_pub", "mosquitto-clients"),
     ("mosquitto", "mosquitto"),
+    ("nginx", "nginx"),
+    ("haproxy", "haproxy"),
     ("node", "nodejs"),
     ("npm", "npm"),
     ("faketime", "faketime"),

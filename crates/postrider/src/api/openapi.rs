@@ -95,6 +95,7 @@ const EVENT_QUERY: &[Parameter] = &[
     ("wait", "integer", "Seconds to wait for the first event, up to 60."),
     LIMIT,
 ];
+const TOPIC_QUERY: &[Parameter] = &[("topic", "string", "The topic. Has to be there.")];
 const PAGE_QUERY: &[Parameter] = &[LIMIT, CURSOR];
 const TICKET: Parameter = ("ticket", "string", "For clients that cannot send headers: signs in like one.");
 const CONSOLE_QUERY: &[Parameter] = &[
@@ -140,6 +141,9 @@ const OPERATIONS: &[Operation] = &[
     call(("get", "/v1/messages/{id}/deliveries/{device}"), "getDelivery", "Trace one delivery", READ, (200, Some("Delivery"))),
     call(("post", "/v1/messages/{id}/receipts"), "reportReceipt", "Tell what the device did with a message", READER, (200, Some("ReceiptTaken"))).body("ReceiptRequest"),
     call(("get", "/v1/events"), "readEvents", "Read the receipt stream, waiting for events if asked to", READ, (200, Some("Events"))).query(EVENT_QUERY),
+    call(("get", "/v1/topics"), "getTopicByName", "Show a topic that the query names, also behind proxies that decode paths", READ, (200, Some("Topic"))).query(TOPIC_QUERY),
+    call(("post", "/v1/topics/publish"), "publishByName", "Publish to the MQTT topic that the body names, also behind proxies that decode paths", SEND, (202, Some("Published"))).body("PublishRequest"),
+    call(("get", "/v1/topics/publish"), "getTopicPublish", "Show the topic that is called `publish`", READ, (200, Some("Topic"))),
     call(("get", "/v1/topics/{topic}"), "getTopic", "Show a topic (its slashes written %2F)", READ, (200, Some("Topic"))),
     call(("post", "/v1/topics/{topic}/publish"), "publish", "Publish to an MQTT topic (its slashes written %2F)", SEND, (202, Some("Published"))).body("PublishRequest"),
     call(("post", "/v1/apps"), "createApp", "Make an app", ADMIN, (201, Some("App"))).body("NewApp"),

@@ -2,7 +2,7 @@
 
 use super::auth::{ByApp, Reads, Sends};
 use super::error::{ApiError, Code};
-use super::json::{Body, Input, Path};
+use super::json::{Body, Input, Path, Query};
 use super::{Api, Time, ask};
 use axum::Json;
 use axum::extract::State;
@@ -11,7 +11,7 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use postrider_core::delivery::publish::Publish;
-use postrider_core::id::UnixMillis;
+use postrider_core::id::{AppNo, UnixMillis};
 use postrider_core::model::{Content, ContentProperties};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -26,6 +26,8 @@ const TOPIC_LEVELS_MAX: usize = 16;
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PublishRequest {
+    /// The topic, where the path does not name it.
+    topic: Option<String>,
     /// As it is, in UTF-8.
     payload_text: Option<String>,
     /// Any bytes, in base64.
@@ -57,11 +59,35 @@ pub struct Published {
     sessions: usize,
 }
 
+/// `POST /v1/topics/{topic}/publish`.
 pub async fn publish(
     ByApp(app, _): ByApp<Sends>,
     State(api): State<Api>,
     Path(topic): Path<String>,
     Body(request): Body<PublishRequest>,
+) -> Result<(StatusCode, Json<Published>), ApiError> {
+    if request.topic.as_ref().is_some_and(|named| *named != topic) {
+        return Err(Code::InvalidField.at("/topic", "The path names another topic."));
+    }
+    publish_to(&api, app, topic, request).await
+}
+
+/// `POST /v1/topics/publish`: the same behind proxies that decode paths, where `%2F` becomes `/`.
+pub async fn publish_named(
+    ByApp(app, _): ByApp<Sends>,
+    State(api): State<Api>,
+    Body(mut request): Body<PublishRequest>,
+) -> Result<(StatusCode, Json<Published>), ApiError> {
+    let topic = request.topic.take();
+    let topic = topic.ok_or_else(|| Code::InvalidField.at("/topic", "The body has to name the `topic`."))?;
+    publish_to(&api, app, topic, request).await
+}
+
+async fn publish_to(
+    api: &Api,
+    app: AppNo,
+    topic: String,
+    request: PublishRequest,
 ) -> Result<(StatusCode, Json<Published>), ApiError> {
     check_topic(&topic)?;
     let qos = request.qos.unwrap_or(1);
@@ -72,7 +98,7 @@ pub async fn publish(
         return Err(Code::InvalidField.at("/content_type", "At most 128 bytes, without control characters."));
     }
     let payload = payload(&request)?;
-    super::messages::charge(&api, app, 1)?;
+    super::messages::charge(api, app, 1)?;
     let properties = ContentProperties {
         payload_is_utf8: request.payload_base64.is_none(),
         expires: request.expiry_secs.is_some(),
@@ -143,11 +169,39 @@ pub struct RetainedMessage {
     expires_at: Option<Time>,
 }
 
+/// `GET /v1/topics/{topic}`.
 pub async fn show(
     ByApp(app, _): ByApp<Reads>,
     State(api): State<Api>,
     Path(topic): Path<String>,
 ) -> Result<Json<Topic>, ApiError> {
+    look_at(&api, app, topic)
+}
+
+/// `GET /v1/topics/publish`: a topic with the name of the call beside it.
+pub async fn show_publish(
+    ByApp(app, _): ByApp<Reads>,
+    State(api): State<Api>,
+) -> Result<Json<Topic>, ApiError> {
+    look_at(&api, app, "publish".into())
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TopicQuery {
+    topic: String,
+}
+
+/// `GET /v1/topics`: the topic that the query names.
+pub async fn show_named(
+    ByApp(app, _): ByApp<Reads>,
+    State(api): State<Api>,
+    Query(query): Query<TopicQuery>,
+) -> Result<Json<Topic>, ApiError> {
+    look_at(&api, app, query.topic)
+}
+
+fn look_at(api: &Api, app: AppNo, topic: String) -> Result<Json<Topic>, ApiError> {
     check_topic(&topic)?;
     let engine = &api.engine;
     let retained = engine.store.retained(app, &topic, 1, engine.clock.now()).into_iter().next();

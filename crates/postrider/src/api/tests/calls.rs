@@ -674,3 +674,26 @@ fn times_are_shown_as_people_write_them() {
         assert_eq!(super::super::Time(ms).to_string(), text);
     }
 }
+
+#[tokio::test]
+async fn a_topic_can_be_named_beside_the_path() {
+    let world = World::new();
+    let body = |topic: &str| json!({ "topic": topic, "payload_text": "kept", "retain": true });
+    let published = world.ok(202, "POST /v1/topics/publish", body("a/b c/publish")).await;
+    assert_eq!(published["topic"], "a/b c/publish");
+    for line in ["GET /v1/topics?topic=a/b%20c/publish", "GET /v1/topics/a%2Fb%20c%2Fpublish"] {
+        let shown = world.ok(200, line, Value::Null).await;
+        assert_eq!((&shown["topic"], shown["retained"].is_object()), (&json!("a/b c/publish"), true));
+    }
+    // The path and the body may both name it, when they agree.
+    world.ok(202, "POST /v1/topics/a%2Fb/publish", body("a/b")).await;
+    let other = world.ok(400, "POST /v1/topics/a%2Fb/publish", body("a/c")).await;
+    assert_eq!((code(&other), &other["error"]["field"]), ("invalid_field", &json!("/topic")));
+    let missing = world.ok(400, "POST /v1/topics/publish", json!({ "payload_text": "x" })).await;
+    assert_eq!(missing["error"]["field"], "/topic");
+    assert_eq!(code(&world.ok(400, "POST /v1/topics/publish", body("$sys")).await), "invalid_topic");
+    assert_eq!(code(&world.ok(400, "GET /v1/topics", Value::Null).await), "invalid_parameter");
+    // A topic with the name of the call is one like others.
+    world.ok(202, "POST /v1/topics/publish/publish", json!({ "payload_text": "x" })).await;
+    assert_eq!(world.ok(200, "GET /v1/topics/publish", Value::Null).await["topic"], "publish");
+}
