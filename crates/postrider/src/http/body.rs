@@ -34,9 +34,9 @@ impl Shared {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether the body was read to its end, which is tried for a moment. `may_ask`: reading may tell
+    /// Tries for a moment to read the body to its end; whether it was read so far. `may_ask`: reading may tell
     /// a client to send it that waits for the word (`Expect: 100-continue`).
-    pub async fn is_read(mut self, may_ask: bool) -> bool {
+    pub async fn finish(mut self, may_ask: bool) -> bool {
         if !self.inner().is_at_end && may_ask {
             let rest = async {
                 let mut bytes = 0;

@@ -385,7 +385,7 @@ impl Server {
             }
         }
         let is_body_read = match body {
-            Some(body) if kind.is_h1 && !leaves => body.is_read(!kind.waits_for_word).await,
+            Some(body) if kind.is_h1 && !leaves => body.finish(!kind.waits_for_word).await,
             body => body.is_none(),
         };
         kind.fit(&mut response, is_body_read);
