@@ -163,6 +163,8 @@ pub struct NewMessage {
     /// How much a device's inbox holds: deliveries, bytes of content.
     pub inbox_max: u32,
     pub inbox_bytes_max: u32,
+    /// For the report of a tracked message.
+    pub submission: Option<Arc<Submission>>,
     pub content: Option<Arc<Content>>,
 }
 

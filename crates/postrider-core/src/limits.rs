@@ -53,6 +53,8 @@ pub struct Limits {
     /// Reports: how long and how many are kept after a message ended.
     pub history_keep: Duration,
     pub history_max: u32,
+    /// Whether reports keep title and body of notifications.
+    pub report_texts: bool,
     /// Bytes of recent contents kept in memory for draining.
     pub content_cache_bytes_max: usize,
 }
@@ -89,6 +91,7 @@ impl Default for Limits {
             put_off_acks_max: 1_000_000,
             history_keep: Duration::from_secs(30 * DAY),
             history_max: 1_000_000,
+            report_texts: true,
             content_cache_bytes_max: 32 * 1024 * 1024,
         }
     }

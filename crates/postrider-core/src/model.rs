@@ -5,6 +5,7 @@ use bytes::Bytes;
 use roaring::RoaringBitmap;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// What tells whether a device knows its secret when it does not show it, in the encoding of the gateway that asks; empty: it
 /// has to show it.
@@ -317,6 +318,20 @@ impl Reason {
     }
 }
 
+/// What was sent, to whom and by which key, as reports show it. It lies in the receipt stream, with
+/// the row that tells that the message was accepted, and so is kept as long as that.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Submission {
+    /// Id of the key (or subject of the token) that sent it; empty where nobody did by a key.
+    pub key: String,
+    /// The audience as JSON, shortened where it names very many.
+    pub audience: String,
+    pub exclude: Option<String>,
+    /// Of the notification, shortened; none where contents are not kept.
+    pub title: Option<String>,
+    pub body: Option<String>,
+}
+
 /// One row of the receipt stream.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ReceiptEvent {
@@ -331,6 +346,8 @@ pub struct ReceiptEvent {
     pub reason: Reason,
     /// How many deliveries the row stands for.
     pub count: u64,
+    /// With the first row of a message that an app server sent.
+    pub submission: Option<Arc<Submission>>,
 }
 
 /// What a key may do.

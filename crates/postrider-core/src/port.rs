@@ -224,6 +224,8 @@ pub struct MessageView {
     pub reached: [u64; Step::ALL.len()],
     pub reasons: Vec<(Step, Reason, u64)>,
     pub cancelled_at: Option<UnixMillis>,
+    /// Position of the receipt that has the submission; 0: there is none.
+    pub submission_at: u64,
     /// The content, while it is still kept (until every delivery has ended).
     pub blob: Option<BlobRef>,
 }

@@ -135,6 +135,7 @@ impl World {
             reject_when_full: false,
             idempotency_key: key.clone(),
             idempotency_owner: 0,
+            sent_by: String::new(),
         };
         let known =
             Push { app, audience, ttl_secs, collapse, key, outcome: Outcome::Unknown, cancel_asked: false };

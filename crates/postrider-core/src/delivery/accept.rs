@@ -29,6 +29,8 @@ pub struct Push {
     pub idempotency_key: Option<String>,
     /// Whose key it is: the same key of another caller names another request.
     pub idempotency_owner: u128,
+    /// Id of the key that sends it, for the report.
+    pub sent_by: String,
 }
 
 impl Push {
@@ -47,6 +49,7 @@ impl Push {
             reject_when_full: false,
             idempotency_key: None,
             idempotency_owner: 0,
+            sent_by: String::new(),
         }
     }
 }
@@ -205,6 +208,7 @@ impl Engine {
         }
         let backlog =
             push.backlog.unwrap_or(if push.collapse_key.is_some() { Backlog::Latest } else { Backlog::All });
+        let submission = Some(self.submission_of(&push));
         let message = Box::new(NewMessage {
             app,
             id,
@@ -220,6 +224,7 @@ impl Engine {
             reject_when_full: push.reject_when_full,
             inbox_max: limits.inbox_max,
             inbox_bytes_max: limits.inbox_bytes_max,
+            submission,
             content: Some(content),
         });
         Ok(Ready::Stored(message, unmatched))

@@ -77,6 +77,7 @@ impl Engine {
             reject_when_full: true,
             inbox_max: self.limits.inbox_max,
             inbox_bytes_max: self.limits.inbox_bytes_max,
+            submission: None,
             content: Some(Arc::new(content(payload))),
         }))
     }

@@ -14,3 +14,4 @@ pub mod drain;
 pub mod expire;
 pub mod publish;
 pub mod receipt;
+mod submission;

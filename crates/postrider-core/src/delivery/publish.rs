@@ -197,6 +197,7 @@ impl Engine {
             reject_when_full: false,
             inbox_max: self.limits.inbox_max,
             inbox_bytes_max: self.limits.inbox_bytes_max,
+            submission: None,
             content: Some(publish.content.clone()),
         }))
     }

@@ -45,10 +45,12 @@ impl State {
         app.counters.messages += 1;
         app.counters.created += targeted;
         app.open += targeted;
-        self.ledger(new.app, effects).record(
-            event(&message, only(&direct), (Step::Queued, Reason::None), targeted, new.accepted_at),
-            new.tracked,
-        );
+        let queued = event(&message, only(&direct), (Step::Queued, Reason::None), targeted, new.accepted_at);
+        let queued = ReceiptEvent { submission: new.submission.clone(), ..queued };
+        self.ledger(new.app, effects).record(queued, new.tracked);
+        if let Some(report) = message.report_mut().filter(|_| new.submission.is_some()) {
+            report.position = self.events;
+        }
         let app = &mut self.apps[new.app.0 as usize];
         if let Some(id) = message.id() {
             app.reports.insert(id, seq);
@@ -433,5 +435,6 @@ fn event(message: &Message, device: Option<DeviceNo>, end: End, count: u64, at: 
         step: end.0,
         reason: end.1,
         count,
+        submission: None,
     }
 }

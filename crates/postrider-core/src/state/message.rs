@@ -56,6 +56,8 @@ pub(crate) struct Report {
     /// Steps that all open devices took at once.
     pub bulk: Vec<Bulk>,
     pub cancelled_at: Option<UnixMillis>,
+    /// Of the row of the receipt stream that has the submission; 0: there is none.
+    pub position: u64,
 }
 
 #[derive(Debug)]
@@ -108,6 +110,7 @@ impl Message {
             rows: Rows::default(),
             bulk: Vec::new(),
             cancelled_at: None,
+            position: 0,
         });
         let extra = (!plain || matches!(whom, Whom::Few)).then(|| {
             let collapse_key = new.collapse_key.clone();

@@ -136,6 +136,7 @@ fn view_of(message: &Message, report: &Report) -> MessageView {
         reached: count_reached(&sets),
         reasons: reasons.into_iter().map(|((step, _), (reason, n))| (step, reason, n)).collect(),
         cancelled_at: report.cancelled_at,
+        submission_at: report.position,
         blob: (message.blob.len > 0).then_some(message.blob),
     }
 }

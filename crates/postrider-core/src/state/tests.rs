@@ -62,6 +62,7 @@ impl World {
             reject_when_full: false,
             inbox_max: 3,
             inbox_bytes_max: 1_000,
+            submission: None,
             content: Some(Arc::new(Content { payload: vec![0; 10].into(), ..Content::default() })),
         }
     }

@@ -10,6 +10,7 @@ use crate::id::*;
 use crate::model::DeviceSet;
 use bytes::Bytes;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// Why bytes are no such record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -589,3 +590,14 @@ impl<T: Record> Record for Box<T> {
     }
 }
 nested!(Box<T> where [T: Record]);
+
+impl<T: Record> Record for Arc<T> {
+    fn put(&self, out: &mut Vec<u8>) {
+        (**self).put(out);
+    }
+
+    fn get(bytes: &[u8]) -> Result<Self, Bad> {
+        T::get(bytes).map(Arc::new)
+    }
+}
+nested!(Arc<T> where [T: Record]);

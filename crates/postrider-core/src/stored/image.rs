@@ -95,7 +95,7 @@ record!(Device { 1 id, 2 secret_hash, 3 profile, 4 created_at, 5 last_seen_at, 6
 record!(Session { 1 stored, 2 subscriptions });
 record!(Message { 1 accepted_at, 2 expires_at, 3 blob, 4 app, 5 open, 6 whom, 7 extra });
 record!(Extra { 1 few, 2 broadcast, 3 priority, 4 group, 5 collapse_key, 6 report });
-record!(Report { 1 id, 2 targeted, 3 reached, 4 rows, 5 bulk, 6 cancelled_at });
+record!(Report { 1 id, 2 targeted, 3 reached, 4 rows, 5 bulk, 6 cancelled_at, 7 position });
 record!(Row { 1 device, 2 after_ms, 3 step, 4 reason });
 record!(Bulk { 1 devices, 2 step, 3 reason, 4 at });
 

@@ -29,7 +29,8 @@ record!(ContentProperties {
     1 payload_is_utf8, 2 expires, 3 content_type, 4 response_topic, 5 correlation, 6 user,
 });
 record!(Target { 1 device, 2 qos, 3 retain, 4 subscription_ids });
-record!(ReceiptEvent { 1 position, 2 at, 3 app, 4 message, 5 device, 6 step, 7 reason, 8 count });
+record!(ReceiptEvent { 1 position, 2 at, 3 app, 4 message, 5 device, 6 step, 7 reason, 8 count, 9 submission });
+record!(Submission { 1 key, 2 audience, 3 exclude, 4 title, 5 body });
 record!(BlobRef { 1 file, 2 offset, 3 len });
 record!(Retained { 1 topic, 2 qos, 3 expires_at, 4 blob });
 record!(Registration { 1 app, 2 id, 3 secret_hash, 4 profile, 5 now, 6 idempotency });
@@ -37,6 +38,7 @@ record!(Idempotency { 1 key, 2 request, 3 keep_until });
 record!(NewMessage {
     1 app, 2 id, 3 targets, 4 accepted_at, 5 expires_at, 6 priority, 7 collapse_key, 8 backlog,
     9 idempotency, 10 tracked, 11 push, 12 reject_when_full, 13 inbox_max, 14 inbox_bytes_max,
+    15 submission,
 } but { content = None });
 record!(RetainedMessage { 1 qos, 2 expires_at } but { content = None });
 record!(Progress { 1 device, 2 which, 3 step, 4 reason, 5 sent_at });

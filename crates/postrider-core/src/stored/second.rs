@@ -64,6 +64,7 @@ pub fn event(bytes: &[u8]) -> Result<ReceiptEvent, Bad> {
         step: variant(row.step)?,
         reason: variant(row.reason)?,
         count: row.count,
+        submission: None,
     })
 }
 
@@ -339,6 +340,7 @@ impl NewMessage2 {
             reject_when_full: self.reject_when_full,
             inbox_max: self.inbox_max,
             inbox_bytes_max: self.inbox_bytes_max,
+            submission: None,
             content: None,
         }))
     }
@@ -747,6 +749,7 @@ impl Report2 {
                 })
             })?,
             cancelled_at: self.cancelled_at,
+            position: 0,
         })
     }
 }

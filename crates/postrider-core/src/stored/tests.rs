@@ -55,6 +55,7 @@ fn message(targets: Targets) -> Command {
         reject_when_full: true,
         inbox_max: 3,
         inbox_bytes_max: 4,
+        submission: Some(Submission { title: Some(String::new()), ..Submission::default() }.into()),
         content: None,
     }))
 }
@@ -193,6 +194,7 @@ fn contents_and_receipts_are_read_as_they_were_written() {
         step: Step::Accepted,
         reason: Reason::Ttl,
         count: 0,
+        submission: Some(Submission { key: "k".into(), ..Submission::default() }.into()),
     };
     let mut bytes = Vec::new();
     put_event(&event, &mut bytes);

@@ -125,6 +125,11 @@ impl<S> Key<S> {
     pub fn idempotency_owner(&self) -> u128 {
         digest(&self.hash)
     }
+
+    /// The id that lists of keys show.
+    pub fn id(&self, api: &Api) -> String {
+        api.engine.store.key(&self.hash).map(|(_, key)| key.id).unwrap_or_default()
+    }
 }
 
 /// A key of an app, or one of its devices for itself.

@@ -1,6 +1,6 @@
 //! Messages: send one or many, estimate an audience. What became of them is told by `reports`.
 
-use super::auth::{ByApp, Reads, Sends};
+use super::auth::{ByApp, Key, Reads, Sends};
 use super::error::{ApiError, Code, Problem};
 use super::json::{self, Body, Input, RawBody};
 use super::topics::from_base64;
@@ -169,7 +169,19 @@ pub fn charge(api: &Api, app: AppNo, messages: usize) -> Result<(), ApiError> {
     allowed.map_err(|secs| Code::RateLimited.retry_after(secs))
 }
 
-fn push_of(request: MessageRequest, key: Option<String>, owner: u128) -> Result<Push, ApiError> {
+/// Who sends.
+struct Sender {
+    key_id: String,
+    idempotency_owner: u128,
+}
+
+impl Sender {
+    fn of(key: &Key<Sends>, api: &Api) -> Sender {
+        Sender { key_id: key.id(api), idempotency_owner: key.idempotency_owner() }
+    }
+}
+
+fn push_of(request: MessageRequest, key: Option<String>, sender: &Sender) -> Result<Push, ApiError> {
     planted::panic_in("handler", request.data_text.as_deref().unwrap_or_default().as_bytes());
     let data = match (request.data, request.data_text, request.data_base64) {
         (data, None, None) => data.map(PushData::Json),
@@ -199,7 +211,8 @@ fn push_of(request: MessageRequest, key: Option<String>, owner: u128) -> Result<
         transient: request.durability == Some(Durability::Transient),
         reject_when_full: request.on_full == Some(OnFull::Reject),
         idempotency_key,
-        idempotency_owner: owner,
+        idempotency_owner: sender.idempotency_owner,
+        sent_by: sender.key_id.clone(),
     })
 }
 
@@ -246,7 +259,7 @@ pub async fn send(
     headers: HeaderMap,
     Body(request): Body<MessageRequest>,
 ) -> Result<(StatusCode, Json<AcceptedMessage>), ApiError> {
-    let push = push_of(request, idempotency_key(&headers)?, key.idempotency_owner())?;
+    let push = push_of(request, idempotency_key(&headers)?, &Sender::of(&key, &api))?;
     charge(&api, app, 1)?;
     let results = accept(&api, app, vec![push]).await?;
     let accepted = results.into_iter().next().ok_or(Code::Internal)??;
@@ -302,7 +315,7 @@ pub async fn send_batch(
     if requests.is_empty() || requests.len() > max {
         return Err(Code::InvalidField.at("/messages", format!("From 1 to {max} messages.")));
     }
-    let (batch_key, owner) = (idempotency_key(&headers)?, key.idempotency_owner());
+    let (batch_key, sender) = (idempotency_key(&headers)?, Sender::of(&key, &api));
     if batch_key.as_ref().is_some_and(|key| key.len() > api.engine.limits.idempotency_key_bytes_max) {
         let max = api.engine.limits.idempotency_key_bytes_max;
         return Err(Code::InvalidHeader.at("Idempotency-Key", format!("At most {max} bytes.")));
@@ -315,7 +328,7 @@ pub async fn send_batch(
             // The key of the batch names each of its messages by its place.
             let of_batch = batch_key.as_ref().filter(|_| request.idempotency_key.is_none());
             let key = of_batch.map(|key| format!("{:032x}", digest(format!("batch\n{key}\n{i}").as_bytes())));
-            push_of(request, key, owner)
+            push_of(request, key, &sender)
         });
         match push {
             Ok(push) => {

@@ -16,6 +16,7 @@ mod events;
 pub mod health;
 mod inbox;
 pub mod json;
+mod message_list;
 mod messages;
 pub mod openapi;
 mod reports;
@@ -261,7 +262,7 @@ pub fn routes() -> Vec<Route> {
         route(M::PUT, "/v1/devices/{id}/alias", devices::set_alias),
         route(M::DELETE, "/v1/devices/{id}/alias", devices::remove_alias),
         route(M::POST, "/v1/messages", messages::send),
-        route(M::GET, "/v1/messages", reports::list),
+        route(M::GET, "/v1/messages", message_list::list),
         route(M::POST, "/v1/messages/batch", messages::send_batch),
         route(M::POST, "/v1/messages/estimate", messages::estimate),
         route(M::GET, "/v1/messages/{id}", reports::show),

@@ -12,6 +12,7 @@ use super::devices::*;
 use super::error::Problem;
 use super::events::{Event, Events};
 use super::inbox::{AckRequest, Acknowledged, Ticket};
+use super::message_list::MessagePage;
 use super::messages::*;
 use super::reports::*;
 use super::topics::*;
@@ -97,6 +98,19 @@ const EVENT_QUERY: &[Parameter] = &[
 ];
 const TOPIC_QUERY: &[Parameter] = &[("topic", "string", "The topic. Has to be there.")];
 const PAGE_QUERY: &[Parameter] = &[LIMIT, CURSOR];
+const MESSAGE_QUERY: &[Parameter] = &[
+    LIMIT,
+    CURSOR,
+    (
+        "since",
+        "string",
+        "Only messages accepted at this time or later: RFC 3339, or milliseconds since 1970.",
+    ),
+    ("until", "string", "Only messages accepted before this time."),
+    ("state", "string", "Only messages with a delivery in this state."),
+    ("sent_by", "string", "Only messages sent by the key of this id."),
+    ("text", "string", "Only messages with this in title, body, audience or collapse key, in any case."),
+];
 const TICKET: Parameter = ("ticket", "string", "For clients that cannot send headers: signs in like one.");
 const CONSOLE_QUERY: &[Parameter] = &[
     ("action", "string", "`send`."),
@@ -132,7 +146,7 @@ const OPERATIONS: &[Operation] = &[
     call(("put", "/v1/devices/{id}/alias"), "setAlias", "Give a device its alias", MANAGE_OR_SELF, (204, None)).body("AliasRequest"),
     call(("delete", "/v1/devices/{id}/alias"), "removeAlias", "Take its alias from a device", MANAGE_OR_SELF, (204, None)),
     call(("post", "/v1/messages"), "sendMessage", "Send a message; the answer comes when it is on stable storage", SEND, (202, Some("AcceptedMessage"))).body("MessageRequest").idempotent(),
-    call(("get", "/v1/messages"), "listMessages", "List messages, newest first", READ, (200, Some("MessagePage"))).query(PAGE_QUERY),
+    call(("get", "/v1/messages"), "listMessages", "List messages, newest first", READ, (200, Some("MessagePage"))).query(MESSAGE_QUERY),
     call(("post", "/v1/messages/batch"), "sendBatch", "Send many different messages; each has its own result", SEND, (200, Some("BatchResults"))).body("BatchRequest").idempotent(),
     call(("post", "/v1/messages/estimate"), "estimateAudience", "Count an audience without sending", READ, (200, Some("Estimate"))).body("EstimateRequest"),
     call(("get", "/v1/messages/{id}"), "getMessage", "Show what became of a message", READ, (200, Some("Message"))),

@@ -10,9 +10,10 @@ use axum::extract::State;
 use postrider_core::command::{Command, Outcome, Refusal};
 use postrider_core::delivery::receipt::DeviceReceipt;
 use postrider_core::id::*;
-use postrider_core::model::{Priority, Step};
+use postrider_core::model::{Priority, Step, Submission};
 use postrider_core::port::{DeliveryView, MessageView, StoreError};
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 use std::collections::BTreeMap;
 use utoipa::ToSchema;
 
@@ -36,6 +37,17 @@ pub struct Message {
     /// Deliveries that ever came to a step.
     reached: BTreeMap<&'static str, u64>,
     reasons: Vec<ReasonCount>,
+    /// Id of the key that sent it.
+    sent_by: Option<String>,
+    /// Whom it was for, as its sender said it; lists of names are cut after ten.
+    #[schema(value_type = Option<Object>)]
+    audience: Option<Box<RawValue>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    exclude: Option<Box<RawValue>>,
+    /// Title and text of its notification, cut where they are long; only where `limits.report_texts` is on.
+    title: Option<String>,
+    body: Option<String>,
 }
 
 /// How many deliveries ended in a state for a reason.
@@ -46,8 +58,8 @@ pub struct ReasonCount {
     count: u64,
 }
 
-impl From<MessageView> for Message {
-    fn from(view: MessageView) -> Message {
+impl Message {
+    pub fn of(view: MessageView, sent: Option<&Submission>) -> Message {
         let named = |of: [u64; Step::ALL.len()]| {
             let all = Step::ALL.into_iter().map(|step| (step.name(), of[step as usize]));
             all.filter(|(_, n)| *n > 0).collect()
@@ -68,6 +80,11 @@ impl From<MessageView> for Message {
             states: named(view.now),
             reached: named(view.reached),
             reasons: reasons.collect(),
+            sent_by: sent.map(|s| s.key.clone()).filter(|key| !key.is_empty()),
+            audience: sent.and_then(|s| RawValue::from_string(s.audience.clone()).ok()),
+            exclude: sent.and_then(|s| RawValue::from_string(s.exclude.clone()?).ok()),
+            title: sent.and_then(|s| s.title.clone()),
+            body: sent.and_then(|s| s.body.clone()),
         }
     }
 }
@@ -87,35 +104,12 @@ pub async fn show(
     Path(id): Path<String>,
 ) -> Result<Json<Message>, ApiError> {
     let view = api.engine.store.message(app, message_id(&id)?).ok_or(Code::NoSuchMessage)?;
-    Ok(Json(view.into()))
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct PageQuery {
-    limit: Option<usize>,
-    cursor: Option<String>,
-}
-
-/// A page of messages, newest first.
-#[derive(Debug, Serialize, ToSchema)]
-pub struct MessagePage {
-    messages: Vec<Message>,
-    /// Give it back as `cursor` for the next page; null on the last one.
-    next_cursor: Option<String>,
-}
-
-pub async fn list(
-    ByApp(app, _): ByApp<Reads>,
-    State(api): State<Api>,
-    Query(query): Query<PageQuery>,
-) -> Result<Json<MessagePage>, ApiError> {
-    let limit = page_size(&api, query.limit)?;
-    let before = read_cursor("message-", query.cursor.as_deref())?.map(MessageId);
-    let store = api.engine.store.clone();
-    let views = super::aside(move || store.messages(app, before, limit + 1)).await?;
-    let (views, next_cursor) = page_of(views, limit, |v| cursor("message-", v.id.0));
-    Ok(Json(MessagePage { messages: views.into_iter().map(Message::from).collect(), next_cursor }))
+    let engine = api.engine.clone();
+    let shown = move || {
+        let sent = engine.submission(app, &view);
+        Message::of(view, sent.as_deref())
+    };
+    Ok(Json(super::aside(shown).await?))
 }
 
 /// One delivery: a message on its way to a device.

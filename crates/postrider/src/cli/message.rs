@@ -15,14 +15,36 @@ pub struct Args {
     what: What,
 }
 
+/// Which messages a list shows.
+#[derive(Debug, clap::Args)]
+struct Wanted {
+    /// How many at most.
+    #[arg(long, default_value_t = 20)]
+    limit: usize,
+    /// Accepted at this time or later: RFC 3339, or milliseconds since 1970.
+    #[arg(long, value_name = "TIME")]
+    since: Option<String>,
+    /// Accepted before this time.
+    #[arg(long, value_name = "TIME")]
+    until: Option<String>,
+    /// With a delivery in this state.
+    #[arg(long)]
+    state: Option<String>,
+    /// Sent by the key of this id.
+    #[arg(long, value_name = "KEY_ID")]
+    by_key: Option<String>,
+    /// With this in title, body, audience or collapse key, in any case.
+    #[arg(long)]
+    text: Option<String>,
+    /// Where an earlier list ended.
+    #[arg(long)]
+    cursor: Option<String>,
+}
+
 #[derive(Debug, Subcommand)]
 enum What {
-    /// The latest messages with their counts.
-    List {
-        /// How many at most.
-        #[arg(long, default_value_t = 20)]
-        limit: usize,
-    },
+    /// The latest messages: to whom, their title, and their counts.
+    List(Wanted),
     /// The report of a message: how many deliveries are in which state, and why.
     Show { message: String },
     /// The way of a message to its devices, step by step, with times.
@@ -48,7 +70,7 @@ enum What {
 pub fn run(args: Args, screen: &Screen) -> Result<(), Failure> {
     let api = args.remote.api()?;
     match args.what {
-        What::List { limit } => list(&api, limit, screen),
+        What::List(wanted) => list(&api, wanted, screen),
         What::Show { message } => {
             let report = api.get(&path(&message))?;
             if screen.json {
@@ -116,20 +138,72 @@ fn ladder(state: &str) -> usize {
     Step::ALL.iter().position(|step| step.name() == state).unwrap_or(usize::MAX)
 }
 
-fn list(api: &Api, limit: usize, screen: &Screen) -> Result<(), Failure> {
-    let page = api.get(&format!("/v1/messages{}", query(&[("limit", Some(limit.to_string()))])))?;
+fn list(api: &Api, wanted: Wanted, screen: &Screen) -> Result<(), Failure> {
+    let Wanted { limit, since, until, state, by_key, text, mut cursor } = wanted;
+    let mut messages = Vec::new();
+    // A page of a filtered list may be short and not the last.
+    loop {
+        let wanted = (limit - messages.len()).min(100);
+        let pairs = [
+            ("limit", Some(wanted.to_string())),
+            ("since", since.clone()),
+            ("until", until.clone()),
+            ("state", state.clone()),
+            ("sent_by", by_key.clone()),
+            ("text", text.clone()),
+            ("cursor", cursor),
+        ];
+        let page = api.get(&format!("/v1/messages{}", query(&pairs)))?;
+        messages.extend(page["messages"].as_array().into_iter().flatten().cloned());
+        cursor = page["next_cursor"].as_str().map(str::to_owned);
+        if cursor.is_none() || messages.len() >= limit {
+            break;
+        }
+    }
     if screen.json {
-        screen.value(&page);
+        screen.value(&serde_json::json!({ "messages": messages, "next_cursor": cursor }));
         return Ok(());
     }
-    let row = |report: &Value| {
-        let said: Vec<_> = states(report).iter().map(|(state, n)| format!("{} {state}", count(*n))).collect();
-        let targeted = count(report["targeted"].as_u64().unwrap_or(0));
-        vec![text(&report["message_id"]), text(&report["accepted_at"]), targeted, said.join(", ")]
-    };
-    let rows: Vec<_> = page["messages"].as_array().into_iter().flatten().map(row).collect();
-    screen.table(&["message", "accepted", "targeted", "states"], &rows);
+    let rows: Vec<_> = messages.iter().map(row).collect();
+    screen.table(&["message", "accepted", "for", "title", "targeted", "states"], &rows);
+    if let Some(cursor) = cursor {
+        screen.note(format!("There are more: --cursor {cursor}"));
+    }
     Ok(())
+}
+
+fn row(report: &Value) -> Vec<String> {
+    let said: Vec<_> = states(report).iter().map(|(state, n)| format!("{} {state}", count(*n))).collect();
+    let targeted = count(report["targeted"].as_u64().unwrap_or(0));
+    let audience = cut(&audience(&report["audience"]), 40);
+    let title = report["title"].as_str().or(report["body"].as_str()).unwrap_or_default();
+    let title = cut(&clean(title), 40);
+    vec![
+        text(&report["message_id"]),
+        text(&report["accepted_at"]),
+        audience,
+        title,
+        targeted,
+        said.join(", "),
+    ]
+}
+
+/// `tag news`, or the expression where it is not that simple.
+fn audience(audience: &Value) -> String {
+    let simple = audience.as_object().filter(|clauses| clauses.len() == 1);
+    match (audience, simple.and_then(|clauses| clauses.iter().next())) {
+        (Value::Null, _) => String::new(),
+        (Value::String(all), _) => clean(all).into_owned(),
+        (_, Some((kind, Value::String(name)))) => clean(&format!("{kind} {name}")).into_owned(),
+        (other, _) => clean(&other.to_string()).into_owned(),
+    }
+}
+
+fn cut(text: &str, chars_max: usize) -> String {
+    match text.char_indices().nth(chars_max) {
+        None => text.to_owned(),
+        Some((end, _)) => format!("{}…", &text[..end]),
+    }
 }
 
 /// A report for people.
@@ -139,6 +213,14 @@ pub fn show(report: &Value, screen: &Screen) {
     screen.line(format!("{id}  for {}", counted(targeted, "device", "devices")));
     let (from, until) = (text(&report["accepted_at"]), text(&report["expires_at"]));
     screen.line(screen.style(Style::Dim, format!("accepted {from}, expires {until}")));
+    if let Some(key) = report["sent_by"].as_str() {
+        screen.line(format!("to {}, by the key {}", audience(&report["audience"]), clean(key)));
+    }
+    for part in ["title", "body"] {
+        if let Some(text) = report[part].as_str() {
+            screen.line(format!("{part}: {}", clean(text)));
+        }
+    }
     for (state, n) in states(report) {
         screen.line(format!("  {:>9}  {}", count(n), screen.state(&state)));
     }

@@ -55,6 +55,7 @@ impl Config {
             put_off_acks_max: l.put_off_acks_max,
             history_keep: Duration::from_secs(l.history_keep_secs),
             history_max: l.history_max,
+            report_texts: l.report_texts,
             content_cache_bytes_max: l.content_cache_bytes_max,
         }
     }

@@ -227,6 +227,9 @@ settings! {
         history_keep_secs: u64 = core().history_keep.as_secs(),
         /// Reports kept of messages that ended.
         history_max: u32 = core().history_max,
+        /// Whether reports and lists of messages show title and body of what was sent. Off: only to whom, by which key
+        /// and what became of it.
+        report_texts: bool = core().report_texts,
         /// Bytes of recent contents kept in memory, for messages that go to many.
         content_cache_bytes_max: usize = core().content_cache_bytes_max,
     }

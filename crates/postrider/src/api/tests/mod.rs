@@ -8,6 +8,7 @@ mod edges;
 mod fields;
 mod hostile;
 mod hostile_h2;
+mod lists;
 mod places;
 mod proxied;
 mod serving;
