@@ -132,6 +132,16 @@ impl Engine {
         if found == 0 { app.books().gap() } else { found }
     }
 
+    /// Bytes that are kept so that lost connections may be resumed.
+    pub fn saved_bytes(&self) -> usize {
+        self.hub().saved_bytes()
+    }
+
+    /// Delayed wills that were dropped because too many waited.
+    pub fn wills_dropped(&self) -> u64 {
+        self.wills.dropped()
+    }
+
     /// Live connections of this node.
     pub fn connected_count(&self) -> usize {
         self.hub().connected()

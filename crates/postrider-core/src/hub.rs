@@ -9,7 +9,7 @@ use crate::port::ConnectionRef;
 use crate::topics::{SessionNo, Sub, Topics};
 use rustc_hash::FxHashMap;
 use std::any::Any;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 /// State that a protocol wants to find again when the session comes back.
@@ -28,6 +28,10 @@ pub struct Hub {
     pub(crate) idle: BTreeSet<(UnixMillis, SessionNo)>,
     /// Sessions with a connection.
     connected: usize,
+    /// What protocols saved, by age: whose it is, and its bytes.
+    saved: BTreeMap<u64, (SessionNo, usize)>,
+    saved_bytes: usize,
+    last_saved: u64,
 }
 
 /// The part of one app.
@@ -66,8 +70,12 @@ pub(crate) struct Session {
     /// When it ends, while it is away and only in memory.
     pub ends_at: Option<UnixMillis>,
     pub subscriptions: Vec<SessionSub>,
+    /// Grows with each change of them: what a commit says of older ones counts no more.
+    pub sub_changes: u32,
     pub will: Option<Box<crate::session::Will>>,
     pub saved: Option<Saved>,
+    /// Names what is saved among all that is; 0 for nothing.
+    pub saved_ticket: u64,
     /// What its last connection left was lost: with an earlier life of the server, or to a connection that could not use it.
     pub state_lost: bool,
 }
@@ -76,6 +84,30 @@ pub(crate) struct Session {
 pub(crate) struct SessionSub {
     pub filter: Arc<str>,
     pub share: Option<Box<str>>,
+    /// The store is known to have it so.
+    pub stored: Option<SubOptions>,
+}
+
+/// What a subscription asks for, beside its filter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SubOptions {
+    id: u32,
+    qos: u8,
+    no_local: bool,
+    retain_as_published: bool,
+}
+
+impl SubOptions {
+    pub fn of(wanted: &StoredSubscription) -> SubOptions {
+        let StoredSubscription { qos, no_local, retain_as_published, id, .. } = *wanted;
+        SubOptions { id: id.unwrap_or(0), qos, no_local, retain_as_published }
+    }
+}
+
+impl SessionSub {
+    pub fn is(&self, wanted: &StoredSubscription) -> bool {
+        *self.filter == wanted.filter && self.share.as_deref() == wanted.share.as_deref()
+    }
 }
 
 impl Session {
@@ -132,8 +164,10 @@ impl Hub {
             expiry_secs: 0,
             ends_at: None,
             subscriptions: Vec::new(),
+            sub_changes: 0,
             will: None,
             saved: None,
+            saved_ticket: 0,
             state_lost: false,
         };
         let no = match self.free.pop() {
@@ -181,8 +215,42 @@ impl Hub {
         old
     }
 
+    /// Keeps what a protocol saved for the session's next connection. All of it together has `bytes_max`; beyond it the
+    /// oldest is forgotten, and those sessions begin anew.
+    pub(crate) fn save(&mut self, no: SessionNo, saved: Saved, bytes: usize, bytes_max: usize) {
+        _ = self.take_saved(no);
+        self.last_saved += 1;
+        let ticket = self.last_saved;
+        self.saved.insert(ticket, (no, bytes));
+        self.saved_bytes += bytes;
+        let session = &mut self.sessions[no as usize];
+        (session.saved, session.saved_ticket) = (Some(saved), ticket);
+        while self.saved_bytes > bytes_max
+            && let Some((_, (oldest, _))) = self.saved.first_key_value()
+        {
+            let oldest = *oldest;
+            _ = self.take_saved(oldest);
+            self.sessions[oldest as usize].state_lost = true;
+        }
+    }
+
+    /// What was saved for the session, which has it no more.
+    pub(crate) fn take_saved(&mut self, no: SessionNo) -> Option<Saved> {
+        let session = &mut self.sessions[no as usize];
+        if let Some((_, bytes)) = self.saved.remove(&std::mem::take(&mut session.saved_ticket)) {
+            self.saved_bytes -= bytes;
+        }
+        session.saved.take()
+    }
+
+    /// Bytes of all that is saved.
+    pub(crate) fn saved_bytes(&self) -> usize {
+        self.saved_bytes
+    }
+
     /// The session is over: it leaves every index.
     pub(crate) fn remove(&mut self, no: SessionNo) {
+        _ = self.take_saved(no);
         self.clear_subscriptions(no);
         self.keep_awake(no);
         let connection = self.disconnect(no);
@@ -192,7 +260,6 @@ impl Hub {
         session.alive = false;
         session.stored = false;
         session.will = None;
-        session.saved = None;
         session.generation = session.generation.wrapping_add(1);
         let hub = self.app(app);
         hub.clients.remove(&client);
@@ -252,15 +319,20 @@ impl Hub {
         if new.filter == crate::access::INBOX_TOPIC && new.share.is_none() {
             session.inbox_qos = Some(new.qos);
         }
-        let same = |s: &&SessionSub| *s.filter == new.filter && s.share.as_deref() == new.share.as_deref();
-        let known = session.subscriptions.iter().find(same).map(|s| s.filter.clone());
+        let kept = session.subscriptions.iter_mut().find(|s| s.is(new));
+        let known = kept.map(|kept| {
+            kept.stored.take_if(|stored| *stored != SubOptions::of(new));
+            kept.filter.clone()
+        });
         let again = known.is_some();
         let filter = known.unwrap_or_else(|| {
             let filter: Arc<str> = new.filter.as_str().into();
             session.subscriptions.reserve_exact(1);
-            session
-                .subscriptions
-                .push(SessionSub { filter: filter.clone(), share: new.share.as_deref().map(Into::into) });
+            session.subscriptions.push(SessionSub {
+                filter: filter.clone(),
+                share: new.share.as_deref().map(Into::into),
+                stored: None,
+            });
             filter
         });
         let sub = Sub {
@@ -272,6 +344,48 @@ impl Hub {
         };
         self.app(app).topics.subscribe(&filter, new.share.as_deref(), sub, again);
         again
+    }
+
+    /// Whether the store has the subscription just as it is wanted.
+    pub(crate) fn has_stored(&self, no: SessionNo, wanted: &StoredSubscription) -> bool {
+        let has = |s: &&SessionSub| s.is(wanted) && s.stored == Some(SubOptions::of(wanted));
+        self.get(no).is_some_and(|s| s.subscriptions.iter().find(has).is_some())
+    }
+
+    /// The session's subscriptions change; the number of this change.
+    pub(crate) fn change_subscriptions(&mut self, no: SessionNo) -> u32 {
+        let session = &mut self.sessions[no as usize];
+        session.sub_changes = session.sub_changes.wrapping_add(1);
+        session.sub_changes
+    }
+
+    /// The store has taken the subscriptions of a change, unless there was another one meanwhile.
+    pub(crate) fn note_stored(
+        &mut self,
+        (no, generation, change): (SessionNo, u32, u32),
+        taken: &[StoredSubscription],
+    ) {
+        let is_last = |s: &&mut Session| s.generation == generation && s.sub_changes == change;
+        let Some(session) = self.get_mut(no).filter(is_last) else { return };
+        for one in taken {
+            if let Some(kept) = session.subscriptions.iter_mut().find(|s| s.is(one)) {
+                kept.stored = Some(SubOptions::of(one));
+            }
+        }
+    }
+
+    /// The store did not take a change: what was new with it is taken back, unless there was another change meanwhile.
+    pub(crate) fn take_back(
+        &mut self,
+        (no, generation, change): (SessionNo, u32, u32),
+        new: &[StoredSubscription],
+        opened: bool,
+    ) {
+        let is_last = |s: &&mut Session| s.generation == generation && s.sub_changes == change;
+        let Some(session) = self.get_mut(no).filter(is_last) else { return };
+        // The store did not come to know the session either.
+        session.stored &= !opened;
+        new.iter().for_each(|one| _ = self.unsubscribe(no, one.share.as_deref(), &one.filter));
     }
 
     /// True if there was such a subscription.
@@ -301,6 +415,59 @@ impl Hub {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_protocols_save_is_bounded_in_bytes_and_the_oldest_goes_first() {
+        let mut hub = Hub::default();
+        let all: Vec<SessionNo> = ["a", "b", "c"].map(|id| hub.add(AppNo(0), id, None, false)).into();
+        for no in &all {
+            hub.save(*no, Box::new(*no), 400, 1_000);
+        }
+        let lost: Vec<bool> = all.iter().map(|no| hub.sessions[*no as usize].state_lost).collect();
+        assert_eq!((lost, hub.saved_bytes()), (vec![true, false, false], 800));
+        assert!(hub.take_saved(all[0]).is_none() && hub.take_saved(all[1]).is_some());
+        hub.remove(all[2]);
+        assert!(hub.saved_bytes() == 0 && hub.saved.is_empty());
+        // More than all may have is kept for nobody.
+        hub.save(all[1], Box::new(()), 1_001, 1_000);
+        assert!(hub.take_saved(all[1]).is_none() && hub.saved_bytes() == 0);
+    }
+
+    #[test]
+    fn a_subscription_counts_as_stored_until_it_is_wanted_otherwise() {
+        let mut hub = Hub::default();
+        let no = hub.add(AppNo(0), "a", None, false);
+        let wanted = |qos| StoredSubscription {
+            filter: "t".into(),
+            share: None,
+            qos,
+            no_local: false,
+            retain_as_published: false,
+            id: None,
+        };
+        let change = |hub: &mut Hub, qos| {
+            hub.subscribe(no, &wanted(qos));
+            (no, hub.sessions[no as usize].generation, hub.change_subscriptions(no))
+        };
+        let first = change(&mut hub, 1);
+        assert!(!hub.has_stored(no, &wanted(1)));
+        hub.note_stored(first, &[wanted(1)]);
+        assert!(hub.has_stored(no, &wanted(1)) && !hub.has_stored(no, &wanted(0)));
+        // Wanted otherwise, and back before the store has answered: it has to be written.
+        let second = change(&mut hub, 0);
+        assert!(!hub.has_stored(no, &wanted(1)));
+        let third = change(&mut hub, 1);
+        hub.note_stored(second, &[wanted(0)]);
+        assert!(!hub.has_stored(no, &wanted(0)) && !hub.has_stored(no, &wanted(1)));
+        hub.note_stored(third, &[wanted(1)]);
+        assert!(hub.has_stored(no, &wanted(1)));
+        // What the store refuses is taken back, where nothing else changed.
+        let fourth = change(&mut hub, 0);
+        hub.take_back(third, &[wanted(0)], false);
+        assert_eq!(hub.get(no).unwrap().subscriptions.len(), 1);
+        hub.take_back(fourth, &[wanted(0)], false);
+        assert!(hub.get(no).unwrap().subscriptions.is_empty());
+    }
 
     #[test]
     fn a_number_is_given_to_nobody_else_while_an_old_connection_still_goes_by_it() {

@@ -46,8 +46,11 @@ pub struct Limits {
     pub connects_per_minute_max: u32,
     /// Polls of one device that wait at the same time (L29).
     pub polls_per_device_max: usize,
-    /// Delayed wills waiting.
+    /// Delayed wills waiting, and their bytes.
     pub wills_max: usize,
+    pub wills_bytes_max: usize,
+    /// Bytes of what protocols keep for sessions that may be resumed, all together; the oldest goes first.
+    pub saved_bytes_max: usize,
     /// Acknowledgements that wait while the store takes nothing; beyond it they are forgotten, and the deliveries sent again.
     pub put_off_acks_max: usize,
     /// Reports: how long and how many are kept after a message ended.
@@ -88,6 +91,8 @@ impl Default for Limits {
             connects_per_minute_max: 15,
             polls_per_device_max: 2,
             wills_max: 100_000,
+            wills_bytes_max: 64 * 1024 * 1024,
+            saved_bytes_max: 256 * 1024 * 1024,
             put_off_acks_max: 1_000_000,
             history_keep: Duration::from_secs(30 * DAY),
             history_max: 1_000_000,

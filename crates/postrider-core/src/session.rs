@@ -65,6 +65,8 @@ pub struct Detach {
     /// A new session expiry, given with the goodbye.
     pub expiry_secs: Option<u32>,
     pub saved: Option<Saved>,
+    /// What that takes in memory.
+    pub saved_bytes: usize,
     /// What is saved is of no use after that; a session that has nothing else ends then.
     pub saved_secs: Option<u32>,
     /// Do not keep the session unless it subscribes to something: clients of old publish with a new name each time.
@@ -168,12 +170,12 @@ impl Engine {
         };
         hub.connect(no, connection);
         hub.keep_awake(no);
+        let saved = hub.take_saved(no);
         let session = &mut hub.sessions[no as usize];
         session.takes_pushes = takes_pushes;
         session.hears_peers = hears_peers;
         session.expiry_secs = expiry_secs;
         session.will = will.map(Box::new);
-        let saved = session.saved.take();
         // A connection of another protocol can make nothing of it, and leaves nothing, or something of its own; one that is still
         // there has left nothing yet.
         let state_lost = session.state_lost || (present && old_connection.is_some() && saved.is_none());
@@ -273,7 +275,9 @@ impl Engine {
         let at = s.device.map(|device| DeviceRef { app, device });
         let keep =
             expiry_secs > 0 && (stored || !s.subscriptions.is_empty() || !detach.only_with_subscriptions);
-        s.saved = detach.saved.filter(|_| keep);
+        if let Some(saved) = detach.saved.filter(|_| keep) {
+            hub.save(session, saved, detach.saved_bytes, self.limits.saved_bytes_max);
+        }
         let mut commands = Vec::new();
         match at.filter(|_| stored) {
             Some(at) if keep => commands.push(Command::LeaveSession { at, expiry_secs, now }),
@@ -303,9 +307,53 @@ impl Engine {
             if delay_secs == 0 {
                 self.publish_will(app, &client, &will);
             } else {
-                self.wills.add(now + u64::from(delay_secs) * 1000, app, client, will, self.limits.wills_max);
+                self.wills.add(
+                    now + u64::from(delay_secs) * 1000,
+                    app,
+                    client,
+                    will,
+                    (self.limits.wills_max, self.limits.wills_bytes_max),
+                );
             }
         }
+    }
+
+    /// Enters those of the subscriptions into the hub that the client may have.
+    fn grant(
+        &self,
+        hub: &mut Hub,
+        session: SessionNo,
+        client: &str,
+        wanted: Vec<StoredSubscription>,
+    ) -> Grants {
+        let mut grants = Grants::default();
+        for subscription in wanted {
+            let count = hub.get(session).map_or(0, |s| s.subscriptions.len());
+            let refusal = if !self.access.may_subscribe(client, &subscription.filter) {
+                Some(self.access.refusal_code)
+            } else if count >= self.limits.subscriptions_max && !has(hub, session, &subscription) {
+                Some(QUOTA_EXCEEDED)
+            } else {
+                None
+            };
+            if let Some(code) = refusal {
+                grants.results.push(Err(code));
+                grants.new.push(false);
+                continue;
+            }
+            let is_new = !hub.subscribe(session, &subscription);
+            if is_new {
+                grants.fresh.push(subscription.clone());
+            }
+            grants.new.push(is_new);
+            grants.results.push(Ok(subscription.qos));
+            grants.granted.push(subscription);
+        }
+        // What the store has already is not written once more: a device could fill the journal with it.
+        if hub.sessions[session as usize].stored {
+            grants.granted.retain(|subscription| !hub.has_stored(session, subscription));
+        }
+        grants
     }
 
     /// Adds subscriptions; `done` gets, for each filter, the QoS granted or the code of refusal.
@@ -322,25 +370,8 @@ impl Engine {
             done(vec![Err(0x80); wanted.len()]);
             return vec![false; wanted.len()];
         };
-        let mut new = Vec::with_capacity(wanted.len());
-        let mut results = Vec::with_capacity(wanted.len());
-        let mut granted = Vec::new();
-        for subscription in wanted {
-            if !self.access.may_subscribe(&client, &subscription.filter) {
-                results.push(Err(self.access.refusal_code));
-                new.push(false);
-                continue;
-            }
-            let count = hub.get(session).map_or(0, |s| s.subscriptions.len());
-            if count >= self.limits.subscriptions_max && !has(&hub, session, &subscription) {
-                results.push(Err(QUOTA_EXCEEDED));
-                new.push(false);
-                continue;
-            }
-            new.push(!hub.subscribe(session, &subscription));
-            results.push(Ok(subscription.qos));
-            granted.push(subscription);
-        }
+        let Grants { new, results, granted, fresh } = self.grant(&mut hub, session, &client, wanted);
+        let change = hub.change_subscriptions(session);
         let s = &hub.sessions[session as usize];
         let lasting = s.expiry_secs > 0 && !granted.is_empty();
         let at = s.device.map(|device| DeviceRef { app, device });
@@ -350,8 +381,15 @@ impl Engine {
             done(results);
             return new;
         }
+        let (engine, taken) = (self.clone(), granted.clone());
         let done: Done = Box::new(move |outcome| {
             let failed = outcome.is_err();
+            let at = (session, generation, change);
+            match failed {
+                false => engine.hub_mut().note_stored(at, &taken),
+                // What was refused must not come live, as if it had been granted.
+                true => engine.hub_mut().take_back(at, &fresh, !stored),
+            }
             done(
                 results
                     .into_iter()
@@ -443,8 +481,12 @@ impl Engine {
             .iter()
             .map(|(share, filter)| hub.unsubscribe(session, share.as_deref(), filter))
             .collect();
+        let is_change = existed.contains(&true);
+        if is_change {
+            hub.change_subscriptions(session);
+        }
         let s = &hub.sessions[session as usize];
-        let at = s.device.filter(|_| s.stored).map(|device| DeviceRef { app: s.app, device });
+        let at = s.device.filter(|_| s.stored && is_change).map(|device| DeviceRef { app: s.app, device });
         drop(hub);
         match at {
             Some(at) => {
@@ -474,6 +516,9 @@ impl Engine {
             let registered = self.store.is_registered(at);
             let no = hub.add(at.app, &id, Some(at.device), registered);
             subscriptions.iter().for_each(|s| _ = hub.subscribe(no, s));
+            let change = hub.change_subscriptions(no);
+            let generation = hub.sessions[no as usize].generation;
+            hub.note_stored((no, generation, change), &subscriptions);
             let s = &mut hub.sessions[no as usize];
             s.stored = true;
             s.state_lost = true;
@@ -502,6 +547,18 @@ impl Engine {
     }
 }
 
+/// What became of a wish for subscriptions.
+#[derive(Default)]
+struct Grants {
+    /// By place: whether the session did not have it before.
+    new: Vec<bool>,
+    results: Vec<Result<u8, u8>>,
+    /// Those that the store has to be told of.
+    granted: Vec<StoredSubscription>,
+    /// Those that are new, to be taken back where the store refuses.
+    fresh: Vec<StoredSubscription>,
+}
+
 /// MQTT 5 reason codes, which other protocols translate.
 const QUOTA_EXCEEDED: u8 = 0x97;
 const UNSPECIFIED: u8 = 0x80;
@@ -509,10 +566,7 @@ const UNSPECIFIED: u8 = 0x80;
 const LEFT_BATCH: usize = 1_000;
 
 fn has(hub: &Hub, session: SessionNo, wanted: &StoredSubscription) -> bool {
-    let same = |s: &crate::hub::SessionSub| {
-        *s.filter == wanted.filter && s.share.as_deref() == wanted.share.as_deref()
-    };
-    hub.get(session).is_some_and(|s| s.subscriptions.iter().any(same))
+    hub.get(session).is_some_and(|s| s.subscriptions.iter().any(|s| s.is(wanted)))
 }
 
 /// Whether the session is one that a returning client finds again.

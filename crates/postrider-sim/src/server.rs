@@ -499,6 +499,7 @@ impl Server {
             orderly: conn.orderly,
             expiry_secs: conn.goodbye_expiry,
             saved,
+            saved_bytes: 0,
             saved_secs,
             only_with_subscriptions,
         };

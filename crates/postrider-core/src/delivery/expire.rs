@@ -136,16 +136,42 @@ struct WillsInner {
     by_time: BTreeMap<(UnixMillis, u64), Waiting>,
     by_client: FxHashMap<(AppNo, Arc<str>), (UnixMillis, u64)>,
     count: u64,
+    bytes: usize,
+    dropped: u64,
+}
+
+impl WillsInner {
+    fn forget(&mut self, key: (UnixMillis, u64)) -> Option<Waiting> {
+        let waiting = self.by_time.remove(&key)?;
+        self.bytes -= size(&waiting.2);
+        Some(waiting)
+    }
+}
+
+/// What a will takes in memory, near enough.
+fn size(will: &Will) -> usize {
+    let topic = will.content.topic.as_ref().map_or(0, String::len);
+    will.content.payload.len() + topic + 300
 }
 
 impl Wills {
-    /// Beyond `max` waiting wills the new one is dropped, with a warning.
-    pub fn add(&self, due: UnixMillis, app: AppNo, client: Arc<str>, will: Box<Will>, max: usize) {
+    /// Beyond so many waiting wills, or bytes of them, the new one is dropped, with a warning.
+    pub fn add(
+        &self,
+        due: UnixMillis,
+        app: AppNo,
+        client: Arc<str>,
+        will: Box<Will>,
+        (max, bytes_max): (usize, usize),
+    ) {
         let mut inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if inner.by_time.len() >= max {
+        let bytes = inner.bytes + size(&will);
+        if inner.by_time.len() >= max || bytes > bytes_max {
+            inner.dropped += 1;
             tracing::warn!(client = &*client, "too many delayed wills wait; this one is dropped");
             return;
         }
+        inner.bytes = bytes;
         inner.count += 1;
         let key = (due, inner.count);
         inner.by_time.insert(key, (app, client.clone(), will));
@@ -159,18 +185,27 @@ impl Wills {
             return None;
         }
         let key = inner.by_client.remove(&(app, client.into()))?;
-        inner.by_time.remove(&key).map(|(_, _, will)| will)
+        inner.forget(key).map(|(_, _, will)| will)
     }
 
     fn due(&self, now: UnixMillis) -> Vec<Waiting> {
         let mut inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let mut due = Vec::new();
-        while let Some(first) = inner.by_time.first_entry().filter(|e| e.key().0 <= now) {
-            let (app, client, will) = first.remove();
+        while let Some(first) =
+            inner.by_time.first_key_value().map(|(key, _)| *key).filter(|key| key.0 <= now)
+            && let Some((app, client, will)) = inner.forget(first)
+        {
             inner.by_client.remove(&(app, client.clone()));
             due.push((app, client, will));
         }
         due
+    }
+}
+
+impl Wills {
+    /// How many were dropped because too many waited.
+    pub fn dropped(&self) -> u64 {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).dropped
     }
 }
 
@@ -203,5 +238,35 @@ impl Connects {
         if window.since + 60_000 <= now {
             *window = Window { since: now, counts: FxHashMap::default() };
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Content;
+
+    #[test]
+    fn delayed_wills_are_bounded_in_bytes_and_give_them_back() {
+        let wills = Wills::default();
+        let will = |len: usize| {
+            let content = Content { topic: Some("t".into()), payload: vec![0; len].into(), properties: None };
+            Box::new(Will {
+                content: Arc::new(content),
+                qos: 0,
+                retain: false,
+                expiry_secs: None,
+                delay_secs: 9,
+            })
+        };
+        let add = |due, client: &str, len| {
+            wills.add(due, AppNo(0), client.into(), will(len), (3, 3_000));
+            wills.0.lock().unwrap().by_time.len()
+        };
+        assert_eq!((add(1, "a", 2_000), add(2, "b", 2_000), add(3, "c", 100)), (1, 1, 2));
+        assert_eq!(wills.dropped(), 1);
+        assert!(wills.take(AppNo(0), "c").is_some() && wills.due(1).len() == 1);
+        assert_eq!(wills.0.lock().unwrap().bytes, 0);
+        assert_eq!((add(4, "d", 10), add(4, "e", 10), add(4, "f", 10), add(4, "g", 10)), (1, 2, 3, 3));
     }
 }

@@ -115,6 +115,11 @@ pub(crate) enum Arrived {
 }
 
 impl Inflight {
+    /// What it takes in memory, near enough.
+    pub fn bytes(&self) -> usize {
+        (self.outbound.len() + self.inbound.len()) * 32 + 200
+    }
+
     /// For a session whose state was lost (a crash) while the client may remember ids of it: with `first_id` drawn by
     /// chance a new QoS 2 message is hardly taken for a duplicate of an old one.
     pub fn starting_at(first_id: u16) -> Box<Self> {

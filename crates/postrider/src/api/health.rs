@@ -189,6 +189,10 @@ impl StoreCollector {
         gauge(encoder, "connections", "Open connections of the gateways", None, open as u64)?;
         let help = "Open connections that have not signed in";
         gauge(encoder, "connections_unauthenticated", help, None, unauthenticated as u64)?;
+        let help = "Bytes kept so that lost connections may be resumed";
+        gauge(encoder, "sessions_saved", help, Some(&Unit::Bytes), self.engine.saved_bytes() as u64)?;
+        let help = "Delayed wills dropped because too many waited";
+        counter(encoder, "wills_dropped", help, None, self.engine.wills_dropped())?;
         let help = "Acknowledgements that wait until the store takes them";
         gauge(encoder, "acks_put_off", help, None, self.engine.put_off_acks() as u64)?;
         let signed_in = self.engine.connected_count() as u64;

@@ -220,6 +220,11 @@ settings! {
         connects_per_minute_max: u32 = core().connects_per_minute_max,
         /// Delayed wills that wait.
         wills_max: usize = core().wills_max,
+        /// Bytes of such wills; what goes beyond either is dropped, with a warning and in `postrider_wills_dropped`.
+        wills_bytes_max: usize = core().wills_bytes_max,
+        /// Bytes kept in memory so that lost connections may be resumed (XMPP streams, messages in flight), all together. Beyond
+        /// it the oldest are forgotten: those clients begin anew, and are sent again what they did not acknowledge.
+        saved_bytes_max: usize = core().saved_bytes_max,
         /// Acknowledgements that wait in memory while the store takes nothing (space is low). Beyond it they are forgotten, and
         /// those deliveries are sent again.
         put_off_acks_max: usize = core().put_off_acks_max,
@@ -317,6 +322,9 @@ settings! {
         registrations_burst: u32 = 20,
         /// Seconds after which one more is heard.
         registration_secs: u64 = 60,
+        /// Registrations and changes of passwords that may wait for their keys to be derived, which takes some milliseconds each;
+        /// what comes beyond it is answered `resource-constraint`. One connection may have one of them.
+        account_jobs_max: usize = 64,
         /// Whether clients from before SASL may sign in (XEP-0078), which show their password inside of TLS.
         legacy_sign_in: bool = false,
         /// Keep what SCRAM needs of each secret when it is set: some milliseconds of work for each device. Devices registered
@@ -374,11 +382,15 @@ settings! {
         out_bytes_max: usize = 64 * KIB,
         /// Messages above QoS 0 without an inbox entry that wait for one connection's window.
         waiting_max: usize = 1_000,
+        /// Bytes of such messages; what goes beyond either is dropped and counted as `queue_full`.
+        waiting_bytes_max: usize = MIB,
+        /// Bytes of live messages that wait for one thread; what goes beyond it is dropped and counted as `worker_busy`.
+        mailbox_bytes_max: usize = 64 * MIB,
         /// Seconds that a client may read nothing of what is sent to it, before it is cut.
         slow_reader_secs: u64 = 30,
-        /// Publishes of one connection in a second.
+        /// Publishes, subscriptions, receipts and stanzas of one connection in a second; 0: no limit.
         publishes_per_sec: u32 = 10,
-        /// Publishes that may come at once all the same.
+        /// How many of them may come at once all the same.
         publishes_burst: u32 = 50,
     }
 

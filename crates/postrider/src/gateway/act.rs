@@ -15,6 +15,7 @@ use postrider_core::port::Position;
 use postrider_core::session::{Attach, Client, SignInError};
 use postrider_core::topics::SessionNo;
 use postrider_proto as proto;
+use postrider_proto::xmpp::Answer;
 use postrider_proto::{Connect, ConnectRefusal, Event, Goodbye, PublishOutcome, SubscribeOutcome};
 
 /// MQTT 5 §3.9.3: a filter that is not one.
@@ -446,6 +447,7 @@ impl Driver {
     }
 
     fn subscribe(&mut self, slot: u32, token: u32, filters: Vec<proto::Subscription>, id: Option<u32>) {
+        self.charge(slot);
         let at = self.reference(slot);
         let Some(session) = self.conn(slot).and_then(|c| c.session) else { return };
         let valid: Vec<usize> = (0..filters.len()).filter(|i| filters[*i].valid).collect();
@@ -481,6 +483,7 @@ impl Driver {
     }
 
     fn unsubscribe(&mut self, slot: u32, token: u32, filters: Vec<proto::Text>) {
+        self.charge(slot);
         let at = self.reference(slot);
         let Some(session) = self.conn(slot).and_then(|c| c.session) else { return };
         let filters = filters.iter().map(|f| split_share(f)).collect();
@@ -498,6 +501,11 @@ impl Driver {
         match reply {
             Reply::Protocol(reply) => {
                 let is_commit = matches!(reply, proto::Reply::Publish { .. } | proto::Reply::Xmpp(_));
+                if matches!(reply, proto::Reply::Xmpp(Answer::Account { .. }))
+                    && let Some(conn) = self.conn(slot)
+                {
+                    conn.busy().changes_account = false;
+                }
                 self.answer(slot, reply);
                 if is_commit {
                     self.settle(slot);

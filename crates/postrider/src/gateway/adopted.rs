@@ -128,7 +128,7 @@ impl Door for std::sync::Weak<super::Gateway> {
 
     fn acknowledged(&self, connection: ConnectionRef, deliveries: Vec<u64>) {
         let Some(gateway) = self.upgrade() else { return };
-        if let Some(worker) = gateway.workers.0.get(usize::from(connection.shard)) {
+        if let Some(worker) = gateway.workers.boxes.get(usize::from(connection.shard)) {
             worker.post(Mail::Acknowledged(connection, deliveries));
         }
     }

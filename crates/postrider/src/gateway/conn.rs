@@ -57,7 +57,7 @@ pub struct Busy {
     /// When each unacknowledged delivery was written.
     pub sent: VecDeque<(Seq, UnixMillis)>,
     /// Live messages above QoS 0 that wait for the window.
-    pub waiting: VecDeque<Waiting>,
+    pub waiting: WaitingQueue,
     /// When a closing connection is cut off.
     pub deadline: Option<Millis>,
     /// The peer takes nothing since.
@@ -66,6 +66,8 @@ pub struct Busy {
     /// Acknowledgements of nothing that it may still send.
     pub bad_acks: Option<Budget>,
     pub goodbye_expiry_secs: Option<u32>,
+    /// A change of its account is under way.
+    pub changes_account: bool,
     /// A sign-in that waits for the client's older connection to leave.
     pub parked: Option<Box<Parked>>,
     /// The newer connection that waits for this one to leave.
@@ -97,6 +99,51 @@ pub enum Lane {
     Refused,
     /// Its proxy has not said yet for whom it is.
     Unnamed,
+}
+
+impl Waiting {
+    /// What it costs to keep, near enough: contents are shared, but nobody may rely on that.
+    fn bytes(&self) -> usize {
+        let topic = self.content.topic.as_ref().map_or(0, String::len);
+        self.content.payload.len() + topic + 200
+    }
+}
+
+/// Live messages in the order in which they came, bounded in number and in bytes.
+#[derive(Default)]
+pub struct WaitingQueue {
+    queue: VecDeque<Waiting>,
+    bytes: usize,
+}
+
+impl WaitingQueue {
+    /// False, and nothing is kept, where there is no room.
+    pub fn push(&mut self, waiting: Waiting, count_max: usize, bytes_max: usize) -> bool {
+        let bytes = self.bytes + waiting.bytes();
+        if self.queue.len() >= count_max || bytes > bytes_max {
+            return false;
+        }
+        self.bytes = bytes;
+        self.queue.push_back(waiting);
+        true
+    }
+
+    pub fn pop(&mut self) -> Option<Waiting> {
+        let first = self.queue.pop_front()?;
+        self.bytes -= first.bytes();
+        if self.queue.is_empty() {
+            self.queue = VecDeque::new();
+        }
+        Some(first)
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.queue.is_empty()
+    }
+
+    pub fn clear(&mut self) {
+        *self = WaitingQueue::default();
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -196,6 +243,7 @@ impl Conn {
                 && b.budget.is_none()
                 && b.bad_acks.is_none()
                 && b.goodbye_expiry_secs.is_none()
+                && !b.changes_account
                 && b.parked.is_none()
                 && b.successor.is_none()
         };
@@ -260,6 +308,37 @@ mod tests {
         assert!(!reads.count(1, 6_500) && reads.count(1, 7_000));
         assert!((0..3).all(|_| reads.count(65_536, 8_000)) && !reads.count(65_536, 8_000));
         assert!(!reads.count(usize::MAX, 9_000));
+    }
+
+    #[test]
+    fn live_messages_that_wait_are_bounded_in_number_and_in_bytes() {
+        let waiting = |len: usize| Waiting {
+            content: Arc::new(Content {
+                topic: Some("t".into()),
+                payload: vec![0; len].into(),
+                properties: None,
+            }),
+            target: LiveTarget {
+                connection: ConnectionRef { shard: 0, slot: 0, generation: 0 },
+                qos: 1,
+                retain: false,
+                subscription_ids: Vec::new(),
+            },
+            expires_at: None,
+        };
+        let mut queue = WaitingQueue::default();
+        let fits = |queue: &mut WaitingQueue, len| queue.push(waiting(len), 3, 2_000);
+        assert!(
+            fits(&mut queue, 1_000)
+                && !fits(&mut queue, 1_000)
+                && fits(&mut queue, 10)
+                && fits(&mut queue, 20)
+        );
+        assert!(!fits(&mut queue, 0), "the fourth");
+        assert_eq!(queue.pop().unwrap().content.payload.len(), 1_000);
+        assert!(fits(&mut queue, 1_000));
+        while queue.pop().is_some() {}
+        assert!(queue.is_empty() && queue.bytes == 0);
     }
 
     #[test]

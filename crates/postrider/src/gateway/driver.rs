@@ -91,7 +91,8 @@ impl Driver {
         listeners: Vec<(TcpListener, Listens)>,
     ) -> io::Result<Driver> {
         let poll = Poll::new()?;
-        let mailbox = Arc::new(Mailbox::new(mio::Waker::new(poll.registry(), WAKER)?));
+        let live_bytes_max = shared.config.mailbox_bytes_max;
+        let mailbox = Arc::new(Mailbox::new(mio::Waker::new(poll.registry(), WAKER)?, live_bytes_max));
         let mut listeners = listeners;
         for (i, (listener, _)) in listeners.iter_mut().enumerate() {
             poll.registry().register(listener, Token(LISTENERS + i), Interest::READABLE)?;
@@ -567,10 +568,11 @@ impl Driver {
         let Some(conn) = self.conn(slot) else { return };
         let Some(session) = conn.session.take() else { return };
         let (orderly, expiry_secs) = (conn.orderly, conn.busy.as_ref().and_then(|b| b.goodbye_expiry_secs));
-        let saved = conn.protocol.take_saved(now);
+        let (saved, saved_bytes) = conn.protocol.take_saved(now).unzip();
+        let saved_bytes = saved_bytes.unwrap_or(0);
         let saved_secs = (conn.protocol.is_xmpp() && saved.is_some()).then_some(resume_secs);
         let only_with_subscriptions = saved_secs.is_none() && conn.protocol.leaves_empty_sessions();
-        let detach = Detach { orderly, expiry_secs, saved, saved_secs, only_with_subscriptions };
+        let detach = Detach { orderly, expiry_secs, saved, saved_bytes, saved_secs, only_with_subscriptions };
         let peer = conn.peer;
         self.shared.engine.disconnect(session, at, detach);
         // It counts as signed in until its socket is gone.
@@ -642,7 +644,9 @@ impl Driver {
 
     fn read_mail(&mut self) {
         let mut letters = std::mem::take(&mut self.letters);
-        self.mailbox.take(&mut letters);
+        if self.mailbox.take(&mut letters) {
+            self.wake_all();
+        }
         for letter in letters.drain(..) {
             match letter {
                 Mail::Wake(at) => self.wake(at),

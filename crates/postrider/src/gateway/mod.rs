@@ -8,6 +8,7 @@
 //! To add a gateway: implement `postrider_proto::ServerProtocol`, add it to [`Protocol`] and to `listener::Speaks`, and
 //! translate what is special about it in a file beside `mqtt.rs`.
 
+mod accounts;
 mod act;
 pub mod admission;
 mod adopted;
@@ -79,6 +80,12 @@ pub struct GatewayConfig {
     pub out_bytes_max: usize,
     /// Live messages above QoS 0 that wait for one connection's window.
     pub waiting_max: usize,
+    /// And their bytes.
+    pub waiting_bytes_max: usize,
+    /// Bytes of live messages that wait for one worker.
+    pub mailbox_bytes_max: usize,
+    /// Changes of accounts that wait for their keys to be derived.
+    pub account_jobs_max: usize,
     /// How long a peer may take nothing before it is cut off (P14).
     pub slow_reader_ms: u64,
     /// Publishes of one connection (L16); 0: no limit.
@@ -141,19 +148,18 @@ impl Protocol {
         matches!(self, Protocol::Xmpp(_) | Protocol::XmppOverWebSocket(_))
     }
 
-    /// What the session's next connection is to find.
-    pub fn take_saved(&mut self, now: Millis) -> Option<Saved> {
-        match self {
-            Protocol::Mqtt(mqtt) => mqtt.take_inflight().map(|inflight| inflight as Saved),
-            Protocol::MqttOverWebSocket(tunnel) => {
-                tunnel.inner_mut().take_inflight().map(|inflight| inflight as Saved)
-            }
-            Protocol::Xmpp(xmpp) => xmpp.take_saved_stream(now).map(|stream| stream as Saved),
-            Protocol::XmppOverWebSocket(tunnel) => {
-                tunnel.inner_mut().take_saved_stream(now).map(|stream| stream as Saved)
-            }
-            _ => None,
-        }
+    /// What the session's next connection is to find, and what that takes in memory.
+    pub fn take_saved(&mut self, now: Millis) -> Option<(Saved, usize)> {
+        let (mqtt, xmpp) = match self {
+            Protocol::Mqtt(mqtt) => (mqtt.take_inflight(), None),
+            Protocol::MqttOverWebSocket(tunnel) => (tunnel.inner_mut().take_inflight(), None),
+            Protocol::Xmpp(xmpp) => (None, xmpp.take_saved_stream(now)),
+            Protocol::XmppOverWebSocket(tunnel) => (None, tunnel.inner_mut().take_saved_stream(now)),
+            _ => (None, None),
+        };
+        let inflight = mqtt.map(|inflight| (inflight.bytes(), inflight as Saved));
+        let stream = xmpp.map(|stream| (stream.bytes(), stream as Saved));
+        inflight.or(stream).map(|(bytes, saved)| (saved, bytes))
     }
 }
 
@@ -191,6 +197,12 @@ pub struct GatewayMetrics {
     pub keepalive_timeouts: Counter,
 }
 
+impl GatewayMetrics {
+    fn count_dropped(&self, reason: &str, count: usize) {
+        self.messages_dropped.get_or_create(&label("reason", reason)).inc_by(count as u64);
+    }
+}
+
 pub(crate) fn label(name: &'static str, value: &str) -> Label {
     [(name, value.to_owned())]
 }
@@ -201,6 +213,7 @@ pub(crate) struct Shared {
     pub engine: Engine,
     pub tokens: Arc<Tokens>,
     pub admission: Admission,
+    pub accounts: accounts::Accounts,
     pub metrics: GatewayMetrics,
     pub start: Instant,
     /// Of the store's history.
@@ -266,6 +279,7 @@ impl Gateway {
         let admission = Admission::new(config.admission.clone());
         let shared = Arc::new(Shared {
             epoch: engine.store.epoch(),
+            accounts: accounts::Accounts::new(config.account_jobs_max),
             config,
             engine,
             tokens,
@@ -278,10 +292,11 @@ impl Gateway {
             .enumerate()
             .map(|(shard, mine)| driver::Driver::new(shard as u16, shared.clone(), mine))
             .collect::<io::Result<Vec<_>>>()?;
-        let workers = Arc::new(Workers(drivers.iter().map(|d| d.mailbox.clone()).collect()));
+        let boxes = drivers.iter().map(|d| d.mailbox.clone()).collect();
+        let workers = Arc::new(Workers { boxes, metrics: shared.metrics.clone() });
         shared.engine.attach_connections(workers.clone());
         let spawn = |mut driver: driver::Driver| {
-            driver.workers = workers.0.clone();
+            driver.workers = workers.boxes.clone();
             let (name, supervisor) = (format!("gateway-{}", driver.shard()), supervisor.clone());
             let watched = name.clone();
             let run = move || supervisor.watch(&watched, || driver.run());
@@ -300,7 +315,7 @@ impl Gateway {
             false => admission.enter(peer.ip(), Road::Http, None),
         };
         let entered = entered.inspect_err(|full| self.shared.count_refused(*full))?;
-        self.shared.push_out(&entered, &self.workers.0);
+        self.shared.push_out(&entered, &self.workers.boxes);
         Ok(Place::new(self.shared.clone(), peer, entered.ticket))
     }
 
@@ -316,8 +331,8 @@ impl Gateway {
         stream.set_nodelay(true)?;
         let stream = mio::net::TcpStream::from_std(stream);
         let incoming = Incoming { first, ..Incoming::reserved(stream, place, speaks) };
-        let worker = self.next.fetch_add(1, Ordering::Relaxed) % self.workers.0.len();
-        self.workers.0[worker].post(Mail::Adopt(Box::new(incoming)));
+        let worker = self.next.fetch_add(1, Ordering::Relaxed) % self.workers.boxes.len();
+        self.workers.boxes[worker].post(Mail::Adopt(Box::new(incoming)));
         Ok(())
     }
 
@@ -332,7 +347,7 @@ impl Gateway {
 
     /// Says goodbye to everybody and waits until the workers are done.
     pub fn stop(&self) {
-        self.workers.0.iter().for_each(|w| w.post(Mail::Shutdown));
+        self.workers.boxes.iter().for_each(|w| w.post(Mail::Shutdown));
         let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
         // A panic was told where it happened.
         threads.into_iter().for_each(|thread| _ = thread.join());

@@ -1,10 +1,9 @@
 //! Messages on their way to peers: live ones, retained ones, and what lies in the inbox.
 
+use super::Protocol;
 use super::conn::{Conn, Waiting};
 use super::driver::Driver;
-use super::mailbox::Mail;
 use super::mqtt::{self, Wanted};
-use super::{Protocol, label};
 use crate::planted;
 use postrider_core::delivery::drain::Outgoing;
 use postrider_core::delivery::publish::Publish as CorePublish;
@@ -44,7 +43,10 @@ impl Driver {
         }
         for (worker, theirs) in self.workers.iter().zip(others).filter(|(_, t)| !t.is_empty()) {
             let live = Live { content: request.content.clone(), expires_at };
-            worker.post(Mail::Live(live, theirs));
+            let count = theirs.len();
+            if !worker.post_live(live, theirs) {
+                self.shared.metrics.count_dropped("worker_busy", count);
+            }
         }
     }
 
@@ -65,17 +67,18 @@ impl Driver {
         target: LiveTarget,
         expires_at: Option<UnixMillis>,
     ) {
-        let (out_max, waiting_max) = (self.shared.config.out_bytes_max, self.shared.config.waiting_max);
+        let config = &self.shared.config;
+        let (out_max, waiting_max) = (config.out_bytes_max, config.waiting_max);
+        let waiting_bytes_max = config.waiting_bytes_max;
         let at = target.connection;
         planted::panic_in("live", &content.payload);
         let Some(conn) = self.find(at).filter(|c| c.is_open()) else { return };
         let waits = target.qos > 0 && (conn.is_waiting() || conn.protocol.as_mut().window() == 0);
         if waits {
-            let waiting = &mut conn.busy().waiting;
-            if waiting.len() >= waiting_max {
-                return self.dropped("queue_full");
+            let waiting = Waiting { content: content.clone(), target, expires_at };
+            if !conn.busy().waiting.push(waiting, waiting_max, waiting_bytes_max) {
+                self.dropped("queue_full");
             }
-            waiting.push_back(Waiting { content: content.clone(), target, expires_at });
             return;
         }
         if target.qos == 0 && conn.backlog() > out_max {
@@ -132,7 +135,7 @@ impl Driver {
     }
 
     fn dropped(&self, reason: &str) {
-        self.shared.metrics.messages_dropped.get_or_create(&label("reason", reason)).inc();
+        self.shared.metrics.count_dropped(reason, 1);
     }
 
     pub(super) fn send_retained(&mut self, slot: u32, wanted: &Wanted) {
@@ -153,6 +156,13 @@ impl Driver {
             Some(Protocol::Poll(_)) => self.guarded(at.slot, |d| d.give_back(at.slot, true)),
             Some(_) => self.want_drain(at.slot),
             None => {}
+        }
+    }
+
+    /// There were more wakes than could be kept: every connection looks.
+    pub(super) fn wake_all(&mut self) {
+        for slot in 0..self.conns.len() as u32 {
+            self.wake(self.reference(slot));
         }
     }
 
@@ -262,7 +272,7 @@ impl Driver {
             if conn.protocol.as_mut().window() == 0 {
                 return;
             }
-            let Some(Waiting { content, target, expires_at }) = conn.busy().waiting.pop_front() else {
+            let Some(Waiting { content, target, expires_at }) = conn.busy().waiting.pop() else {
                 break;
             };
             conn.rest();

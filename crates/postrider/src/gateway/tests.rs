@@ -27,6 +27,7 @@ impl Clock for WallClock {
 /// A gateway with one worker, an MQTT and an XMPP listener, and one device `d1` with the secret `secret`.
 struct Live {
     gateway: Gateway,
+    store: MemoryStore,
     supervisor: Supervisor,
     metrics: GatewayMetrics,
     mqtt: SocketAddr,
@@ -64,7 +65,7 @@ impl Live {
         };
         submit(&store, Command::Register(Box::new(registration)));
         let limits = Limits { connects_per_minute_max: 0, ..Limits::default() };
-        let port: Arc<dyn Store> = Arc::new(store);
+        let port: Arc<dyn Store> = Arc::new(store.clone());
         let engine = Engine::new(port, limits, Access::default(), Arc::new(WallClock), Arc::new(OsChance));
         let (mqtt, mqtt_listeners) = bind(([127, 0, 0, 1], 0).into(), 1).unwrap();
         let (xmpp, xmpp_listeners) = bind(([127, 0, 0, 1], 0).into(), 1).unwrap();
@@ -81,7 +82,7 @@ impl Live {
             (vec![all.collect()], supervisor.clone()),
         )
         .unwrap();
-        Live { gateway, supervisor, metrics, mqtt, xmpp }
+        Live { gateway, store, supervisor, metrics, mqtt, xmpp }
     }
 
     fn refused(&self, limit: &str) -> u64 {
@@ -222,4 +223,32 @@ fn behind_a_proxy_connections_count_for_the_address_that_it_names() {
     let mut stranger = connect(live.xmpp);
     stranger.write_all(&v1(3)).unwrap();
     assert_eq!((rest(&mut stranger), live.closed("proxy_not_trusted")), (Vec::new(), 1));
+}
+
+#[test]
+fn a_subscription_that_is_there_already_is_not_written_once_more() {
+    let live = Live::start(|_| {});
+    let mut phone = connect(live.mqtt);
+    // MQTT 3.1.1, a session that lasts.
+    phone.write_all(b"\x10\x19\0\x04MQTT\x04\xc0\0\x3c\0\x01p\0\x02d1\0\x06secret").unwrap();
+    assert_eq!(connack(&mut phone), 0);
+    let mut ask = |packet: &[u8], answer: &[u8]| {
+        phone.write_all(packet).unwrap();
+        let mut told = vec![0; answer.len()];
+        phone.read_exact(&mut told).unwrap();
+        assert_eq!(told, answer);
+        live.store.stats().commands
+    };
+    let subscribe = |qos| [&b"\x82\x10\0\x01\0\x0bdevices/d1/"[..], &[qos]].concat();
+    let first = ask(&subscribe(1), &[0x90, 3, 0, 1, 1]);
+    for _ in 0..3 {
+        assert_eq!(ask(&subscribe(1), &[0x90, 3, 0, 1, 1]), first, "nothing changed");
+    }
+    let second = ask(&subscribe(0), &[0x90, 3, 0, 1, 0]);
+    assert!(second > first);
+    let unsubscribe = b"\xa2\x0f\0\x01\0\x0bdevices/d1/";
+    let third = ask(unsubscribe, &[0xb0, 2, 0, 1]);
+    assert!(third > second);
+    assert_eq!(ask(unsubscribe, &[0xb0, 2, 0, 1]), third, "there was nothing to take away");
+    assert!(ask(&subscribe(0), &[0x90, 3, 0, 1, 0]) > third);
 }

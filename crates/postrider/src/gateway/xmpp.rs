@@ -27,6 +27,7 @@ impl Driver {
             Request::WrongProof { user } => self.count_wrong_proof(slot, &user),
             Request::Account { token, user, action } => self.change_account(slot, token, &user, action),
             Request::Items { token, topic } => {
+                self.charge(slot);
                 let items = self.items(slot, &topic);
                 self.answer_xmpp(slot, Answer::Items { token, items });
             }
@@ -62,7 +63,12 @@ impl Driver {
             let answer = Answer::Account { token, outcome };
             mailbox.post(Mail::Reply(at, Reply::Protocol(proto::Reply::Xmpp(answer))));
         };
+        self.charge(slot);
         let Some(conn) = self.conn(slot) else { return };
+        if conn.busy().changes_account {
+            return self.answer_account(slot, token, AccountOutcome::Unavailable);
+        }
+        conn.busy().changes_account = true;
         conn.uncommitted += 1;
         let (peer, session) = (conn.peer, conn.session);
         let own = session.and_then(|session| self.shared.engine.session_device(session));
@@ -73,11 +79,11 @@ impl Driver {
                     tracing::info!(%peer, user, "a registration was refused, one of many");
                     return tell(AccountOutcome::Unavailable);
                 }
-                let name = user.to_owned();
-                aside(move || create(&shared, name, password, tell));
+                let (name, keys) = (user.to_owned(), shared.clone());
+                self.derive(tell, move |tell| create(&keys, name, password, tell));
             }
             (AccountAction::ChangePassword { password }, Some(at)) => {
-                aside(move || change_password(&shared, at, &password, tell));
+                self.derive(tell, move |tell| change_password(&shared, at, &password, tell));
             }
             (AccountAction::Remove, Some(at)) => {
                 let told = |removed: Result<_, _>| {
@@ -87,6 +93,21 @@ impl Driver {
             }
             _ => tell(AccountOutcome::NotAllowed),
         }
+    }
+
+    /// Hands work on an account to the thread for it, or answers that too much of it waits.
+    fn derive<T>(&self, tell: T, work: impl FnOnce(T) + Send + 'static)
+    where
+        T: FnOnce(AccountOutcome) + Clone + Send + 'static,
+    {
+        let job = tell.clone();
+        if !self.shared.accounts.submit(move || work(job)) {
+            tell(AccountOutcome::Unavailable);
+        }
+    }
+
+    fn answer_account(&mut self, slot: u32, token: u32, outcome: AccountOutcome) {
+        self.answer_xmpp(slot, Answer::Account { token, outcome });
     }
 
     /// The retained message of a topic; filters name none.
@@ -159,14 +180,6 @@ impl Driver {
         }
         // The hello may be there already, and raise no edge any more.
         self.read_again(slot);
-    }
-}
-
-/// Deriving keys takes milliseconds, in which a worker serves thousands.
-fn aside(work: impl FnOnce() + Send + 'static) {
-    let spawned = std::thread::Builder::new().name("account".into()).spawn(work);
-    if let Err(error) = spawned {
-        tracing::error!(%error, "an account could not be changed");
     }
 }
 

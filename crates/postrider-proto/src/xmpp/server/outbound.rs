@@ -88,6 +88,12 @@ pub struct SavedStream {
 }
 
 impl SavedStream {
+    /// What it takes in memory, near enough.
+    pub fn bytes(&self) -> usize {
+        let kept = self.outbound.management.as_ref().map_or(0, |management| management.kept_bytes);
+        kept + self.outbound.queue.len() * 100 + 400
+    }
+
     pub(super) fn is_named(&self, name: &str) -> bool {
         let id = self.outbound.management.as_ref().and_then(|management| management.id.as_deref());
         id.is_some_and(|id| id == name)
