@@ -4,7 +4,7 @@ use crate::steps::{self, Done};
 use std::process::Command;
 
 /// Those that can be named here; others need peers or a generator that is built apart.
-const NAMES: [&str; 1] = ["cliffs"];
+const NAMES: [&str; 2] = ["cliffs", "fairness"];
 
 /// Builds the server where none is named, and runs the script with what stands behind its name.
 pub fn run(args: &[String]) -> Done {
