@@ -299,6 +299,22 @@ pub enum Reason {
 }
 
 impl Reason {
+    pub const ALL: [Reason; 13] = [
+        Reason::None,
+        Reason::Ttl,
+        Reason::NotConnected,
+        Reason::Collapsed,
+        Reason::QueueFull,
+        Reason::Recalled,
+        Reason::Unregistered,
+        Reason::Refused,
+        Reason::NotAllowed,
+        Reason::TooLarge,
+        Reason::NoAcknowledgement,
+        Reason::Corrupt,
+        Reason::SessionEnded,
+    ];
+
     pub fn name(self) -> &'static str {
         match self {
             Reason::None => "",

@@ -178,7 +178,7 @@ impl Input for NewKey {}
 pub struct Key {
     id: String,
     name: String,
-    #[schema(value_type = String, example = "send")]
+    #[schema(schema_with = super::openapi::key_scope)]
     scope: KeyScope,
     #[schema(value_type = String, format = DateTime)]
     created_at: Time,

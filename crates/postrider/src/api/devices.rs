@@ -34,7 +34,7 @@ pub struct NewDeviceRequest {
     /// The caller's own id: 1 to 64 letters, digits, or `. _ : @ -`. Left out, one is drawn.
     device_id: Option<String>,
     /// `other`, where nothing is said.
-    #[schema(value_type = Option<String>, example = "android")]
+    #[schema(schema_with = super::openapi::platform, required = false)]
     platform: Option<Platform>,
     /// The app's name for the user; several devices may share it.
     alias: Option<String>,
@@ -136,7 +136,7 @@ fn refuse_own_names(request: &NewDeviceRequest) -> Result<(), ApiError> {
 #[derive(Debug, Serialize, ToSchema)]
 pub struct Device {
     device_id: String,
-    #[schema(value_type = String, example = "android")]
+    #[schema(schema_with = super::openapi::platform)]
     platform: Platform,
     alias: Option<String>,
     tags: Vec<String>,
@@ -221,7 +221,7 @@ pub async fn show(
 #[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct DeviceChange {
-    #[schema(value_type = Option<String>)]
+    #[schema(schema_with = super::openapi::platform, required = false)]
     platform: Option<Platform>,
     /// Null takes it away.
     #[serde(deserialize_with = "present")]

@@ -142,7 +142,6 @@ const RETRY_SECS: u64 = 1;
 const RETRY_STORAGE_SECS: u64 = 10;
 
 impl Code {
-    #[cfg(test)]
     pub fn name(self) -> &'static str {
         self.row().0
     }

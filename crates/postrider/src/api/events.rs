@@ -54,9 +54,10 @@ pub struct Event {
     message_id: String,
     /// Null where the step is that of several deliveries, or the device was deleted.
     device_id: Option<String>,
-    #[schema(value_type = String, example = "delivered")]
+    #[schema(schema_with = super::openapi::step)]
     step: Step,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(schema_with = super::openapi::reason, required = false)]
     reason: Option<&'static str>,
     /// How many deliveries came to this step.
     count: u64,

@@ -42,10 +42,10 @@ pub struct MessageRequest {
     ttl_secs: Option<u64>,
     /// Of messages with the same key, devices keep only the newest (see `backlog`).
     collapse_key: Option<String>,
-    #[schema(value_type = Option<String>, example = "normal")]
+    #[schema(schema_with = super::openapi::priority, required = false)]
     priority: Option<Priority>,
     /// How many pending messages of its collapse key a device keeps: `"all"`, `"latest"` or `{"last": n}`.
-    #[schema(value_type = Option<Object>, example = "latest")]
+    #[schema(schema_with = super::openapi::backlog, required = false)]
     backlog: Option<Backlog>,
     durability: Option<Durability>,
     on_full: Option<OnFull>,

@@ -48,7 +48,7 @@ use std::future::Future;
 use std::net::IpAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
@@ -67,6 +67,8 @@ pub struct Api {
     pub door: Arc<dyn Door>,
     pub tokens: Arc<Tokens>,
     pub proofs: Proofs,
+    /// `/openapi.json`, once somebody asked for it.
+    document: Arc<OnceLock<String>>,
     failures: Arc<Buckets<IpAddr>>,
     pushes: Arc<Buckets<AppNo>>,
     polls: Arc<events::Polls>,
@@ -126,6 +128,7 @@ impl Api {
             )),
             pushes: Arc::new(Buckets::new(limits.pushes_burst, every(limits.pushes_per_sec), usize::MAX)),
             polls: Arc::default(),
+            document: Arc::default(),
             limits: Arc::new(limits),
         }
     }

@@ -1,13 +1,14 @@
 //! The description of the API for machines: `/openapi.json`, checked in as `docs/openapi.json`.
 //!
-//! Shapes come from the types that handlers really read and write; what a call is for stands in [`OPERATIONS`]. Tests
-//! hold this table to the routes, and the checked-in file to both.
+//! Shapes come from the types that handlers really read and write, and from [`shapes`]; what a call is for stands in
+//! [`OPERATIONS`]. Tests hold this table to the routes, and the checked-in file to both. What is there for people,
+//! old clients or tests is in [`INTERNAL`], and not in the document.
 
-use super::androidpn::{ConsoleUser, ConsoleUsers, Sent};
+mod shapes;
+
 use super::apps::*;
 use super::attributes::AttributeValue;
 use super::auth::Needs;
-use super::demo::{OwnMessage, OwnPush, Visitor};
 use super::devices::*;
 use super::error::Problem;
 use super::events::{Event, Events};
@@ -17,14 +18,15 @@ use super::messages::*;
 use super::reports::*;
 use super::topics::*;
 use super::warnings::Warning;
-use super::{apps, reports};
+use super::{Api, ApiLimits, apps, reports};
+use axum::extract::State;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
+use postrider_core::limits::Limits;
 use postrider_core::model::KeyScope;
 use serde_json::{Map, Value, json};
-use std::sync::LazyLock;
+pub use shapes::{audience, backlog, key_scope, platform, priority, reason, step};
 use utoipa::OpenApi;
-use utoipa::openapi::{Ref, RefOr, Schema};
 
 /// One call.
 struct Operation {
@@ -41,7 +43,7 @@ struct Operation {
     answer: (u16, Option<&'static str>),
 }
 
-/// Name, type, meaning.
+/// Name, type (or the name of a shape), meaning.
 type Parameter = (&'static str, &'static str, &'static str);
 
 const LIMIT: Parameter = ("limit", "integer", "Entries of a page: 100, at most 1,000.");
@@ -81,16 +83,35 @@ impl Operation {
         self.idempotent = true;
         self
     }
+
+    /// Whether the call can be refused with this status.
+    fn may_answer(&self, status: u16) -> bool {
+        let has_body = self.body.is_some();
+        let changes = self.method != "get";
+        let reads_place = self.query.iter().any(|(name, _, _)| *name == "after");
+        match status {
+            400 => has_body || self.needs.is_some() || self.path.contains('{'),
+            401 | 403 | 429 => self.needs.is_some(),
+            404 => self.path.contains('{'),
+            408 | 413 | 415 => has_body,
+            409 => {
+                self.idempotent || reads_place || matches!(self.id, "createApp" | "publish" | "changeSecret")
+            }
+            422 => self.id == "sendMessage",
+            503 => changes && self.needs.is_some(),
+            _ => false,
+        }
+    }
 }
 
 const DEVICE_QUERY: &[Parameter] = &[
-    ("platform", "string", "Devices of this platform."),
+    ("platform", "Platform", "Devices of this platform."),
     ("tag", "string", "Devices with this tag."),
     ("alias", "string", "Devices with this alias."),
     LIMIT,
     CURSOR,
 ];
-const DELIVERY_QUERY: &[Parameter] = &[("state", "string", "Deliveries in this state now."), LIMIT, CURSOR];
+const DELIVERY_QUERY: &[Parameter] = &[("state", "Step", "Deliveries in this state now."), LIMIT, CURSOR];
 const EVENT_QUERY: &[Parameter] = &[
     ("after", "string", "`next` of the page before; left out, from the oldest event that is kept."),
     ("wait", "integer", "Seconds to wait for the first event, up to 60."),
@@ -112,14 +133,6 @@ const MESSAGE_QUERY: &[Parameter] = &[
     ("text", "string", "Only messages with this in title, body, audience or collapse key, in any case."),
 ];
 const TICKET: Parameter = ("ticket", "string", "For clients that cannot send headers: signs in like one.");
-const CONSOLE_QUERY: &[Parameter] = &[
-    ("action", "string", "`send`."),
-    ("broadcast", "string", "`Y`, which is what counts without it, or `N`."),
-    ("username", "string", "The device, where it is no broadcast."),
-    ("title", "string", "What is shown."),
-    ("message", "string", "What is shown below the title."),
-    ("uri", "string", "What a click opens."),
-];
 const INBOX_QUERY: &[Parameter] = &[
     (
         "after",
@@ -169,34 +182,40 @@ const OPERATIONS: &[Operation] = &[
     call(("post", "/v1/admin/audit"), "audit", "Count every delivery anew and compare with the books", ADMIN, (200, Some("AuditReport"))),
     call(("get", "/openapi.json"), "getOpenapi", "This document", None, (200, None)),
     call(("post", "/v1/devices/{id}/tickets"), "makeTicket", "Make a ticket, which signs in for an hour in place of the secret", READER, (201, Some("Ticket"))),
-    call(("get", "/v1/inbox"), "readInbox", "Read the inbox: a pull, or a poll that waits (docs/protocol/http.md)", READER, (200, None)).query(INBOX_QUERY),
+    call(("get", "/v1/inbox"), "readInbox", "Read the inbox: a pull, or a poll that waits (docs/protocol/http.md)", READER, (200, Some("InboxPage"))).query(INBOX_QUERY),
     call(("post", "/v1/inbox/acks"), "acknowledge", "Acknowledge deliveries; answered when that is on stable storage", READER, (200, Some("Acknowledged"))).body("AckRequest"),
     call(("get", "/v1/stream"), "openStream", "Receive as server-sent events (docs/protocol/http.md)", READER, (200, None)).query(STREAM_QUERY),
     call(("post", "/v1/stream/acks"), "acknowledgeStream", "Acknowledge deliveries of the stream", READER, (200, Some("Acknowledged"))).body("AckRequest"),
     call(("get", "/ws"), "openWebSocket", "Receive over a WebSocket (docs/protocol/websocket.md)", None, (101, None)),
     call(("get", "/xmpp-websocket"), "openXmpp", "XMPP over WebSocket (RFC 7395); devices sign in by XMPP", None, (101, None)),
+    call(("get", "/mqtt"), "openMqtt", "MQTT over WebSocket; devices sign in by MQTT", None, (101, None)),
+];
+
+/// What is served beside the API: pages, their calls, the forms of androidpn's console (docs/protocol/androidpn.md), an echo.
+#[rustfmt::skip]
+#[cfg_attr(not(test), allow(dead_code))]
+const INTERNAL: &[Operation] = &[
     call(("get", "/_test/echo"), "openEcho", "Every WebSocket message comes back; off unless the settings say otherwise", None, (101, None)),
-    call(("post", "/notification.do"), "sendByForm", "Send as androidpn's console did (docs/protocol/androidpn.md); off unless the settings say otherwise", SEND, (302, None)).query(CONSOLE_QUERY),
-    call(("get", "/notification.do"), "sendByQuery", "The same, with all in the query", SEND, (302, None)).query(CONSOLE_QUERY),
-    call(("post", "/notification_api.do"), "sendByFormApi", "The same, answered as JSON", SEND, (200, Some("Sent"))).query(CONSOLE_QUERY),
-    call(("get", "/notification_api.do"), "sendByQueryApi", "The same, with all in the query", SEND, (200, Some("Sent"))).query(CONSOLE_QUERY),
-    call(("get", "/user.do"), "listUsers", "The devices, as androidpn's users; off unless the settings say otherwise", READ, (200, Some("ConsoleUsers"))),
-    call(("get", "/user_api.do"), "listUsersApi", "The same", READ, (200, Some("ConsoleUsers"))),
-    call(("get", "/session.do"), "listSessions", "Those that are connected", READ, (200, Some("ConsoleUsers"))),
+    call(("post", "/notification.do"), "sendByForm", "Send as androidpn's console did (docs/protocol/androidpn.md); off unless the settings say otherwise", SEND, (302, None)),
+    call(("get", "/notification.do"), "sendByQuery", "The same, with all in the query", SEND, (302, None)),
+    call(("post", "/notification_api.do"), "sendByFormApi", "The same, answered as JSON", SEND, (200, None)),
+    call(("get", "/notification_api.do"), "sendByQueryApi", "The same, with all in the query", SEND, (200, None)),
+    call(("get", "/user.do"), "listUsers", "The devices, as androidpn's users; off unless the settings say otherwise", READ, (200, None)),
+    call(("get", "/user_api.do"), "listUsersApi", "The same", READ, (200, None)),
+    call(("get", "/session.do"), "listSessions", "Those that are connected", READ, (200, None)),
     call(("get", "/sdk/{file}"), "getSdk", "A file of the browser SDK", None, (200, None)),
     call(("get", "/demo"), "openDemo", "The page for trying it out; off unless the settings say otherwise", None, (200, None)),
     call(("get", "/demo/{file}"), "getDemoFile", "A file of that page", None, (200, None)),
-    call(("post", "/demo/devices"), "registerVisitor", "Register a visitor of that page", None, (201, Some("Visitor"))),
-    call(("post", "/demo/push"), "pushToSelf", "Send to the calling device, from that page", DEVICE, (202, Some("OwnMessage"))).body("OwnPush"),
-    call(("get", "/demo/messages/{id}"), "traceOwnMessage", "Trace the delivery to the calling device, from that page", DEVICE, (200, Some("Delivery"))),
-    call(("get", "/mqtt"), "openMqtt", "MQTT over WebSocket; devices sign in by MQTT", None, (101, None)),
+    call(("post", "/demo/devices"), "registerVisitor", "Register a visitor of that page", None, (201, None)),
+    call(("post", "/demo/push"), "pushToSelf", "Send to the calling device, from that page", DEVICE, (202, None)),
+    call(("get", "/demo/messages/{id}"), "traceOwnMessage", "Trace the delivery to the calling device, from that page", DEVICE, (200, None)),
 ];
 
 /// Whom the document says that a route (`GET /v1/devices`) serves.
 #[cfg(test)]
 pub fn said_needs(route: &str) -> Option<Needs> {
     let is = |o: &&Operation| format!("{} {}", o.method.to_uppercase(), o.path) == route;
-    OPERATIONS.iter().find(is).and_then(|o| o.needs)
+    OPERATIONS.iter().chain(INTERNAL).find(is).and_then(|o| o.needs)
 }
 
 /// The shapes, out of the types themselves.
@@ -239,12 +258,6 @@ pub fn said_needs(route: &str) -> Option<Needs> {
     Ticket,
     AckRequest,
     Acknowledged,
-    ConsoleUser,
-    ConsoleUsers,
-    Sent,
-    Visitor,
-    OwnPush,
-    OwnMessage,
     Events,
     Event,
     PublishRequest,
@@ -265,65 +278,26 @@ pub fn said_needs(route: &str) -> Option<Needs> {
 )))]
 struct Shapes;
 
-/// Refers to the shape of an audience, which is core's own and described by [`audience_shape`].
-pub fn audience() -> RefOr<Schema> {
-    Ref::from_schema_name("Audience").into()
-}
-
-fn audience_shape() -> Value {
-    let names = json!({ "type": "array", "items": { "type": "string" }, "minItems": 1 });
-    let clauses =
-        json!({ "type": "array", "items": { "$ref": "#/components/schemas/Audience" }, "minItems": 1 });
-    let clause = |name: &str, shape: Value, meaning: &str| {
-        json!({
-            "type": "object",
-            "description": meaning,
-            "required": [name],
-            "properties": { name: shape },
-            "additionalProperties": false,
-        })
-    };
-    let text = || json!({ "type": "string" });
-    json!({
-        "description": "Whom a message is for. Resolved once, when the message is accepted.",
-        "oneOf": [
-            { "type": "string", "enum": ["all"], "description": "Every device of the app." },
-            clause("device", text(), "The device with this id."),
-            clause("devices", names.clone(), "Devices by their ids; at most 1,000."),
-            clause("alias", text(), "Every device with this alias."),
-            clause("aliases", names, "Every device with one of these aliases; at most 1,000."),
-            clause("tag", text(), "Every device with this tag."),
-            clause("topic", text(), "Every device with a session that subscribes to this MQTT topic."),
-            clause("platform", text(), "Every device of this platform."),
-            clause("and", clauses.clone(), "Devices that are in all of these."),
-            clause("or", clauses, "Devices that are in one of these."),
-            clause("not", json!({ "$ref": "#/components/schemas/Audience" }), "All devices but these."),
-        ],
-        "example": { "and": [{ "platform": "ios" }, { "not": { "tag": "beta" } }] },
-    })
-}
-
-/// The whole document.
-pub fn document() -> Value {
-    let shapes = serde_json::to_value(Shapes::openapi().components).unwrap_or_default();
-    let mut schemas = shapes["schemas"].as_object().cloned().unwrap_or_default();
-    schemas.insert("Audience".into(), audience_shape());
+/// The whole document, with the bounds that these limits set.
+pub fn document(api: &ApiLimits, core: &Limits) -> Value {
     let mut paths = Map::new();
     for operation in OPERATIONS {
         let path = paths.entry(operation.path).or_insert_with(|| json!({}));
-        path[operation.method] = described(operation);
+        path[operation.method] = described(operation, api);
     }
     json!({
         "openapi": "3.1.0",
         "info": {
             "title": "postrider",
             "version": env!("CARGO_PKG_VERSION"),
-            "description": "Push messages to devices, and know what became of each. Errors: docs/errors.md.",
+            "description": "Push messages to devices, and know what became of each. Errors: docs/errors.md, or /docs/errors of a server.",
             "license": { "name": "Apache-2.0", "identifier": "Apache-2.0" },
         },
+        "servers": [{ "url": "/", "description": "The server that serves this document." }],
         "paths": paths,
         "components": {
-            "schemas": schemas,
+            "schemas": schemas(api, core),
+            "responses": shapes::refusals(),
             "securitySchemes": {
                 "key": {
                     "type": "http", "scheme": "bearer",
@@ -335,28 +309,50 @@ pub fn document() -> Value {
     })
 }
 
-fn described(operation: &Operation) -> Value {
+fn schemas(api: &ApiLimits, core: &Limits) -> Map<String, Value> {
+    let components = serde_json::to_value(Shapes::openapi().components).unwrap_or_default();
+    let mut schemas = components["schemas"].as_object().cloned().unwrap_or_default();
+    schemas.append(&mut shapes::all());
+    for (shape, field, bounds) in shapes::bounds(api, core) {
+        let field = schemas.get_mut(shape).and_then(|s| s["properties"].get_mut(field));
+        if let (Some(Value::Object(field)), Value::Object(bounds)) = (field, bounds) {
+            field.extend(bounds);
+        }
+    }
+    schemas
+}
+
+fn described(operation: &Operation, limits: &ApiLimits) -> Value {
     let (status, shape) = operation.answer;
     let content = |shape: &str| json!({ "application/json": { "schema": { "$ref": format!("#/components/schemas/{shape}") } } });
     let mut answer = json!({ "description": "Done." });
     if let Some(shape) = shape {
         answer["content"] = content(shape);
     }
+    let mut responses = Map::from_iter([(status.to_string(), answer)]);
+    if operation.path == "/v1/inbox" {
+        responses.insert("304".into(), json!({ "description": "The inbox is as it was (`If-None-Match`)." }));
+    }
+    for (status, name) in shapes::REFUSALS.iter().filter(|(status, _)| operation.may_answer(*status)) {
+        let refusal = json!({ "$ref": format!("#/components/responses/{name}") });
+        responses.insert(status.to_string(), refusal);
+    }
+    responses.insert(
+        "default".into(),
+        json!({ "description": "Another refusal.", "content": content("Problem") }),
+    );
     let mut described = json!({
         "operationId": operation.id,
         "summary": operation.summary,
         "tags": [operation.path.split('/').filter(|p| *p != "v1").nth(1).unwrap_or_default()],
-        "responses": {
-            status.to_string(): answer,
-            "default": { "description": "A refusal.", "content": content("Problem") },
-        },
+        "responses": responses,
     });
     if let Some(needs) = operation.needs {
         let (security, who) = who(needs);
         described["security"] = security;
         described["description"] = json!(format!("For {who}."));
     }
-    let parameters = parameters(operation);
+    let parameters = parameters(operation, limits);
     if !parameters.is_empty() {
         described["parameters"] = Value::Array(parameters);
     }
@@ -384,12 +380,12 @@ fn who(needs: Needs) -> (Value, String) {
     }
 }
 
-fn parameters(operation: &Operation) -> Vec<Value> {
+fn parameters(operation: &Operation, limits: &ApiLimits) -> Vec<Value> {
     let names = operation.path.split('/').filter_map(|p| p.strip_prefix('{')?.strip_suffix('}'));
     let in_path = names
         .map(|name| json!({ "name": name, "in": "path", "required": true, "schema": { "type": "string" } }));
     let in_query = operation.query.iter().map(|(name, kind, meaning)| {
-        json!({ "name": name, "in": "query", "description": meaning, "schema": { "type": kind } })
+        json!({ "name": name, "in": "query", "description": meaning, "schema": parameter_shape(name, kind, limits) })
     });
     let key = operation.idempotent.then(|| {
         json!({
@@ -400,20 +396,44 @@ fn parameters(operation: &Operation) -> Vec<Value> {
     in_path.chain(in_query).chain(key).collect()
 }
 
-/// As it is served and checked in.
-pub fn text() -> String {
-    serde_json::to_string_pretty(&document()).unwrap_or_default() + "\n"
+fn parameter_shape(name: &str, kind: &str, limits: &ApiLimits) -> Value {
+    match (name, kind) {
+        ("limit", _) => json!({
+            "type": "integer", "minimum": 1, "maximum": limits.page_max, "default": limits.page_default,
+        }),
+        ("wait", _) => json!({ "type": "integer", "minimum": 0, "maximum": limits.poll_max.as_secs() }),
+        (_, shape) if shape.starts_with(char::is_uppercase) => {
+            json!({ "$ref": format!("#/components/schemas/{shape}") })
+        }
+        (_, "date-time") => json!({ "type": "string", "format": "date-time" }),
+        (_, kind) => json!({ "type": kind }),
+    }
 }
 
-pub async fn serve() -> Response {
-    static TEXT: LazyLock<String> = LazyLock::new(text);
-    ([(header::CONTENT_TYPE, "application/json")], TEXT.as_str()).into_response()
+/// As it is checked in: with the bounds of the default settings.
+pub fn text() -> String {
+    text_with(&ApiLimits::default(), &Limits::default())
+}
+
+fn text_with(api: &ApiLimits, core: &Limits) -> String {
+    serde_json::to_string_pretty(&document(api, core)).unwrap_or_default() + "\n"
+}
+
+/// `GET /openapi.json`: with the bounds of this server.
+pub async fn serve(State(api): State<Api>) -> Response {
+    let make = || text_with(&api.limits, &api.engine.limits);
+    let text = api.document.get_or_init(make).clone();
+    ([(header::CONTENT_TYPE, "application/json")], text).into_response()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::collections::BTreeSet;
+
+    fn made() -> Value {
+        document(&ApiLimits::default(), &Limits::default())
+    }
 
     #[test]
     fn openapi_json_is_what_the_code_says() {
@@ -426,23 +446,48 @@ mod tests {
             .into_iter()
             .map(|r| (r.path.to_owned(), r.method.as_str().to_lowercase()))
             .collect();
-        let document = document();
-        let described: BTreeSet<_> = document["paths"]
+        let document = made();
+        let mut described: BTreeSet<_> = document["paths"]
             .as_object()
             .unwrap()
             .iter()
             .flat_map(|(path, calls)| calls.as_object().unwrap().keys().map(|m| (path.clone(), m.clone())))
             .collect();
+        for internal in INTERNAL {
+            let is_new = described.insert((internal.path.to_owned(), internal.method.to_owned()));
+            assert!(is_new, "{} stands in the document", internal.path);
+        }
         assert_eq!(routes, described);
     }
 
     #[test]
     fn every_reference_leads_somewhere() {
-        let document = document();
+        let document = made();
         let text = document.to_string();
-        for name in text.split("#/components/schemas/").skip(1) {
-            let name = name.split('"').next().unwrap();
-            assert!(document["components"]["schemas"].get(name).is_some(), "{name}");
+        for pointer in text.split("\"#/").skip(1) {
+            let pointer = format!("/{}", pointer.split('"').next().unwrap());
+            assert!(document.pointer(&pointer).is_some(), "{pointer}");
+        }
+    }
+
+    #[test]
+    fn every_bound_is_of_a_field() {
+        let document = made();
+        for (shape, field, _) in shapes::bounds(&ApiLimits::default(), &Limits::default()) {
+            let pointer = format!("/components/schemas/{shape}/properties/{field}");
+            assert!(document.pointer(&pointer).is_some(), "{pointer}");
+        }
+    }
+
+    #[test]
+    fn a_word_of_a_fixed_list_is_never_a_mere_string() {
+        let schemas = made()["components"]["schemas"].clone();
+        for (name, schema) in schemas.as_object().unwrap() {
+            let fields = schema["properties"].as_object().into_iter().flatten();
+            for (field, shape) in fields.filter(|(_, shape)| shape["type"] == "string") {
+                let of_list = ["platform", "priority", "state", "step", "reason", "scope", "backlog"];
+                assert!(!of_list.contains(&field.as_str()), "{name}.{field} is {shape}");
+            }
         }
     }
 }

@@ -27,7 +27,7 @@ pub struct Message {
     expires_at: Time,
     #[schema(value_type = Option<String>, format = DateTime)]
     cancelled_at: Option<Time>,
-    #[schema(value_type = String, example = "normal")]
+    #[schema(schema_with = super::openapi::priority)]
     priority: Priority,
     collapse_key: Option<String>,
     /// Devices that it was for.
@@ -53,7 +53,9 @@ pub struct Message {
 /// How many deliveries ended in a state for a reason.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct ReasonCount {
+    #[schema(schema_with = super::openapi::step)]
     state: &'static str,
+    #[schema(schema_with = super::openapi::reason)]
     reason: &'static str,
     count: u64,
 }
@@ -117,9 +119,10 @@ pub async fn show(
 pub struct Delivery {
     /// Null where the device was deleted.
     device_id: Option<String>,
-    #[schema(value_type = String, example = "delivered")]
+    #[schema(schema_with = super::openapi::step)]
     state: Step,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(schema_with = super::openapi::reason, required = false)]
     reason: Option<&'static str>,
     /// Every step, in order of time.
     timeline: Vec<Moment>,
@@ -128,13 +131,14 @@ pub struct Delivery {
 /// A step of a delivery.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct Moment {
-    #[schema(value_type = String, example = "sent")]
+    #[schema(schema_with = super::openapi::step)]
     step: Step,
     #[schema(value_type = String, format = DateTime)]
     at: Time,
     /// The same, in milliseconds since 1970.
     at_unix_ms: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(schema_with = super::openapi::reason, required = false)]
     reason: Option<&'static str>,
 }
 
