@@ -23,7 +23,7 @@ macro_rules! refusals {
             pub const ALL: &'static [Code] = &[$(Code::$name),*];
 
             /// Code, status, sentence, remedy.
-            const fn row(self) -> (&'static str, u16, &'static str, &'static str) {
+            pub const fn row(self) -> (&'static str, u16, &'static str, &'static str) {
                 match self { $(Code::$name => ($code, $status, $sentence, $remedy)),* }
             }
         }
@@ -194,7 +194,7 @@ struct ProblemDetail {
     code: &'static str,
     /// For people; may change.
     message: String,
-    /// Where the code is explained.
+    /// Where the code is explained: a page of the server.
     docs: String,
     /// A JSON pointer into the body, or the name of a parameter or header.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -211,7 +211,7 @@ impl ApiError {
             error: ProblemDetail {
                 code,
                 message: self.message.clone().unwrap_or_else(|| sentence.to_owned()),
-                docs: format!("docs/errors.md#{code}"),
+                docs: format!("{}#{code}", super::errors_page::PATH),
                 field: self.field.clone(),
                 retry_after_secs: self.retry_after_secs,
             },
@@ -321,7 +321,8 @@ pub fn markdown() -> String {
          <!-- Made from crates/postrider/src/api/error.rs. To change it: UPDATE=1 cargo test -p postrider errors_md -->\n\n\
          Every refusal has one shape: `{\"error\": {\"code\", \"message\", \"docs\", \"field\"?, \"retry_after_secs\"?}}`. The code is stable; \
          the message is for people and may change. `field` is a JSON pointer into the body, or the name of a parameter or header. \
-         Where `retry_after_secs` is given, the header `Retry-After` says the same.\n\n\
+         Where `retry_after_secs` is given, the header `Retry-After` says the same. \
+         `docs` leads to this page on the server that refused (`/docs/errors`); `postrider errors CODE` explains one.\n\n\
          A request whose outcome is unknown (a time-out, a 5xx) is repeated safely with the same `Idempotency-Key`.\n\n\
          | status | code | meaning |\n| --- | --- | --- |\n",
     );

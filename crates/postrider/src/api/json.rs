@@ -4,6 +4,7 @@
 //! anything; once into the type that the handler asks for. So nothing is allocated by what a document merely claims.
 
 use super::error::{ApiError, Code};
+use super::wording::spoken;
 use super::{Api, ApiLimits};
 use axum::body::Body as HttpBody;
 use axum::extract::{FromRequest, FromRequestParts, Request};
@@ -78,7 +79,10 @@ impl<T: DeserializeOwned + Send> FromRequestParts<Api> for Path<T> {
 
     async fn from_request_parts(parts: &mut Parts, api: &Api) -> Result<Self, ApiError> {
         let path = axum::extract::Path::<T>::from_request_parts(parts, api).await;
-        path.map(|p| Path(p.0)).map_err(|error| Code::InvalidParameter.because(error.body_text()))
+        path.map(|p| Path(p.0)).map_err(|error| {
+            let text = error.body_text();
+            Code::InvalidParameter.because(text.strip_prefix("Invalid URL: ").unwrap_or(&text))
+        })
     }
 }
 
@@ -90,7 +94,20 @@ impl<T: DeserializeOwned> FromRequestParts<Api> for Query<T> {
 
     async fn from_request_parts(parts: &mut Parts, api: &Api) -> Result<Self, ApiError> {
         let query = axum::extract::Query::<T>::from_request_parts(parts, api).await;
-        query.map(|q| Query(q.0)).map_err(|error| Code::InvalidParameter.because(error.body_text()))
+        query.map(|q| Query(q.0)).map_err(|error| wrong_parameter(&error.body_text()))
+    }
+}
+
+/// `text`: "Failed to deserialize query string: limit: invalid digit found in string".
+fn wrong_parameter(text: &str) -> ApiError {
+    let text = text.strip_prefix("Failed to deserialize query string: ").unwrap_or(text);
+    let is_name = |name: &str| !name.is_empty() && !name.contains([' ', '`']);
+    match text.split_once(": ").filter(|(name, _)| is_name(name)) {
+        Some((name, why)) => {
+            let message = spoken(why, name).message.replace("There is no field", "There is no parameter");
+            Code::InvalidParameter.at(name, message)
+        }
+        None => Code::InvalidParameter.because(spoken(text, "").message),
     }
 }
 
@@ -184,16 +201,20 @@ pub fn read_value<T: DeserializeOwned>(value: serde_json::Value) -> Result<T, Ap
 }
 
 fn wrong_field(path: &FieldPath, error: &serde_json::Error) -> ApiError {
-    let pointer = pointer(path);
-    let message = error.to_string();
-    // The place in the text helps nobody who has the pointer.
-    let message = message.split(" at line ").next().unwrap_or_default();
+    let mut pointer = pointer(path);
     let code = match pointer.split('/').nth(1) {
         Some("audience" | "exclude") => Code::InvalidAudience,
         _ => Code::InvalidField,
     };
-    let place = if pointer.is_empty() { String::new() } else { format!("{pointer}: ") };
-    code.at(pointer, format!("{place}{message}"))
+    let named = path.iter().rev().find_map(|segment| match segment {
+        Segment::Map { key } => Some(key.as_str()),
+        _ => None,
+    });
+    let spoken = spoken(&error.to_string(), named.unwrap_or_default());
+    if let Some(missing) = spoken.missing {
+        pointer += &format!("/{}", escape(&missing));
+    }
+    code.at(pointer, spoken.message)
 }
 
 /// As a JSON pointer (RFC 6901).

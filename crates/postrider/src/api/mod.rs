@@ -12,6 +12,7 @@ mod conditional;
 mod demo;
 mod devices;
 pub mod error;
+pub mod errors_page;
 mod events;
 pub mod health;
 mod inbox;
@@ -23,6 +24,7 @@ mod reports;
 mod sockets;
 mod topics;
 pub mod warnings;
+pub mod wording;
 
 use crate::gateway::Door;
 use crate::proof::Proofs;
@@ -287,6 +289,7 @@ pub fn routes() -> Vec<Route> {
         route(M::DELETE, "/v1/apps/{id}/keys/{key}", apps::revoke_key),
         route(M::POST, "/v1/admin/audit", apps::audit),
         route(M::GET, "/openapi.json", openapi::serve),
+        route(M::GET, errors_page::PATH, errors_page::serve),
         route(M::POST, "/v1/devices/{id}/tickets", inbox::ticket),
         route(M::GET, "/v1/inbox", inbox::poll),
         route(M::POST, "/v1/inbox/acks", inbox::acknowledge),

@@ -195,6 +195,7 @@ const OPERATIONS: &[Operation] = &[
 #[rustfmt::skip]
 #[cfg_attr(not(test), allow(dead_code))]
 const INTERNAL: &[Operation] = &[
+    call(("get", "/docs/errors"), "getErrors", "What the codes of refusals mean, for people", None, (200, None)),
     call(("get", "/_test/echo"), "openEcho", "Every WebSocket message comes back; off unless the settings say otherwise", None, (101, None)),
     call(("post", "/notification.do"), "sendByForm", "Send as androidpn's console did (docs/protocol/androidpn.md); off unless the settings say otherwise", SEND, (302, None)),
     call(("get", "/notification.do"), "sendByQuery", "The same, with all in the query", SEND, (302, None)),

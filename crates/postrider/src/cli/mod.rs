@@ -7,6 +7,7 @@ mod bench;
 mod config;
 mod demo;
 mod device;
+mod errors;
 mod key;
 mod listen;
 mod message;
@@ -70,8 +71,8 @@ enum Command {
     Config(config::Args),
     /// Look after a data folder.
     Store(store::Args),
-    /// Print the errors of the API with their explanations (Markdown).
-    Errors,
+    /// Explain a code of the API, or print all of them (Markdown).
+    Errors(errors::Args),
     /// Print the OpenAPI document of the HTTP API.
     Openapi,
     /// Print a script that completes commands in your shell.
@@ -166,10 +167,7 @@ fn carry_out(command: Command, screen: &Screen) -> Result<(), Failure> {
         Command::Bench(args) => bench::run(args, screen),
         Command::Config(args) => config::run(args, screen),
         Command::Store(args) => store::run(args, screen),
-        Command::Errors => {
-            document(screen, crate::api::error::markdown());
-            Ok(())
-        }
+        Command::Errors(args) => errors::run(args, screen),
         Command::Openapi => {
             screen.text(&crate::api::openapi::text());
             Ok(())
@@ -227,6 +225,7 @@ mod tests {
             "postrider bench push --devices 10 --messages 100 --rate 5",
             "postrider config check --config x",
             "postrider store check ./data",
+            "postrider errors invalid_field",
             "postrider completion zsh",
         ] {
             if let Err(error) = Cli::try_parse_from(line.split(' ')) {

@@ -138,8 +138,9 @@ impl Refusal {
         if let Some(hint) = self.hint() {
             screen.note(format!("{} {hint}", screen.style(Style::Dim, "hint:")));
         }
-        if let Some(docs) = &self.docs {
-            screen.note(format!("{} {docs}", screen.style(Style::Dim, "more:")));
+        if self.docs.is_some() {
+            let more = format!("postrider errors {}", self.code);
+            screen.note(format!("{} {more}", screen.style(Style::Dim, "more:")));
         }
     }
 }
@@ -284,7 +285,7 @@ mod tests {
     #[test]
     fn refusals_are_read_whatever_the_server_sends() {
         let full =
-            r#"{"error":{"code":"no_such_device","message":"gone","docs":"docs/errors.md#no_such_device"}}"#;
+            r#"{"error":{"code":"no_such_device","message":"gone","docs":"/docs/errors#no_such_device"}}"#;
         let refusal = Refusal::read(404, full);
         assert_eq!((refusal.code.as_str(), refusal.message.as_str()), ("no_such_device", "gone"));
         let strange = Refusal::read(502, "<html>");

@@ -85,6 +85,7 @@ const ROWS: &[Row] = &[
     ("POST /demo/devices", Serves::Anybody, "/demo/devices", "", 201),
     ("POST /demo/push", Serves::AnyDevice, "/demo/push", r#"{"data":1}"#, 202),
     ("GET /demo/messages/{id}", Serves::Device, "/demo/messages/MESSAGE", "", 200),
+    ("GET /docs/errors", Serves::Anybody, "/docs/errors", "", 200),
     ("GET /openapi.json", Serves::Anybody, "/openapi.json", "", 200),
     // Not a WebSocket handshake, and no other credentials than MQTT's own.
     ("GET /mqtt", Serves::Anybody, "/mqtt", "", 400),

@@ -242,7 +242,7 @@ async fn a_message_that_cannot_be_is_refused_with_its_field() {
     };
     let big = "x".repeat(70_000);
     for (message, status, why, field) in [
-        (json!({ "data": 1 }), 400, "invalid_field", json!("")),
+        (json!({ "data": 1 }), 400, "invalid_field", json!("/audience")),
         (json!({ "audience": "all" }), 400, "invalid_field", json!("/notification")),
         (with("audience", json!("some")), 400, "invalid_audience", json!("/audience")),
         (with("audience", json!({ "tags": "x" })), 400, "invalid_audience", json!("/audience")),
@@ -281,6 +281,54 @@ async fn a_message_that_cannot_be_is_refused_with_its_field() {
         let got = (code(&answer), answer["error"]["field"].clone());
         let text = message.to_string();
         assert_eq!(got, (why, field), "{:.100} {answer}", text);
+    }
+}
+
+#[tokio::test]
+async fn refusals_speak_json_and_say_how_to_mend_it() {
+    let world = World::new();
+    let post = |body: Value| world.call("default-app-key", "POST /v1/messages", body);
+    for (body, field, part) in [
+        (json!({ "audience": "all", "notificaton": {} }), "/notificaton", "did you mean `notification`?"),
+        (json!({ "audience": "all", "data": 1, "priority": "hgih" }), "/priority", "Did you mean `high`?"),
+        (json!({ "audience": { "tagz": "x" }, "data": 1 }), "/audience", "Did you mean `tag`?"),
+        (
+            json!({ "audience": { "platform": "iphone" }, "data": 1 }),
+            "/audience/platform",
+            "must be one of `android`",
+        ),
+        (
+            json!({ "audience": "all", "notification": "x" }),
+            "/notification",
+            "must be an object, not a string",
+        ),
+        (
+            json!({ "audience": "all", "data": 1, "ttl_secs": "9" }),
+            "/ttl_secs",
+            "whole number, 0 or more, not a string",
+        ),
+        (json!({ "data": 1 }), "/audience", "`audience` is missing."),
+    ] {
+        let (status, answer) = post(body.clone()).await;
+        let message = answer["error"]["message"].as_str().unwrap();
+        assert_eq!((status, &answer["error"]["field"]), (400, &json!(field)), "{body} {answer}");
+        assert!(message.contains(part), "{message}");
+        for word in ["struct", "u64", "variant", "deserialize", "enum"] {
+            assert!(!message.contains(word), "{message}");
+        }
+    }
+    for (line, field, part) in [
+        ("GET /v1/devices?limt=5", "limt", "There is no parameter `limt`; did you mean `limit`?"),
+        ("GET /v1/devices?limit=x", "limit", "`limit` must be a whole number"),
+        ("GET /v1/devices?platform=iphone", "platform", "`platform` must be one of `android`"),
+    ] {
+        let answer = world.ok(400, line, Value::Null).await;
+        assert_eq!(
+            (code(&answer), &answer["error"]["field"]),
+            ("invalid_parameter", &json!(field)),
+            "{answer}"
+        );
+        assert!(answer["error"]["message"].as_str().unwrap().contains(part), "{answer}");
     }
 }
 
