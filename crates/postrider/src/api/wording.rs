@@ -126,9 +126,9 @@ mod tests {
     fn what_serde_says_is_put_into_the_words_of_json() {
         for (message, field, expected) in [
             (
-                "unknown variant `oss`, expected `ios` or `web` at line 1 column 3",
+                "unknown variant `ioss`, expected `ios` or `web` at line 1 column 3",
                 "platform",
-                "`platform` must be one of `ios` or `web`, not `oss`. Did you mean `ios`?",
+                "`platform` must be one of `ios` or `web`, not `ioss`. Did you mean `ios`?",
             ),
             (
                 "unknown field `notificaton`, expected one of `audience`, `notification`, `data`",
