@@ -20,7 +20,7 @@ const device = good(await api.POST('/v1/devices', { body: { platform: 'web', att
 const audience: components['schemas']['Audience'] = { or: [{ device: device.device_id }, { and: [{ tag: 'nobody' }, { not: 'all' }] }] }
 const sent: string[] = []
 for (let i = 0; i < MESSAGES; i++) {
-  const body: components['schemas']['MessageRequest'] = { audience, data: { i }, priority: 'low', backlog: { last: 3 } }
+  const body: components['schemas']['MessageRequest'] = { audience, data: { i }, priority: 'low', backlog: { last: MESSAGES } }
   const accepted = good(await api.POST('/v1/messages', { body }))
   assert.equal(accepted.targeted, 1)
   assert.deepEqual(accepted.warnings?.map(w => w.code), ['unused_tag'])
