@@ -83,6 +83,15 @@ pub fn all() -> Map<String, Value> {
             "additionalProperties": false,
         }),
     );
+    shapes.append(&mut inbox());
+    shapes.append(&mut audiences());
+    shapes
+}
+
+/// What `GET /v1/inbox` answers; it is written without a type.
+fn inbox() -> Map<String, Value> {
+    let mut shapes = Map::new();
+    let mut add = |name: &str, shape: Value| _ = shapes.insert(name.to_owned(), shape);
     add(
         "InboxPage",
         json!({
@@ -114,7 +123,6 @@ pub fn all() -> Map<String, Value> {
             "additionalProperties": true,
         }),
     );
-    shapes.append(&mut audiences());
     shapes
 }
 
