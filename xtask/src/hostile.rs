@@ -19,7 +19,8 @@ pub fn live() -> Done {
     // The server without them goes back to its place, whatever comes of the copy.
     cargo(&["build", "--package", "postrider", "--locked"])?;
     copied.map_err(|error| format!("{PLANTED}: {error}"))?;
-    python(&["conformance/panics.py", "--server", PLANTED])
+    python(&["conformance/panics.py", "--server", PLANTED])?;
+    python(&["conformance/ill.py", "--server", SERVER, "--planted", PLANTED])
 }
 
 /// Every decoder: its kept corpus, then mutations of it, on the stable compiler.

@@ -91,8 +91,15 @@ pub trait Store: Send + Sync + 'static {
 
     /// Receipts of an app with a position above `after`, at most `max`.
     fn events(&self, app: AppNo, after: u64, max: usize) -> Result<EventPage, StoreError>;
-    /// Identifies this history of positions: a cursor of another epoch must start again.
+    /// What cursors given out from now on carry, beside their position.
     fn epoch(&self) -> u64;
+    /// Whether a cursor with this epoch gave out this place of this history: else it is from before a restore, of a copy, or
+    /// never was given out, and its bearer must start again.
+    fn knows(&self, epoch: u64, place: Place) -> bool;
+    /// The last command on stable storage.
+    fn last_command(&self) -> Seq;
+    /// A secret of this store that stays the same, for cursors that tell nothing.
+    fn cursor_key(&self) -> [u8; 32];
 
     /// Counts every delivery anew and compares with the books.
     fn audit(&self) -> Audit;
@@ -127,6 +134,15 @@ pub enum StoreError {
     Missing,
     #[error("the store is closed")]
     Closed,
+}
+
+/// A place in one of the two orders of a store's history.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// Behind that command.
+    Command(Seq),
+    /// Behind that receipt.
+    Receipt(u64),
 }
 
 /// How far a connection has drained its inbox, in each lane: urgent ones, all others.

@@ -4,6 +4,7 @@ use crate::embedded::OpenError;
 use crate::embedded::Problem;
 use crate::embedded::events;
 use crate::embedded::folder::{Folder, Identity, LOCK, Name};
+use crate::embedded::history::{Found, HISTORY, History};
 use crate::embedded::record::{self, FRAME_LEN, HEADER_LEN, Header};
 use crate::embedded::recover::{self, Repair, Unusable};
 use crate::files::Files;
@@ -96,6 +97,10 @@ pub fn check(dir: &Path, files: Arc<dyn Files>) -> Result<CheckReport, OpenError
         // What recovery told is not told twice.
         let told = report.problems.iter().any(|problem| problem.file == name);
         report.problems.extend(bad.filter(|_| !told));
+    }
+    if History::read(dir, &*folder.files)? == Found::Damage {
+        let what = "the list of starts: clients begin anew".to_owned();
+        report.problems.push(Problem { file: HISTORY.to_owned(), offset: 0, len: 0, what });
     }
     let mut blobs = Vec::new();
     recovered.state.for_each_blob(&mut |blob| blobs.push(*blob));

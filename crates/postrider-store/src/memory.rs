@@ -234,6 +234,24 @@ impl Store for MemoryStore {
         self.epoch
     }
 
+    fn knows(&self, epoch: u64, place: Place) -> bool {
+        let inner = self.inner();
+        let last = |events: &[ReceiptEvent]| events.last().map_or(0, |event| event.position);
+        epoch == self.epoch
+            && match place {
+                Place::Command(seq) => seq <= inner.durable,
+                Place::Receipt(event) => event <= last(&inner.events[..inner.told_events]),
+            }
+    }
+
+    fn last_command(&self) -> Seq {
+        self.inner().durable
+    }
+
+    fn cursor_key(&self) -> [u8; 32] {
+        [0; 32]
+    }
+
     fn stats(&self) -> StoreStats {
         let inner = self.inner();
         let (open_messages, open_deliveries) = inner.state.open_counts();

@@ -7,6 +7,7 @@ mod checkpoint;
 pub mod config;
 pub mod events;
 pub mod folder;
+pub mod history;
 mod notes;
 mod queue;
 pub mod record;
@@ -23,6 +24,7 @@ use crate::watch::EventWatch;
 use config::{EmbeddedConfig, FailedBy, SyncMode};
 use events::{EventLog, Retention, Waiting};
 use folder::{EMPTY_LEN, Folder, Identity, LOCK, Name};
+use history::{Found, History, Start};
 use notes::Notes;
 use postrider_core::port::StoreError;
 use postrider_core::state::State;
@@ -187,7 +189,7 @@ impl Shared {
 /// See the module.
 pub struct EmbeddedStore {
     shared: Arc<Shared>,
-    epoch: u64,
+    history: History,
     problems: Vec<Problem>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     _lock: Box<dyn Send + Sync>,
@@ -210,7 +212,7 @@ impl EmbeddedStore {
         files: Arc<dyn Files>,
     ) -> Result<(EmbeddedStore, writer::Writer), OpenError> {
         let lock = take_folder(&config, &*files)?;
-        let mut identity = identity(&config, &*files)?;
+        let identity = identity(&config, &*files)?;
         let folder = Folder::new(config.dir.clone(), files, identity.store_id);
         let retention = Retention {
             segment_bytes: config.events_segment_bytes,
@@ -227,26 +229,27 @@ impl EmbeddedStore {
         let Recovered { mut state, problems, inventory, clean, relaxed, records } =
             recover::recover(&folder, Repair::Yes, &mut sink)?;
         tracing::info!(seq = state.seq(), records, millis = began.elapsed().as_millis(), "recovered");
-        let io = |error| OpenError::io("receipts", error);
-        let rewound = events.rewind(&folder, state.last_event()).map_err(io)?;
-        if rewound || !problems.is_empty() || (relaxed && !clean) {
-            // Positions may now name other receipts than before: whoever has one must start again.
-            identity.epoch = new_id(&*folder.files)?;
-            identity.write(&config.dir, &*folder.files).map_err(|error| OpenError::io("STORE", error))?;
+        if relaxed && !clean {
+            tracing::warn!("it was written with sync relaxed and not closed in order: its end may be lost");
         }
+        let io = |error| OpenError::io("receipts", error);
+        events.rewind(&folder, state.last_event()).map_err(io)?;
+        let start = Start { id: new_id(&*folder.files)?, seq: state.seq(), event: state.last_event() };
+        // Behind damage, positions may now name other commands and receipts than before: no cursor is good any more.
+        let history = begin_history(&folder, &identity, start, problems.is_empty())?;
         state.reuse_seq();
         *folder.inventory() = inventory;
         if problems.is_empty() {
             tidy(&folder).map_err(|error| OpenError::io("the data folder", error))?;
         }
-        Self::start(config, folder, (state, events), identity.epoch, problems, lock)
+        Self::start(config, folder, (state, events), history, problems, lock)
     }
 
     fn start(
         config: EmbeddedConfig,
         folder: Folder,
         (state, events): (State, EventLog),
-        epoch: u64,
+        history: History,
         problems: Vec<Problem>,
         lock: Box<dyn Send + Sync>,
     ) -> Result<(EmbeddedStore, writer::Writer), OpenError> {
@@ -281,7 +284,7 @@ impl EmbeddedStore {
             made => made,
         };
         let writer = writer.map_err(|error| OpenError::io("a journal segment", error))?;
-        Ok((EmbeddedStore { shared, epoch, problems, threads: Mutex::default(), _lock: lock }, writer))
+        Ok((EmbeddedStore { shared, history, problems, threads: Mutex::default(), _lock: lock }, writer))
     }
 
     pub(crate) fn folder(&self) -> &Folder {
@@ -403,6 +406,26 @@ fn identity(config: &EmbeddedConfig, files: &dyn Files) -> Result<Identity, Open
     let identity = Identity { store_id: new_id(files)?, epoch: new_id(files)? };
     identity.write(&config.dir, files).map_err(|error| OpenError::io("STORE", error))?;
     Ok(identity)
+}
+
+/// Adds this start to those that the folder knows; folders from before that have one epoch.
+fn begin_history(
+    folder: &Folder,
+    identity: &Identity,
+    start: Start,
+    knows_earlier: bool,
+) -> Result<History, OpenError> {
+    let mut history = match History::read(&folder.dir, &*folder.files)? {
+        Found::List(history) if knows_earlier => history,
+        Found::Nothing if knows_earlier => History::beginning_with(identity.epoch),
+        _ => History::default(),
+    };
+    history.begin(start);
+    if let Err(error) = history.write(&folder.dir, &*folder.files, folder.store_id) {
+        // Then the next start knows nothing of this one, and its clients begin anew.
+        tracing::warn!(%error, "this start could not be noted: after the next one, clients read their inboxes anew");
+    }
+    Ok(history)
 }
 
 /// What was being made when the process ended, under names that are not in force.

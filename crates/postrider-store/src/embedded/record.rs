@@ -245,6 +245,7 @@ pub const CONTENTS: [u8; 8] = *b"PRcontnt";
 pub const CHECKPOINT: [u8; 8] = *b"PRcheckp";
 pub const EVENTS: [u8; 8] = *b"PRevents";
 pub const STORE: [u8; 8] = *b"PRstore\0";
+pub const HISTORY: [u8; 8] = *b"PRhistry";
 
 /// Why a header cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

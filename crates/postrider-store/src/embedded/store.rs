@@ -1,6 +1,7 @@
 //! `port::Store` for the embedded store: commands go to the queue, questions to the state.
 
 use super::EmbeddedStore;
+use super::history::Reached;
 use super::notes::Pressure;
 use super::queue::{Batch, call};
 use postrider_core::command::Command;
@@ -149,7 +150,22 @@ impl Store for EmbeddedStore {
     }
 
     fn epoch(&self) -> u64 {
-        self.epoch
+        self.history.present()
+    }
+
+    fn knows(&self, epoch: u64, place: Place) -> bool {
+        let now =
+            Reached { seq: self.shared.durable.load(Ordering::Acquire), event: self.shared.events.last() };
+        self.history.knows(epoch, place, now)
+    }
+
+    fn last_command(&self) -> Seq {
+        self.shared.durable.load(Ordering::Acquire)
+    }
+
+    fn cursor_key(&self) -> [u8; 32] {
+        let id = self.shared.folder.store_id.to_le_bytes();
+        std::array::from_fn(|i| id[i % id.len()])
     }
 
     fn stats(&self) -> StoreStats {

@@ -2,6 +2,7 @@
 
 use crate::kit::*;
 use postrider_core::port::*;
+use postrider_store::Files;
 use postrider_store::faulty::FaultyFiles;
 use postrider_store::{EmbeddedConfig, EmbeddedStore, Stepped, SyncMode, check};
 use std::path::Path;
@@ -91,8 +92,67 @@ fn receipts_that_a_crash_took_come_again_at_the_same_positions() {
     drop(store);
     let store = open(&after).unwrap();
     assert_eq!(store.events(APP, 0, 100_000).unwrap(), before);
-    assert_eq!(store.epoch(), epoch);
+    assert!(store.knows(epoch, Place::Receipt(before.next)), "a cursor stays good over a crash");
     assert_eq!(store.watch_events().latest(), before.next);
+}
+
+/// What a backup of the folder is: all that was written, as other files. Chance goes another way there.
+fn copy(files: &FaultyFiles, way: u64) -> FaultyFiles {
+    let copy = files.fork();
+    (0..way).for_each(|_| drop(copy.entropy()));
+    copy
+}
+
+fn end_of(store: &EmbeddedStore) -> (u64, [Place; 2]) {
+    let seq = inbox(store, 0).last().unwrap().seq;
+    (store.epoch(), [Place::Command(seq), Place::Receipt(store.watch_events().latest())])
+}
+
+fn knows(store: &EmbeddedStore, (epoch, places): (u64, [Place; 2])) -> bool {
+    let both = places.map(|place| store.knows(epoch, place));
+    assert_eq!(both[0], both[1]);
+    both[0]
+}
+
+#[test]
+fn cursors_of_what_a_restore_took_away_are_not_known_and_those_from_before_are() {
+    let files = FaultyFiles::new(3);
+    let store = open(&files).unwrap();
+    populate(&store, 1);
+    let push = |store: &EmbeddedStore, numbers: std::ops::Range<u64>| {
+        numbers.for_each(|n| drop(run_one(store, accept(n, &[0]))));
+    };
+    push(&store, 0..5);
+    let before = end_of(&store);
+    // One copy of a stopped folder, and one taken while the server runs.
+    let running = copy(&files, 10);
+    drop(store);
+    let stopped = copy(&files, 20);
+    let store = open(&files).unwrap();
+    assert!(knows(&store, before), "a restart costs nobody anything");
+    push(&store, 5..10);
+    let lost = end_of(&store);
+    drop(store);
+    for (n, backup) in [stopped, running].into_iter().enumerate() {
+        let again = copy(&backup, 30);
+        let restored = open(&backup).unwrap();
+        assert!(knows(&restored, before), "copy {n}");
+        assert!(!knows(&restored, lost), "copy {n}");
+        // Its own history goes beyond the position, which means another push now.
+        push(&restored, 20..40);
+        assert!(!knows(&restored, lost), "copy {n}");
+        let of_the_first = end_of(&restored);
+        drop(restored);
+        assert!(knows(&open(&backup).unwrap(), of_the_first), "copy {n}");
+        // The same copy, started once more somewhere else.
+        let second = open(&again).unwrap();
+        push(&second, 60..90);
+        assert!(!knows(&second, of_the_first) && !knows(&second, lost) && knows(&second, before), "copy {n}");
+    }
+    let original = open(&files).unwrap();
+    assert!(knows(&original, lost) && knows(&original, before));
+    let (epoch, _) = end_of(&original);
+    assert!(!original.knows(epoch, Place::Receipt(u64::MAX)), "never given out");
 }
 
 #[test]
@@ -139,11 +199,12 @@ fn a_relaxed_store_that_lost_its_end_says_that_positions_are_new() {
         let mut promises = Promises::default();
         populate(&store, 3);
         work(&store, &mut promises).unwrap();
-        let epoch = store.epoch();
+        let (epoch, told) = (store.epoch(), store.watch_events().latest());
         let after = files.cut_power();
         drop(store);
         let store = EmbeddedStore::open(relaxed, Arc::new(after)).unwrap();
-        assert_ne!(store.epoch(), epoch);
+        let kept = store.watch_events().latest();
+        assert_eq!(store.knows(epoch, Place::Receipt(told)), kept == told, "seed {seed}: {kept} of {told}");
         assert_balanced(&store);
         if store.app(APP).is_none_or(|app| app.devices == 0) {
             continue;

@@ -3,7 +3,7 @@
 use super::auth::ByAdmin;
 use super::error::{ApiError, Code};
 use super::json::{Body, Input, Path, Query};
-use super::{Api, Time, aside, ask, cursor, page_size, read_cursor};
+use super::{Api, Time, aside, ask, cursors, page_size};
 use crate::platform::new_secret;
 use axum::Json;
 use axum::extract::State;
@@ -139,10 +139,10 @@ pub async fn list(
     Query(query): Query<PageQuery>,
 ) -> Result<Json<AppPage>, ApiError> {
     let limit = page_size(&api, query.limit)?;
-    let from = read_cursor("app-", query.cursor.as_deref())?.map_or(0, |n| n as usize);
+    let from = cursors::read_list(&api, "app-", query.cursor.as_deref())?.map_or(0, |n| n as usize);
     let all = api.engine.store.apps();
-    let next_cursor =
-        (all.len() > from.saturating_add(limit)).then(|| cursor("app-", (from + limit) as u128));
+    let next_cursor = (all.len() > from.saturating_add(limit))
+        .then(|| cursors::of_list(&api, "app-", (from + limit) as u128));
     let apps = all.into_iter().skip(from).take(limit).map(App::from).collect();
     Ok(Json(AppPage { apps, next_cursor }))
 }

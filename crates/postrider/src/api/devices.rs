@@ -6,7 +6,7 @@ use super::auth::{
 };
 use super::error::{ApiError, Code};
 use super::json::{Body, Input, OptionalBody, Path, Query};
-use super::{Api, Time, ask, cursor, idempotency_key, page_of, page_size, proof_keys, read_cursor};
+use super::{Api, Time, ask, cursors, idempotency_key, page_of, page_size, proof_keys};
 use crate::platform::new_secret;
 use crate::tokens::Proof;
 use axum::extract::State;
@@ -406,11 +406,12 @@ pub async fn list(
     Query(query): Query<DeviceQuery>,
 ) -> Result<Json<DevicePage>, ApiError> {
     let limit = page_size(&api, query.limit)?;
-    let after = read_cursor("device-", query.cursor.as_deref())?.map(|no| DeviceNo(no as u32));
+    let after = cursors::read_list(&api, "device-", query.cursor.as_deref())?.map(|no| DeviceNo(no as u32));
     let filter =
         DeviceFilter { platform: query.platform, tag: query.tag, alias: query.alias, anonymous: None };
     let views = api.engine.store.devices(app, &filter, after, limit + 1);
-    let (views, next_cursor) = page_of(views, limit, |v| cursor("device-", v.at.device.0.into()));
+    let (views, next_cursor) =
+        page_of(views, limit, |v| cursors::of_list(&api, "device-", v.at.device.0.into()));
     let devices = views.into_iter().map(|v| Device::of(&api, v)).collect();
     Ok(Json(DevicePage { devices, next_cursor }))
 }

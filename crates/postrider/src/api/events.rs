@@ -1,12 +1,12 @@
 //! The receipt stream: every step of every delivery of an app, durable and in order, read with a cursor.
 //!
-//! A cursor is `<epoch>-<position>`. The epoch names the history: after a restore the positions mean other events, so a
-//! cursor of another epoch is refused rather than silently skipping or repeating some (design, invariant 7).
+//! A cursor names the history that gave it out: after a restore the positions mean other events, so a cursor of another
+//! history is refused rather than silently skipping or repeating some (`cursors`).
 
 use super::auth::{ByApp, Reads};
 use super::error::{ApiError, Code};
 use super::json::Query;
-use super::{Api, Time, aside, page_size};
+use super::{Api, Time, aside, cursors, page_size};
 use crate::http::{Hangup, Stopping};
 use axum::extract::State;
 use axum::http::Method;
@@ -72,7 +72,7 @@ pub async fn read(
 ) -> Result<Json<Events>, ApiError> {
     let limit = page_size(&api, query.limit)?;
     let epoch = api.engine.store.epoch();
-    let after = query.after.as_deref().map_or(Ok(0), |cursor| position(cursor, epoch))?;
+    let after = query.after.as_deref().map_or(Ok(0), |cursor| cursors::read_receipt(&api, cursor))?;
     let max = api.limits.poll_max;
     let wait = Duration::from_secs(query.wait.unwrap_or(0));
     if wait > max {
@@ -142,7 +142,7 @@ fn shown(api: &Api, app: AppNo, epoch: u64, page: EventPage) -> Events {
     let devices: Vec<DeviceNo> = page.events.iter().map(|e| e.device.unwrap_or(DeviceNo(u32::MAX))).collect();
     let ids = api.engine.store.device_ids(app, &devices);
     let event = |(event, device_id): (ReceiptEvent, Option<String>)| Event {
-        cursor: cursor(epoch, event.position),
+        cursor: cursors::of_receipt(api, epoch, event.position),
         occurred_at: Time(event.at),
         message_id: event.message.to_string(),
         device_id,
@@ -152,7 +152,7 @@ fn shown(api: &Api, app: AppNo, epoch: u64, page: EventPage) -> Events {
     };
     Events {
         events: page.events.into_iter().zip(ids).map(event).collect(),
-        next: cursor(epoch, page.next),
+        next: cursors::of_receipt(api, epoch, page.next),
         missed: page.missed,
     }
 }
@@ -160,20 +160,6 @@ fn shown(api: &Api, app: AppNo, epoch: u64, page: EventPage) -> Events {
 /// A reason's name, where there is a reason.
 pub fn reason(reason: Reason) -> Option<&'static str> {
     Some(reason.name()).filter(|name| !name.is_empty())
-}
-
-fn cursor(epoch: u64, position: u64) -> String {
-    format!("{epoch:x}-{position}")
-}
-
-fn position(cursor: &str, epoch: u64) -> Result<u64, ApiError> {
-    let parts = cursor.split_once('-');
-    let numbers = parts.and_then(|(e, p)| Some((u64::from_str_radix(e, 16).ok()?, p.parse().ok()?)));
-    match numbers {
-        Some((of, position)) if of == epoch => Ok(position),
-        Some(_) => Err(Code::CursorFromOtherHistory.into()),
-        None => Err(Code::InvalidCursor.into()),
-    }
 }
 
 /// Wakes those who wait for receipts of an app; receipts of others are none of their business.

@@ -16,7 +16,7 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use postrider_core::delivery::drain::Outgoing;
 use postrider_core::id::{DeviceRef, Seq};
-use postrider_core::port::Position;
+use postrider_core::port::{self, Position};
 use postrider_core::session::Client;
 use postrider_proto::json::{read_delivery, write_delivery};
 use postrider_proto::{Cursor, Deliver, Fanned, Qos};
@@ -90,7 +90,7 @@ fn device_id(api: &Api, at: DeviceRef) -> Result<String, ApiError> {
 
 fn position(api: &Api, text: &str) -> Result<Position, ApiError> {
     let Cursor { epoch, urgent, normal } = text.parse().map_err(|()| Code::InvalidCursor)?;
-    if epoch != api.engine.store.epoch() {
+    if !api.engine.store.knows(epoch, port::Place::Command(urgent.max(normal))) {
         return Err(Code::CursorFromOtherHistory.into());
     }
     Ok(Position { urgent, normal })

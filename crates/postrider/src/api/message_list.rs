@@ -4,7 +4,7 @@ use super::auth::{ByApp, Reads};
 use super::error::{ApiError, Code};
 use super::json::Query;
 use super::reports::Message;
-use super::{Api, Time, cursor, page_size, read_cursor};
+use super::{Api, Time, cursors, page_size};
 use axum::Json;
 use axum::extract::State;
 use postrider_core::Engine;
@@ -77,11 +77,11 @@ pub async fn list(
         key: query.sent_by,
         text: query.text.map(|text| text.to_lowercase()),
     };
-    let before = read_cursor("message-", query.cursor.as_deref())?.map(MessageId);
+    let before = cursors::read_list(&api, "message-", query.cursor.as_deref())?.map(MessageId);
     let before = before.or(until.map(|at| MessageId::new(at, 0)));
     let engine = api.engine.clone();
     let (messages, next) = super::aside(move || find(&engine, app, before, &filter, limit)).await?;
-    Ok(Json(MessagePage { messages, next_cursor: next.map(|id| cursor("message-", id.0)) }))
+    Ok(Json(MessagePage { messages, next_cursor: next.map(|id| cursors::of_list(&api, "message-", id.0)) }))
 }
 
 /// Messages older than `before` that fit, and the one to go on behind where there may be more.

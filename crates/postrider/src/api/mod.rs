@@ -9,6 +9,7 @@ mod apps;
 mod attributes;
 pub mod auth;
 mod conditional;
+mod cursors;
 mod demo;
 mod devices;
 pub mod error;
@@ -37,8 +38,6 @@ use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodFilter, MethodRouter, on};
-use base64::Engine as _;
-use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use error::{ApiError, Code};
 pub use events::EventsChanged;
 pub use health::ApiMetrics;
@@ -435,19 +434,6 @@ fn page_of<T>(mut views: Vec<T>, limit: usize, place: impl Fn(&T) -> String) -> 
     views.truncate(limit);
     let next = views.last().filter(|_| more).map(place);
     (views, next)
-}
-
-/// Where the next page begins, opaque to callers. `kind` keeps the cursor of one list from another.
-fn cursor(kind: &str, at: u128) -> String {
-    BASE64_URL_SAFE_NO_PAD.encode(format!("{kind}{at:x}"))
-}
-
-fn read_cursor(kind: &str, text: Option<&str>) -> Result<Option<u128>, ApiError> {
-    let Some(text) = text else { return Ok(None) };
-    let bytes = BASE64_URL_SAFE_NO_PAD.decode(text).unwrap_or_default();
-    let plain = std::str::from_utf8(&bytes).unwrap_or_default();
-    let at = plain.strip_prefix(kind).and_then(|hex| u128::from_str_radix(hex, 16).ok());
-    at.map(Some).ok_or_else(|| Code::InvalidCursor.into())
 }
 
 /// A time, shown as RFC 3339 in UTC.

@@ -4,7 +4,7 @@ use super::auth::{ByApp, ByReceiver, Reads, Sends};
 use super::error::{ApiError, Code};
 use super::events::reason;
 use super::json::{Body, Input, Path, Query};
-use super::{Api, Time, ask, cursor, page_of, page_size, read_cursor};
+use super::{Api, Time, ask, cursors, page_of, page_size};
 use axum::Json;
 use axum::extract::State;
 use postrider_core::command::{Command, Outcome, Refusal};
@@ -180,10 +180,11 @@ pub async fn deliveries(
     let store = &api.engine.store;
     known(&api, app, id)?;
     let limit = page_size(&api, query.limit)?;
-    let after = read_cursor("delivery-", query.cursor.as_deref())?.map(|no| DeviceNo(no as u32));
+    let after = cursors::read_list(&api, "delivery-", query.cursor.as_deref())?.map(|no| DeviceNo(no as u32));
     let reader = store.clone();
     let views = super::aside(move || reader.deliveries(app, id, query.state, after, limit + 1)).await?;
-    let (views, next_cursor) = page_of(views, limit, |v| cursor("delivery-", v.device.0.into()));
+    let (views, next_cursor) =
+        page_of(views, limit, |v| cursors::of_list(&api, "delivery-", v.device.0.into()));
     let devices: Vec<DeviceNo> = views.iter().map(|v| v.device).collect();
     let ids = store.device_ids(app, &devices);
     let deliveries = views.into_iter().zip(ids).map(|(view, id)| Delivery::of(view, id)).collect();
