@@ -37,6 +37,8 @@ pub struct Limits {
     pub subscriptions_max: usize,
     /// Retained messages of an app, and sent to one new subscription.
     pub retained_max: usize,
+    /// Bytes of the retained messages of an app.
+    pub retained_bytes_max: u64,
     pub retained_sent_max: usize,
     /// Longest session expiry granted (P9).
     pub session_expiry_max_secs: u32,
@@ -85,6 +87,7 @@ impl Default for Limits {
             devices_max: 1_000_000,
             subscriptions_max: 32,
             retained_max: 10_000,
+            retained_bytes_max: 64 * 1024 * 1024,
             retained_sent_max: 1_000,
             session_expiry_max_secs: 30 * DAY as u32,
             idle_sessions_max: 10_000,

@@ -69,6 +69,8 @@ pub trait Store: Send + Sync + 'static {
     fn retained(&self, app: AppNo, filter: &str, max: usize, now: UnixMillis) -> Vec<Retained>;
 
     fn retained_count(&self, app: AppNo) -> usize;
+    /// Bytes of their contents.
+    fn retained_bytes(&self, app: AppNo) -> u64;
     fn live_broadcasts(&self, app: AppNo) -> usize;
     /// Whether a request with this key was accepted before: its repetition gets the first answer, whatever has changed since.
     fn knows_request(&self, app: AppNo, key: u128) -> bool;

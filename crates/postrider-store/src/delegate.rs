@@ -26,6 +26,7 @@ macro_rules! delegate_reads {
             sessions() -> Vec<(DeviceRef, String, StoredSession, Vec<StoredSubscription>)>;
             retained(app: AppNo, filter: &str, max: usize, now: UnixMillis) -> Vec<Retained>;
             retained_count(app: AppNo) -> usize;
+            retained_bytes(app: AppNo) -> u64;
             knows_request(app: AppNo, key: u128) -> bool;
             live_broadcasts(app: AppNo) -> usize;
             knows_message(app: AppNo, id: MessageId) -> bool;

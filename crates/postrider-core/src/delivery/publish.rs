@@ -220,6 +220,11 @@ impl Engine {
         if is_full && self.store.retained(app, topic, 1, now).is_empty() {
             return Err(PublishError::RetainedFull);
         }
+        // Also where it takes the place of another one: nobody says that that was as large.
+        let bytes = self.store.retained_bytes(app) + publish.content.payload.len() as u64;
+        if bytes > self.limits.retained_bytes_max {
+            return Err(PublishError::RetainedFull);
+        }
         let expires_at = publish.expiry_secs.map_or(UnixMillis::MAX, |secs| now + u64::from(secs) * 1000);
         Ok(RetainedMessage { qos: publish.qos, expires_at, content: Some(publish.content.clone()) })
     }

@@ -23,6 +23,8 @@ pub(crate) struct App {
     /// Live broadcasts, in order.
     pub broadcasts: BTreeSet<Seq>,
     pub retained: BTreeMap<String, Retained>,
+    /// Bytes of their contents on disk.
+    pub retained_bytes: u64,
     /// No retained message expires before.
     pub retained_due: UnixMillis,
     pub requests: FxHashMap<u128, (Idempotency, FirstAnswer)>,
@@ -179,6 +181,7 @@ impl App {
             entry_ids: BTreeMap::new(),
             broadcasts: BTreeSet::new(),
             retained: BTreeMap::new(),
+            retained_bytes: 0,
             retained_due: UnixMillis::MAX,
             requests: FxHashMap::default(),
             requests_order: VecDeque::new(),
@@ -266,14 +269,36 @@ impl App {
         }
     }
 
+    /// Puts a message on a topic, or takes it away; what lay there before.
+    pub fn retain(&mut self, topic: &str, message: Option<Retained>) -> Option<Retained> {
+        let old = match message {
+            Some(new) => {
+                self.retained_due = self.retained_due.min(new.expires_at);
+                self.retained_bytes += u64::from(new.blob.len);
+                self.retained.insert(topic.to_owned(), new)
+            }
+            None => self.retained.remove(topic),
+        };
+        let before = old.as_ref().map_or(0, |r| u64::from(r.blob.len));
+        self.retained_bytes = self.retained_bytes.saturating_sub(before);
+        old
+    }
+
+    /// Their bytes anew: after many have gone, or were copied elsewhere.
+    pub fn count_retained(&mut self) {
+        self.retained_bytes = self.retained.values().map(|r| u64::from(r.blob.len)).sum();
+    }
+
     /// Retained messages whose life is over go; their contents are released.
     pub fn forget_retained(&mut self, now: UnixMillis, released: &mut Vec<BlobRef>) {
         if self.retained_due > now {
             return;
         }
         let over = |r: &Retained| r.expires_at <= now;
-        released.extend(self.retained.values().filter(|r| over(r)).map(|r| r.blob));
+        let going: Vec<BlobRef> = self.retained.values().filter(|r| over(r)).map(|r| r.blob).collect();
+        released.extend(going);
         self.retained.retain(|_, r| !over(r));
+        self.count_retained();
         self.retained_due = self.retained.values().map(|r| r.expires_at).min().unwrap_or(UnixMillis::MAX);
     }
 

@@ -186,7 +186,10 @@ impl State {
     /// Every content that is still needed, to be moved by a checkpoint. Calls `f` with each reference, which it may change.
     pub fn for_each_blob(&mut self, f: &mut dyn FnMut(&mut BlobRef)) {
         self.messages.values_mut().filter(|m| m.blob.len > 0).for_each(|m| f(&mut m.blob));
-        self.apps.iter_mut().flat_map(|app| app.retained.values_mut()).for_each(|r| f(&mut r.blob));
+        for app in &mut self.apps {
+            app.retained.values_mut().for_each(|r| f(&mut r.blob));
+            app.count_retained();
+        }
         self.leaving.blobs_mut().filter(|blob| blob.len > 0).for_each(f);
     }
 
@@ -332,15 +335,9 @@ impl State {
         effects: &mut Effects,
     ) -> Result<Outcome, Refusal> {
         let app = self.app_mut(app)?;
-        let old = match message {
-            Some(new) => {
-                app.retained_due = app.retained_due.min(new.expires_at);
-                let kept =
-                    Retained { topic: topic.to_owned(), qos: new.qos, expires_at: new.expires_at, blob };
-                app.retained.insert(topic.to_owned(), kept)
-            }
-            None => app.retained.remove(topic),
-        };
+        let (qos, expires_at) = message.map_or((0, 0), |new| (new.qos, new.expires_at));
+        let kept = message.map(|_| Retained { topic: topic.to_owned(), qos, expires_at, blob });
+        let old = app.retain(topic, kept);
         effects.released.extend(old.map(|r| r.blob));
         Ok(Outcome::Done)
     }

@@ -255,6 +255,10 @@ impl State {
         self.app_ref(app).map_or(0, |a| a.retained.len())
     }
 
+    pub fn retained_bytes(&self, app: AppNo) -> u64 {
+        self.app_ref(app).map_or(0, |a| a.retained_bytes)
+    }
+
     pub fn live_broadcasts(&self, app: AppNo) -> usize {
         self.app_ref(app).map_or(0, |a| a.broadcasts.len())
     }

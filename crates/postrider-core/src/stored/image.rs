@@ -357,7 +357,8 @@ fn read_part(state: &mut State, tag: u32, bytes: &[u8]) -> Result<(), Bad> {
         }
         RETAINED => {
             let RetainedPart { app: no, retained } = Record::get(bytes)?;
-            app(state, no)?.retained.insert(retained.topic.clone(), retained);
+            let (app, topic) = (app(state, no)?, retained.topic.clone());
+            app.retain(&topic, Some(retained));
         }
         REQUEST => {
             let RequestPart { app: no, request, answer } = Record::get(bytes)?;

@@ -504,7 +504,7 @@ impl App2 {
         app.entry_ids = self.entry_ids;
         app.broadcasts = self.broadcasts.into_iter().collect();
         let retained = self.retained.into_iter();
-        app.retained = retained.map(|(topic, r)| (topic, r.today())).collect();
+        retained.for_each(|(topic, r)| _ = app.retain(&topic, Some(r.today())));
         app.retained_due = self.retained_due;
         let requests = self.requests.into_iter();
         app.requests = requests.map(|(key, (i, a))| (key, (i.today(), a.today()))).collect();

@@ -42,6 +42,7 @@ contract! {
     a_broadcast_reaches_the_devices_that_were_there
     a_session_outlives_its_connection_until_it_expires
     a_retained_message_stays_on_its_topic_until_it_is_taken_away
+    bytes_of_retained_messages_are_counted_until_they_go
     a_report_tells_the_steps_of_every_device
     receipts_are_read_in_order_and_from_any_position
     receipts_of_another_app_are_not_shown
@@ -257,6 +258,23 @@ fn a_retained_message_stays_on_its_topic_until_it_is_taken_away(make: Make<'_>) 
     assert_eq!(store.retained_count(APP), 1);
     run_one(&*store, Command::Retain { app: APP, topic: "house/door".into(), message: None });
     assert_eq!(store.retained(APP, "#", 10, NOW), vec![]);
+}
+
+fn bytes_of_retained_messages_are_counted_until_they_go(make: Make<'_>) {
+    let store = populated(make, 1);
+    let put = |topic: &str, n: u64, expires_at| {
+        let message = Some(RetainedMessage { qos: 1, expires_at, content: Some(content(n)) });
+        run_one(&*store, Command::Retain { app: APP, topic: topic.into(), message });
+        store.retained_bytes(APP)
+    };
+    let one = put("a", 1, NOW + 9_000);
+    assert!(one > 0);
+    assert_eq!((put("a", 1, NOW + 9_000), put("b", 1, NOW + 1_000)), (one, 2 * one));
+    run_one(&*store, Command::Retain { app: APP, topic: "a".into(), message: None });
+    assert_eq!(store.retained_bytes(APP), one);
+    let expire = Command::Expire { now: NOW + 2_000, limit: 10, history_before: 0, history_max: 50 };
+    run_one(&*store, expire);
+    assert_eq!(store.retained_bytes(APP), 0);
 }
 
 fn a_report_tells_the_steps_of_every_device(make: Make<'_>) {

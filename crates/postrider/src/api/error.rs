@@ -87,7 +87,7 @@ refusals! {
         "Begin again without `after`, and reconcile what you kept by message id."
     InboxFull 409 "inbox_full" "The inbox of every device of the audience is full, and the message asked not to evict."
         "Send without `\"on_full\": \"reject\"`, or later."
-    RetainedFull 409 "retained_full" "The app has as many retained messages as it may have."
+    RetainedFull 409 "retained_full" "The app has as many retained messages, or bytes of them, as it may have."
         "Take some away: publish an empty payload with `retain`."
     BodyTooLarge 413 "body_too_large" "The body is larger than this call allows."
         "256 KiB, for a batch 4 MiB. Split the batch."

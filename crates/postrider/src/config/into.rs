@@ -46,6 +46,7 @@ impl Config {
             devices_max: l.devices_max,
             subscriptions_max: l.subscriptions_max,
             retained_max: l.retained_max,
+            retained_bytes_max: l.retained_bytes_max,
             retained_sent_max: l.retained_sent_max,
             session_expiry_max_secs: l.session_expiry_max_secs,
             idle_sessions_max: l.idle_sessions_max,

@@ -210,6 +210,8 @@ settings! {
         subscriptions_max: usize = core().subscriptions_max,
         /// Retained messages of an app.
         retained_max: usize = core().retained_max,
+        /// Bytes of the retained messages of an app; more are refused with `retained_full`, to MQTT 5 with 0x97.
+        retained_bytes_max: u64 = core().retained_bytes_max,
         /// Retained messages sent to one new subscription.
         retained_sent_max: usize = core().retained_sent_max,
         /// Seconds that an MQTT session may outlive its connection; longer wishes are lowered to it.

@@ -29,7 +29,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 pub use progress::Hangup;
 use progress::{Guarded, Progress, Underway, Verdict};
-use seats::{Seat, Seats, turn_away};
+use seats::{Busy, Seat, Seats, turn_away};
 use socket::Watched;
 use std::future::Future;
 use std::io;
@@ -234,9 +234,10 @@ impl Server {
         let stream = Arc::new(stream);
         let socket = Arc::downgrade(&stream);
         let io = TokioIo::new(Watched { stream, progress: progress.clone() });
+        let seat = Arc::new(seat);
         let service = hyper::service::service_fn({
-            let (server, progress) = (self.clone(), progress.clone());
-            move |request| server.clone().respond(request, peer, progress.clone())
+            let (server, progress, seat) = (self.clone(), progress.clone(), seat.clone());
+            move |request| server.clone().respond(request, peer, progress.clone(), seat.busy())
         });
         let mut conversation = Box::pin(self.builder.serve_connection_with_upgrades(io, service));
         let mut stopping = self.stopping.clone();
@@ -257,6 +258,14 @@ impl Server {
                     let stream = socket.upgrade();
                     drop(conversation);
                     return self.hand_over(stream, peer, &progress);
+                }
+                () = seat.given_away() => {
+                    // A request that came at that very moment is answered.
+                    if progress.requests.load(Relaxed) == 0 {
+                        let stream = socket.upgrade().filter(|_| !progress.is_h2.load(Relaxed));
+                        _ = stream.map(|stream| turn_away(&stream));
+                        break;
+                    }
                 }
                 () = tokio::time::sleep(look) => {
                     if socket.upgrade().is_some_and(|stream| socket::is_read_closed(&stream)) {
@@ -353,8 +362,9 @@ impl Server {
         mut request: Request<Incoming>,
         peer: SocketAddr,
         progress: Arc<Progress>,
+        busy: Busy,
     ) -> Result<Response<Guarded>, std::convert::Infallible> {
-        let underway = Underway::begin(&progress);
+        let underway = Underway::begin(&progress, busy);
         let kind = Kind::of(&request, underway.has_clean_head);
         if kind.has_body {
             // hyper would hand the socket over whatever the answer is.

@@ -1,6 +1,7 @@
 //! How far a connection and its requests are.
 
 use super::HttpConfig;
+use super::seats::Busy;
 use super::takeover::Taken;
 use axum::body::Body;
 use bytes::Bytes;
@@ -15,7 +16,7 @@ use tokio::sync::Notify;
 /// How far a connection is; times are milliseconds since its begin, plus one, so that 0 means "not".
 pub struct Progress {
     start: Instant,
-    requests: AtomicUsize,
+    pub requests: AtomicUsize,
     had_request: AtomicBool,
     pub is_h2: AtomicBool,
     bytes_seen: AtomicBool,
@@ -189,15 +190,17 @@ pub struct Underway {
     progress: Arc<Progress>,
     /// Each line of its head that could be looked at ended with CR LF.
     pub has_clean_head: bool,
+    /// Its connection makes no room for others meanwhile.
+    _busy: Busy,
 }
 
 impl Underway {
-    pub fn begin(progress: &Arc<Progress>) -> Underway {
+    pub fn begin(progress: &Arc<Progress>, busy: Busy) -> Underway {
         progress.requests.fetch_add(1, Relaxed);
         progress.had_request.store(true, Relaxed);
         progress.head_since.store(0, Relaxed);
         let has_clean_head = progress.ends().begin();
-        Underway { progress: progress.clone(), has_clean_head }
+        Underway { progress: progress.clone(), has_clean_head, _busy: busy }
     }
 
     pub fn hangup(&self) -> Hangup {

@@ -162,13 +162,14 @@ async fn the_order_to_stop_ends_those_who_wait() {
 #[tokio::test]
 async fn one_address_has_only_so_many_connections() {
     let live = Live::start(HttpConfig { connections_per_address_max: 1, ..HttpConfig::default() });
-    let first = live.connect().await;
-    let mut second = live.connect().await;
-    let answer = read_all(&mut second).await.unwrap();
+    let mut first = live.connect().await;
+    let second = live.connect().await;
+    // The one that has been silent for longer makes room, and is told so.
+    let answer = read_all(&mut first).await.unwrap();
     assert!(answer.starts_with(b"HTTP/1.1 503 "));
     let metrics = &live.world.api.metrics.http;
     assert_eq!((metrics.connections.get(), metrics.refused.get()), (1, 1));
-    drop(first);
+    drop(second);
     // The seat is free as soon as the server has seen the end.
     while !live.is_well().await {}
 }
