@@ -98,6 +98,11 @@ pub enum Command {
         secret_hash: [u8; 32],
         proof_keys: ProofKeys,
     },
+    /// A device that registered itself was there for the first time.
+    Seen {
+        at: DeviceRef,
+        now: UnixMillis,
+    },
 }
 
 impl Command {
@@ -130,6 +135,8 @@ pub struct Registration {
     pub profile: Profile,
     pub now: UnixMillis,
     pub idempotency: Option<Idempotency>,
+    /// Who registers it; nobody where an anonymous client's session is kept.
+    pub origin: Option<Origin>,
 }
 
 /// Names one request of a caller for good: repeated, it gets the first answer.

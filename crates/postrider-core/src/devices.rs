@@ -15,6 +15,9 @@ use std::collections::BTreeMap;
 pub const DEVICE_ID_BYTES_MAX: usize = 64;
 const TOKEN_BYTES_MAX: usize = 4_096;
 const TOKENS_MAX: usize = 16;
+/// How long a device that registered itself may take to be there for the first time, before it may
+/// have to make room for another.
+const OWN_GRACE_MS: u64 = 600_000;
 const ATTRIBUTE_BYTES_MAX: usize = 1_024;
 
 /// A device that registers.
@@ -33,27 +36,6 @@ pub struct NewDevice {
     pub idempotency_key: Option<String>,
     /// Whose key it is: the same key of another caller names another request.
     pub idempotency_owner: u128,
-}
-
-/// Who registers a device.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Origin {
-    /// The app's server.
-    #[default]
-    AppServer,
-    /// The device itself, with a key that everybody may know.
-    RegisterKey,
-    /// A visitor of the demonstration page.
-    Demo,
-    /// The device itself, by XMPP's registration (XEP-0077).
-    Xmpp,
-}
-
-impl Origin {
-    /// The device registered itself, without the app's server having a say.
-    pub fn is_own(self) -> bool {
-        self != Origin::AppServer
-    }
 }
 
 /// Who changes what is known of a device.
@@ -88,6 +70,8 @@ pub enum DeviceError {
     IdempotencyMismatch,
     #[error("the app has as many devices as it may have: {max}")]
     TooMany { max: u64 },
+    #[error("as many devices of the app registered themselves as may: {max}")]
+    TooManyOwn { max: u64 },
     #[error(transparent)]
     Store(#[from] StoreError),
 }
@@ -105,22 +89,51 @@ impl Engine {
         let hash = secret_hash(device.secret.as_bytes());
         let idempotency = self.idempotency_of(&device, &hash, now);
         let id = device.id.unwrap_or_else(|| format!("dev-{:032x}", self.chance.bits128()));
-        let registration =
-            Registration { app, id, secret_hash: Some(hash), profile: device.profile, now, idempotency };
-        let told = |outcomes: Result<Vec<Outcome>, StoreError>| match outcomes?.first() {
+        let registration = Registration {
+            app,
+            id,
+            secret_hash: Some(hash),
+            profile: device.profile,
+            now,
+            idempotency,
+            origin: Some(device.origin),
+        };
+        let told = |outcomes: Result<Vec<Outcome>, StoreError>| match outcomes?.last() {
             Some(Outcome::Registered { at, existed }) => Ok(Registered { at: *at, repeated: *existed }),
             other => Err(refused(other)),
         };
-        self.store.submit(
-            vec![match device.proof_keys.is_empty() {
-                true => Command::Register(Box::new(registration)),
-                false => {
-                    let (registration, proof_keys) = (Box::new(registration), device.proof_keys);
-                    Command::Enroll { registration, proof_keys }
-                }
-            }],
-            Box::new(move |outcomes| done(told(outcomes))),
-        );
+        let room = match self.make_room(app, device.origin) {
+            Ok(room) => room,
+            Err(error) => return done(Err(error)),
+        };
+        let displaced = (device.origin == Origin::AppServer)
+            .then(|| self.displace_anonymous(app, &registration.id))
+            .flatten();
+        let registration = Box::new(registration);
+        let register = match device.proof_keys.is_empty() {
+            true => Command::Register(registration),
+            false => Command::Enroll { registration, proof_keys: device.proof_keys },
+        };
+        let commands = displaced.into_iter().chain(room).chain([register]).collect();
+        self.store.submit(commands, Box::new(move |outcomes| done(told(outcomes))));
+    }
+
+    /// Devices that register themselves have a quota of their own, so that they do not keep the app's
+    /// server from registering. Where it is used up, the oldest that was never there makes room.
+    fn make_room(&self, app: AppNo, origin: Origin) -> Result<Option<Command>, DeviceError> {
+        let max = self.limits.own_devices_max;
+        if !origin.is_own() {
+            return Ok(None);
+        }
+        let OwnDevices { count, never_seen } = self.store.own_devices(app);
+        if count < max {
+            return Ok(None);
+        }
+        let now = self.clock.now();
+        match never_seen.filter(|(_, registered_at)| registered_at + OWN_GRACE_MS <= now) {
+            Some((at, _)) => Ok(Some(Command::DeleteDevice { at, now })),
+            None => Err(DeviceError::TooManyOwn { max }),
+        }
     }
 
     /// What names a registration, so that it can be repeated: the caller's key, or else the secret
@@ -170,7 +183,7 @@ impl Engine {
 
     /// Changes what is said of a device.
     pub fn change_device(&self, at: DeviceRef, change: ProfileChange, author: Author, done: ChangeDone) {
-        let allowed = self.check_author(&change, author);
+        let allowed = self.check_author(at, &change, author);
         if let Err(error) = allowed.and_then(|()| self.check_change(at, &change, author)) {
             return done(Err(error));
         }
@@ -209,8 +222,11 @@ impl Engine {
 
     /// Alias and tags decide what a device receives: messages for a user, or for a group. So the
     /// app's server says them; a device only where the operator trusts all of them.
-    fn check_author(&self, change: &ProfileChange, author: Author) -> Result<(), DeviceError> {
-        if author == Author::AppServer || self.access.own_alias_and_tags {
+    fn check_author(&self, at: DeviceRef, change: &ProfileChange, author: Author) -> Result<(), DeviceError> {
+        // A device that nobody vouched for says neither in any case; and of old ones nobody knows.
+        let is_trusted = self.access.own_alias_and_tags
+            && self.store.device(at).is_some_and(|device| device.origin == Some(Origin::AppServer));
+        if author == Author::AppServer || is_trusted {
             return Ok(());
         }
         let touched = [

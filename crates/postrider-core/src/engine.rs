@@ -152,6 +152,16 @@ impl Engine {
         self.hub().by_device(at).and_then(|s| s.connection)
     }
 
+    /// The device is there.
+    pub fn seen(&self, at: DeviceRef) {
+        let now = self.clock.now();
+        self.store.seen(at, now);
+        // The first time is worth a command: otherwise a crash could make it one that never was.
+        if self.store.is_never_seen(at) {
+            self.submit_quietly(vec![crate::command::Command::Seen { at, now }]);
+        }
+    }
+
     /// The live connection of a device is closed: it was deleted, or its secret was changed.
     pub fn revoke(&self, at: DeviceRef) {
         let connection = self.hub().by_device(at).and_then(|s| s.connection);
@@ -190,6 +200,27 @@ impl Engine {
         });
         let now = self.clock.now();
         self.store.submit(vec![crate::command::Command::DeleteDevice { at, now }], done);
+    }
+
+    /// A name is the app's to give: an anonymous client that goes by it leaves, with what it had
+    /// subscribed to. Gives the command that takes it out of the store, where it is there.
+    pub(crate) fn displace_anonymous(&self, app: AppNo, name: &str) -> Option<crate::command::Command> {
+        let stored = self.store.device_by_id(app, name);
+        if stored.is_some_and(|at| self.store.is_registered(at)) {
+            return None;
+        }
+        let mut hub = self.hub_mut();
+        let session = hub.find(app, name);
+        let connection = session.and_then(|no| hub.get(no)?.connection);
+        if let Some(no) = session {
+            hub.remove(no);
+        }
+        drop(hub);
+        if let Some(connection) = connection {
+            self.connections().close(connection, Farewell::Revoked);
+        }
+        _ = self.wills.take(app, name);
+        stored.map(|at| crate::command::Command::DeleteDevice { at, now: self.clock.now() })
     }
 
     fn leave_hub(&self, at: DeviceRef, client: &str) {

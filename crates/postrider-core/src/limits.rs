@@ -33,6 +33,9 @@ pub struct Limits {
     pub audience_clauses_max: usize,
     /// Devices of an app (L35).
     pub devices_max: u64,
+    /// Those of them that registered themselves: by a key of the scope `register`, by XMPP, on the
+    /// demonstration page.
+    pub own_devices_max: u64,
     /// Subscriptions of a session (L13).
     pub subscriptions_max: usize,
     /// Retained messages of an app, and sent to one new subscription.
@@ -85,6 +88,7 @@ impl Default for Limits {
             own_profile_bytes_max: 8 * 1024,
             audience_clauses_max: 64,
             devices_max: 1_000_000,
+            own_devices_max: 500_000,
             subscriptions_max: 32,
             retained_max: 10_000,
             retained_bytes_max: 64 * 1024 * 1024,

@@ -73,6 +73,36 @@ pub struct Profile {
     pub provider_tokens: BTreeMap<String, String>,
 }
 
+/// Who registered a device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Origin {
+    /// The app's server.
+    #[default]
+    AppServer,
+    /// The device itself, with a key that everybody may know.
+    RegisterKey,
+    /// A visitor of the demonstration page.
+    Demo,
+    /// The device itself, by XMPP's registration (XEP-0077).
+    Xmpp,
+}
+
+impl Origin {
+    /// The device registered itself, without the app's server having a say.
+    pub fn is_own(self) -> bool {
+        self != Origin::AppServer
+    }
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Origin::AppServer => "app_server",
+            Origin::RegisterKey => "register_key",
+            Origin::Demo => "demo",
+            Origin::Xmpp => "xmpp",
+        }
+    }
+}
+
 /// A change to a device; `None` leaves a field as it is.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ProfileChange {
@@ -95,6 +125,8 @@ pub struct DeviceView {
     pub id: String,
     pub profile: Profile,
     pub anonymous: bool,
+    /// Who registered it; not known of devices from before that was kept, and of anonymous clients.
+    pub origin: Option<Origin>,
     pub created_at: UnixMillis,
     pub last_seen_at: Option<UnixMillis>,
     pub subscriptions: Vec<StoredSubscription>,

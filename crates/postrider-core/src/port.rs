@@ -47,8 +47,12 @@ pub trait Store: Send + Sync + 'static {
     fn is_registered(&self, at: DeviceRef) -> bool;
     /// The same, and `None` where there is no such device.
     fn has_secret(&self, at: DeviceRef) -> Option<bool>;
-    /// Seen at: when its last connection ended or did something; in memory only.
+    /// When the device was last there: in memory, and with the next checkpoint.
     fn seen(&self, at: DeviceRef, now: UnixMillis);
+    /// Whether the device registered itself and was never there, as far as is stored.
+    fn is_never_seen(&self, at: DeviceRef) -> bool;
+    /// The devices of an app that registered themselves.
+    fn own_devices(&self, app: AppNo) -> OwnDevices;
     /// Devices with a number above `after`, in order of number, at most `max`, that fit the filter.
     fn devices(
         &self,
@@ -170,6 +174,14 @@ pub struct Pending {
     pub subscription_ids: Vec<u32>,
     /// It was sent before, in this life of the server.
     pub sent_before: bool,
+}
+
+/// The devices of an app that registered themselves, without the app's server.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OwnDevices {
+    pub count: u64,
+    /// The oldest of those that were never there, and when it registered.
+    pub never_seen: Option<(DeviceRef, UnixMillis)>,
 }
 
 /// What a sign-in is checked against.

@@ -200,7 +200,7 @@ impl Engine {
             return Err(SignInError::Unavailable);
         }
         if let Some(at) = seen {
-            self.store.seen(at, now);
+            self.seen(at);
         }
         self.submit_quietly(commands);
         if let Some(old) = old_connection {
@@ -298,7 +298,7 @@ impl Engine {
         }
         drop(hub);
         if !stored && let Some(at) = at {
-            self.store.seen(at, now);
+            self.seen(at);
         }
         self.submit_quietly(commands);
         if let Some(will) = will {
@@ -429,6 +429,7 @@ impl Engine {
         let (engine, id) = (self.clone(), client.to_owned());
         let now = self.clock.now();
         let registration = Registration {
+            origin: None,
             app,
             id: id.clone(),
             secret_hash: None,

@@ -34,6 +34,7 @@ impl World {
         for d in &self.devices {
             let tags = if d.plan.tagged { vec!["t".to_owned()] } else { Vec::new() };
             commands.push(Command::Register(Box::new(Registration {
+                origin: None,
                 app: AppNo(d.plan.app),
                 id: d.name.clone(),
                 secret_hash: Some(secret_hash(SECRET.as_bytes())),

@@ -9,9 +9,9 @@ use postrider_core::audience::Audience;
 use postrider_core::command::Command;
 use postrider_core::delivery::accept::{Push as CorePush, PushData};
 use postrider_core::delivery::publish::Publish as CorePublish;
-use postrider_core::devices::{DeviceError, NewDevice, Origin};
+use postrider_core::devices::{DeviceError, NewDevice};
 use postrider_core::id::{AppNo, MessageId};
-use postrider_core::model::{Content, Priority, Profile, ProofKeys};
+use postrider_core::model::{Content, Origin, Priority, Profile, ProofKeys};
 use serde_json::json;
 use std::sync::Arc;
 

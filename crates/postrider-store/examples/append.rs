@@ -50,6 +50,7 @@ fn populate(store: &EmbeddedStore) {
     for chunk in (0..DEVICES).collect::<Vec<_>>().chunks(1000) {
         let register = |no: &u32| {
             Command::Register(Box::new(Registration {
+                origin: None,
                 app: APP,
                 id: format!("device-{no}"),
                 secret_hash: Some([0; 32]),

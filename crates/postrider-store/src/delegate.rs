@@ -20,6 +20,8 @@ macro_rules! delegate_reads {
             is_registered(at: DeviceRef) -> bool;
             has_secret(at: DeviceRef) -> Option<bool>;
             all_devices(app: AppNo) -> DeviceSet;
+            own_devices(app: AppNo) -> OwnDevices;
+            is_never_seen(at: DeviceRef) -> bool;
             devices_with_alias(app: AppNo, alias: &str) -> DeviceSet;
             devices_with_tag(app: AppNo, tag: &str) -> DeviceSet;
             devices_on(app: AppNo, platform: Platform) -> DeviceSet;

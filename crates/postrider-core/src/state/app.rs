@@ -40,6 +40,10 @@ pub(crate) struct App {
     /// Registered ones.
     pub all: DeviceSet,
     pub anonymous: DeviceSet,
+    /// Those that registered themselves; and of them those that were never there. A number is given
+    /// once, in order, so the least is the oldest.
+    pub own: DeviceSet,
+    pub never_seen: DeviceSet,
     /// Open direct deliveries of messages with a collapse key: hash of the key, device, message.
     pub keyed: BTreeSet<(u64, u32, Seq)>,
     /// Which of `broadcasts` are open for a device.
@@ -65,6 +69,7 @@ pub(crate) struct Device {
     pub created_at: UnixMillis,
     pub last_seen_at: Option<UnixMillis>,
     pub session: Option<Box<Session>>,
+    pub origin: Option<Origin>,
 }
 
 #[derive(Debug)]
@@ -192,6 +197,8 @@ impl App {
             by_platform: FxHashMap::default(),
             all: DeviceSet::new(),
             anonymous: DeviceSet::new(),
+            own: DeviceSet::new(),
+            never_seen: DeviceSet::new(),
             keyed: BTreeSet::new(),
             casts: Broadcasts::default(),
             reports: BTreeMap::new(),
@@ -230,6 +237,12 @@ impl App {
             return;
         }
         self.all.insert(no.0);
+        if device.origin.is_some_and(Origin::is_own) {
+            self.own.insert(no.0);
+            if device.last_seen_at.is_none() {
+                self.never_seen.insert(no.0);
+            }
+        }
         self.by_platform.entry(device.profile.platform as u8).or_default().insert(no.0);
         if let Some(alias) = &device.profile.alias {
             self.by_alias.entry(alias.clone()).or_default().insert(no.0);
@@ -244,6 +257,8 @@ impl App {
         let Some(device) = self.devices.get(no.0 as usize).and_then(|d| d.as_deref()) else { return };
         self.all.remove(no.0);
         self.anonymous.remove(no.0);
+        self.own.remove(no.0);
+        self.never_seen.remove(no.0);
         self.by_id.remove(&device.id);
         if let Some(set) = self.by_platform.get_mut(&(device.profile.platform as u8)) {
             set.remove(no.0);

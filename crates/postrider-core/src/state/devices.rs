@@ -32,6 +32,7 @@ impl State {
             created_at: new.now,
             last_seen_at: None,
             session: None,
+            origin: new.origin,
         })));
         app.index(device);
         app.remember(new.idempotency.as_ref(), FirstAnswer::Device(device));
@@ -60,6 +61,16 @@ impl State {
         }
         device.secret_hash = Some(secret_hash);
         self.keep_proof_keys(at, keys);
+        Ok(Outcome::Done)
+    }
+
+    pub(super) fn first_seen(&mut self, at: DeviceRef, now: UnixMillis) -> Result<Outcome, Refusal> {
+        self.saw(now);
+        let app = self.app_mut(at.app)?;
+        let device = app.device_mut(at.device).ok_or(Refusal::NoSuchDevice)?;
+        // It may have been there again since this was sent off.
+        device.last_seen_at = device.last_seen_at.max(Some(now));
+        app.never_seen.remove(at.device.0);
         Ok(Outcome::Done)
     }
 
@@ -140,6 +151,8 @@ impl State {
         self.unschedule(at);
         let device = self.device_in(at)?;
         device.last_seen_at = Some(now);
+        self.app_mut(at.app)?.never_seen.remove(at.device.0);
+        let device = self.device_in(at)?;
         let session = device.session.as_deref_mut().ok_or(Refusal::NoSuchDevice)?;
         session.stored = StoredSession { expiry_secs, left_at: Some(now) };
         if let Some(end) = session.ends_at() {

@@ -108,6 +108,7 @@ impl State {
             Command::ChangeSecret { at, secret_hash, proof_keys } => {
                 self.change_secret(*at, *secret_hash, proof_keys)
             }
+            Command::Seen { at, now } => self.first_seen(*at, *now),
         };
         result.unwrap_or_else(|refusal| {
             if blob.len > 0 {

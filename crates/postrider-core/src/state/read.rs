@@ -35,6 +35,22 @@ impl State {
         }
     }
 
+    /// See [`Store::is_never_seen`].
+    pub fn is_never_seen(&self, at: DeviceRef) -> bool {
+        self.app_ref(at.app).is_some_and(|app| app.never_seen.contains(at.device.0))
+    }
+
+    /// See [`Store::own_devices`].
+    pub fn own_devices(&self, app: AppNo) -> OwnDevices {
+        let Some(tenant) = self.app_ref(app) else { return OwnDevices::default() };
+        let oldest = tenant.never_seen.min().map(DeviceNo);
+        let never_seen = oldest.and_then(|device| {
+            let at = DeviceRef { app, device };
+            Some((at, tenant.device(device)?.created_at))
+        });
+        OwnDevices { count: tenant.own.len(), never_seen }
+    }
+
     /// See [`Store::pending`]; what is above `durable` is not on stable storage yet and stays hidden.
     pub fn pending(
         &self,
@@ -152,6 +168,7 @@ impl State {
             id: device.id.clone(),
             profile: device.profile.clone(),
             anonymous: device.secret_hash.is_none(),
+            origin: device.origin,
             created_at: device.created_at,
             last_seen_at: device.last_seen_at,
             subscriptions: session.map_or(Vec::new(), |s| s.subscriptions.clone()),

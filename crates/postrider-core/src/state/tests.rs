@@ -36,6 +36,7 @@ impl World {
 
     fn register(&mut self, id: &str) -> Outcome {
         self.run(Command::Register(Box::new(Registration {
+            origin: None,
             app: APP,
             id: id.into(),
             secret_hash: Some([1; 32]),
@@ -118,6 +119,34 @@ fn direct(devices: &[u32]) -> Targets {
 
 fn broadcast(devices: &[u32]) -> Targets {
     Targets::Broadcast(devices.iter().copied().collect())
+}
+
+#[test]
+fn who_registered_a_device_and_whether_it_was_there_is_kept() {
+    let mut world = World::new(1);
+    for id in ["own-1", "own-2"] {
+        let registration = Registration {
+            origin: Some(Origin::Demo),
+            app: APP,
+            id: id.into(),
+            secret_hash: Some([1; 32]),
+            profile: Profile::default(),
+            now: 5,
+            idempotency: None,
+        };
+        world.run(Command::Register(Box::new(registration)));
+    }
+    let at = |no| DeviceRef { app: APP, device: DeviceNo(no) };
+    assert_eq!(world.run(Command::Seen { at: at(1), now: 9 }), Outcome::Done);
+    assert_eq!(world.run(Command::Seen { at: at(9), now: 9 }), Outcome::Refused(Refusal::NoSuchDevice));
+    for state in [&world.state, &restarted(&world.state)] {
+        assert_eq!(
+            state.own_devices(APP),
+            crate::port::OwnDevices { count: 2, never_seen: Some((at(2), 5)) }
+        );
+        assert_eq!(state.device(at(1)).unwrap().last_seen_at, Some(9));
+        assert_eq!(state.device(at(1)).unwrap().origin, Some(Origin::Demo));
+    }
 }
 
 #[test]
@@ -317,6 +346,7 @@ fn deleting_a_device_erases_what_is_open_and_nothing_else() {
 fn an_anonymous_client_goes_with_its_session_and_a_registered_one_stays() {
     let mut w = World::new(1);
     let registration = Registration {
+        origin: None,
         app: APP,
         id: "anon".into(),
         secret_hash: None,
@@ -346,6 +376,7 @@ fn proof_keys_come_with_the_first_enrollment_change_with_the_secret_and_go_with_
     let mut w = World::new(0);
     let idempotency = Some(Idempotency { key: 1, request: 1, keep_until: UnixMillis::MAX });
     let registration = Box::new(Registration {
+        origin: None,
         app: APP,
         id: "d".into(),
         secret_hash: Some([1; 32]),

@@ -61,6 +61,7 @@ commands! {
         16 Retain { 1 app, 2 topic, 3 message }
         17 Enroll { 1 registration, 2 proof_keys }
         18 ChangeSecret { 1 at, 2 secret_hash, 3 proof_keys }
+        19 Seen { 1 at, 2 now }
     }
     records {
         4 Register

@@ -91,7 +91,9 @@ struct ProofPart {
 }
 record!(ProofPart { 1 at, 2 keys });
 
-record!(Device { 1 id, 2 secret_hash, 3 profile, 4 created_at, 5 last_seen_at, 6 session });
+record!(Device {
+    1 id, 2 secret_hash, 3 profile, 4 created_at, 5 last_seen_at, 6 session, 7 origin,
+});
 record!(Session { 1 stored, 2 subscriptions });
 record!(Message { 1 accepted_at, 2 expires_at, 3 blob, 4 app, 5 open, 6 whom, 7 extra });
 record!(Extra { 1 few, 2 broadcast, 3 priority, 4 group, 5 collapse_key, 6 report });

@@ -6,6 +6,7 @@ use crate::model::*;
 use crate::port::Counters;
 
 numbers!(Platform { 0 Android, 1 Ios, 2 Harmony, 3 Web, 4 Desktop, 5 Iot, 6 Other });
+numbers!(Origin { 0 AppServer, 1 RegisterKey, 2 Demo, 3 Xmpp });
 numbers!(Priority { 0 Low, 1 Normal, 2 High });
 numbers!(KeyScope { 0 App, 1 Send, 2 Read, 3 Admin, 4 Register });
 numbers!(Step {
@@ -33,7 +34,7 @@ record!(ReceiptEvent { 1 position, 2 at, 3 app, 4 message, 5 device, 6 step, 7 r
 record!(Submission { 1 key, 2 audience, 3 exclude, 4 title, 5 body });
 record!(BlobRef { 1 file, 2 offset, 3 len });
 record!(Retained { 1 topic, 2 qos, 3 expires_at, 4 blob });
-record!(Registration { 1 app, 2 id, 3 secret_hash, 4 profile, 5 now, 6 idempotency });
+record!(Registration { 1 app, 2 id, 3 secret_hash, 4 profile, 5 now, 6 idempotency, 7 origin });
 record!(Idempotency { 1 key, 2 request, 3 keep_until });
 record!(NewMessage {
     1 app, 2 id, 3 targets, 4 accepted_at, 5 expires_at, 6 priority, 7 collapse_key, 8 backlog,

@@ -262,6 +262,7 @@ impl Registration2 {
             profile: self.profile.today()?,
             now: self.now,
             idempotency: self.idempotency.map(Idempotency2::today),
+            origin: None,
         }))
     }
 }
@@ -565,6 +566,7 @@ impl Device2 {
         });
         Ok(Box::new(Device {
             id: self.id,
+            origin: None,
             secret_hash: self.secret_hash,
             profile: self.profile.today()?,
             created_at: self.created_at,

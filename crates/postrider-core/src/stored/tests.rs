@@ -36,6 +36,7 @@ fn registration() -> Box<Registration> {
         },
         now: u64::MAX,
         idempotency: Some(Idempotency { key: u128::MAX, request: 0, keep_until: 9 }),
+        origin: Some(Origin::Xmpp),
     })
 }
 
@@ -117,6 +118,7 @@ fn commands() -> Vec<Command> {
         Command::Retain { app: AppNo(0), topic: "t".into(), message: None },
         Command::Enroll { registration: registration(), proof_keys: Box::default() },
         Command::ChangeSecret { at, secret_hash: [1; 32], proof_keys: vec![9; 200].into() },
+        Command::Seen { at, now: 7 },
     ]
 }
 

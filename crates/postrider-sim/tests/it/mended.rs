@@ -36,6 +36,7 @@ fn engine(store: &MemoryStore) -> (Engine, u32) {
 
 fn engine_with(store: &MemoryStore, access: Access) -> (Engine, u32) {
     let registration = Registration {
+        origin: None,
         app: APP,
         id: "d".into(),
         secret_hash: Some([1; 32]),

@@ -49,6 +49,7 @@ contract! {
     a_deleted_device_is_forgotten_and_its_deliveries_are_ended
     keys_are_found_until_they_are_revoked
     devices_are_found_by_tag_alias_and_platform
+    devices_that_registered_themselves_are_counted_until_they_were_there
     a_refused_command_changes_nothing
     a_batch_is_executed_in_order
     new_receipts_are_told
@@ -375,6 +376,27 @@ fn devices_are_found_by_tag_alias_and_platform(make: Make<'_>) {
     assert_eq!(ids, vec![Some("device-1".into()), None]);
     store.seen(device(1), NOW + 5);
     assert_eq!(store.device(device(1)).unwrap().last_seen_at, Some(NOW + 5));
+}
+
+fn devices_that_registered_themselves_are_counted_until_they_were_there(make: Make<'_>) {
+    let store = populated(make, 1);
+    for name in ["own-1", "own-2"] {
+        let Command::Register(mut registration) = register(name) else { unreachable!() };
+        registration.origin = Some(Origin::RegisterKey);
+        run_one(&*store, Command::Register(registration));
+    }
+    let own = |count, device: Option<DeviceRef>| OwnDevices { count, never_seen: device.map(|at| (at, NOW)) };
+    assert_eq!(store.own_devices(APP), own(2, Some(device(1))));
+    assert_eq!(store.device(device(1)).unwrap().origin, Some(Origin::RegisterKey));
+    assert!(!store.is_never_seen(device(0)) && store.is_never_seen(device(1)));
+    run_one(&*store, Command::Seen { at: device(1), now: NOW + 2 });
+    assert!(!store.is_never_seen(device(1)));
+    assert_eq!(store.own_devices(APP), own(2, Some(device(2))));
+    run_one(&*store, Command::Seen { at: device(2), now: NOW + 3 });
+    assert_eq!(store.own_devices(APP), own(2, None));
+    assert_eq!(store.device(device(2)).unwrap().last_seen_at, Some(NOW + 3));
+    run_one(&*store, Command::DeleteDevice { at: device(1), now: NOW + 4 });
+    assert_eq!(store.own_devices(APP), own(1, None));
 }
 
 fn a_refused_command_changes_nothing(make: Make<'_>) {

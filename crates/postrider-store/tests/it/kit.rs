@@ -42,6 +42,7 @@ pub fn create_app() -> Command {
 
 pub fn register(name: &str) -> Command {
     Command::Register(Box::new(Registration {
+        origin: None,
         app: APP,
         id: name.into(),
         secret_hash: Some([7; 32]),

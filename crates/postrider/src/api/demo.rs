@@ -14,8 +14,8 @@ use axum::{Extension, Json};
 use include_dir::{Dir, include_dir};
 use postrider_core::audience::Audience;
 use postrider_core::delivery::accept::{Push, PushData};
-use postrider_core::devices::{NewDevice, Origin};
-use postrider_core::model::{Platform, Profile};
+use postrider_core::devices::NewDevice;
+use postrider_core::model::{Origin, Platform, Profile};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
@@ -102,7 +102,7 @@ pub async fn register(
         idempotency_key: None,
         idempotency_owner: 0,
     };
-    let registered = ask(|done| api.engine.register(api.default_app, device, done)).await??;
+    let registered = super::devices::registered(&api, api.default_app, device).await?;
     let ids = api.engine.store.device_ids(api.default_app, &[registered.at.device]);
     let device_id = ids.into_iter().next().flatten().ok_or(Code::NoSuchDevice)?;
     Ok((StatusCode::CREATED, Json(Visitor { device_id, device_secret: secret })))

@@ -16,9 +16,9 @@ use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use postrider_core::command::{Outcome, Refusal};
 use postrider_core::delivery::accept::digest;
-use postrider_core::devices::{Author, NewDevice, Origin};
+use postrider_core::devices::{Author, DeviceError, NewDevice, Registered};
 use postrider_core::id::*;
-use postrider_core::model::{Attribute, DeviceView, Platform, Profile, ProfileChange};
+use postrider_core::model::{Attribute, DeviceView, Origin, Platform, Profile, ProfileChange};
 use postrider_core::port::{DeviceFilter, StoreError};
 use serde::{Deserialize, Deserializer, Serialize};
 use std::collections::BTreeMap;
@@ -107,7 +107,7 @@ pub async fn register(
         idempotency_key: idempotency_key(&headers)?,
         idempotency_owner: digest(&key),
     };
-    let registered = ask(|done| api.engine.register(app, device, done)).await??;
+    let registered = registered(&api, app, device).await?;
     // A repeated registration may name a device that has been deleted since.
     let known = api.engine.store.device_ids(app, &[registered.at.device]).into_iter().next().flatten();
     let device_id = known.ok_or(Code::NoSuchDevice)?;
@@ -115,6 +115,20 @@ pub async fn register(
     let status = if repeated { StatusCode::OK } else { StatusCode::CREATED };
     let device_secret = (!repeated || is_brought).then_some(secret);
     Ok((status, Json(RegisteredDevice { device_id, device_secret, repeated })))
+}
+
+/// Registers the device, and counts those that registered themselves in vain.
+pub async fn registered(api: &Api, app: AppNo, device: NewDevice) -> Result<Registered, ApiError> {
+    let is_own = device.origin.is_own();
+    let result = ask(|done| api.engine.register(app, device, done)).await?;
+    match &result {
+        Err(DeviceError::TooManyOwn { .. } | DeviceError::TooMany { .. }) if is_own => {
+            api.metrics.refused_registration("quota");
+        }
+        Err(DeviceError::ProfileTooLarge { .. }) if is_own => api.metrics.refused_registration("profile"),
+        _ => {}
+    }
+    result.map_err(ApiError::from)
 }
 
 fn refuse_own_names(request: &NewDeviceRequest) -> Result<(), ApiError> {
@@ -145,6 +159,10 @@ pub struct Device {
     providers: Vec<String>,
     /// Connected without a registration, as a listener may allow.
     anonymous: bool,
+    /// Who registered it: `app_server`, or the device itself with a `register_key`, as a visitor of the
+    /// `demo` page, or by `xmpp`. Null where that is not known.
+    #[schema(example = "app_server")]
+    registered_by: Option<&'static str>,
     /// It has a connection now.
     connected: bool,
     #[schema(value_type = String, format = DateTime)]
@@ -193,6 +211,7 @@ impl Device {
             attributes: profile.attributes.into_iter().map(|(k, v)| (k, v.into())).collect(),
             providers: profile.provider_tokens.into_keys().collect(),
             anonymous: view.anonymous,
+            registered_by: view.origin.map(Origin::name),
             created_at: Time(view.created_at),
             last_seen_at: view.last_seen_at.map(Time),
             subscriptions: subscriptions.collect(),

@@ -293,7 +293,9 @@ impl From<DeviceError> for ApiError {
             DeviceError::ProfileTooLarge { .. } => Code::ProfileTooLarge.because(message),
             DeviceError::NotOwnToSay { field } => Code::NotAllowed.at(format!("/{field}"), NOT_OWN_TO_SAY),
             DeviceError::IdempotencyMismatch => Code::IdempotencyMismatch.into(),
-            DeviceError::TooMany { .. } => Code::DeviceQuota.because(message),
+            DeviceError::TooManyOwn { .. } | DeviceError::TooMany { .. } => {
+                Code::DeviceQuota.because(message)
+            }
             DeviceError::Store(error) => error.into(),
         }
     }

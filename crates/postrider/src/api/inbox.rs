@@ -244,7 +244,7 @@ impl Page {
     /// `after`: in how many seconds the device may come back.
     fn answer(&self, api: &Api, poll: &Poll, after: u64) -> Response {
         if !poll.is_head {
-            api.engine.store.seen(poll.at, api.engine.clock.now());
+            api.engine.seen(poll.at);
         }
         let tag = (header::ETAG, self.tag.clone());
         if poll.known.has(&self.tag) {

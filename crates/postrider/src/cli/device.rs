@@ -48,6 +48,8 @@ enum What {
     },
     /// Show a device: whether it is connected, what waits for it.
     Show { device: String },
+    /// Give a device a new secret, shown this once; what was begun with the old one ends.
+    Secret { device: String },
     /// Delete a device with all that waits for it.
     Delete { device: String },
     /// Give a device a tag.
@@ -69,6 +71,10 @@ pub fn run(args: Args, screen: &Screen) -> Result<(), Failure> {
         }
         What::List { tag, alias, platform, limit } => list(&api, [tag, alias, platform], limit, screen)?,
         What::Show { device } => show(&api.get(&at(&device))?, screen),
+        What::Secret { device } => {
+            let body = Value::Object(Map::new());
+            registered(&api.post(&format!("{}/secret", at(&device)), &body)?, screen);
+        }
         What::Delete { device } => {
             api.delete(&at(&device))?;
             done(screen, &json!({ "deleted": device }), &format!("{device} is deleted."));

@@ -44,6 +44,7 @@ impl Config {
             own_profile_bytes_max: l.own_profile_bytes_max,
             audience_clauses_max: l.audience_clauses_max,
             devices_max: l.devices_max,
+            own_devices_max: l.own_devices_max,
             subscriptions_max: l.subscriptions_max,
             retained_max: l.retained_max,
             retained_bytes_max: l.retained_bytes_max,

@@ -206,6 +206,9 @@ settings! {
         audience_clauses_max: usize = core().audience_clauses_max,
         /// Devices of an app.
         devices_max: u64 = core().devices_max,
+        /// Those of them that registered themselves: with a key of the scope `register`, by XMPP, on the page of
+        /// `http.demo`. When there are so many, the oldest that never connected makes room; otherwise no more are taken.
+        own_devices_max: u64 = core().own_devices_max,
         /// Subscriptions of a device.
         subscriptions_max: usize = core().subscriptions_max,
         /// Retained messages of an app.

@@ -56,6 +56,7 @@ impl Live {
         let store = MemoryStore::new();
         submit(&store, Command::CreateApp { id: "default".into(), name: "default".into(), at: 1 });
         let registration = postrider_core::command::Registration {
+            origin: None,
             app: AppNo(0),
             id: "d1".into(),
             secret_hash: Some(secret_hash(b"secret")),

@@ -6,9 +6,9 @@ use super::{Reply, Shared, mqtt};
 use crate::proof;
 use hmac::{Hmac, KeyInit, Mac};
 use postrider_core::delivery::between::SendError;
-use postrider_core::devices::{DeviceError, NewDevice, Origin};
+use postrider_core::devices::{DeviceError, NewDevice};
 use postrider_core::id::{AppNo, DeviceRef};
-use postrider_core::model::{Platform, Profile};
+use postrider_core::model::{Origin, Platform, Profile};
 use postrider_proto as proto;
 use postrider_proto::Text;
 use postrider_proto::xmpp::{
@@ -224,9 +224,12 @@ fn account_outcome(result: Result<(), DeviceError>) -> AccountOutcome {
         Err(DeviceError::Missing | DeviceError::NotOwnToSay { .. } | DeviceError::IdempotencyMismatch) => {
             AccountOutcome::NotAllowed
         }
-        Err(DeviceError::TooMany { .. } | DeviceError::ProfileTooLarge { .. } | DeviceError::Store(_)) => {
-            AccountOutcome::Unavailable
-        }
+        Err(
+            DeviceError::TooMany { .. }
+            | DeviceError::TooManyOwn { .. }
+            | DeviceError::ProfileTooLarge { .. }
+            | DeviceError::Store(_),
+        ) => AccountOutcome::Unavailable,
     }
 }
 

@@ -26,7 +26,7 @@ use axum::http::{HeaderMap, Request, StatusCode};
 use http_body_util::BodyExt;
 use postrider_core::Engine;
 use postrider_core::access::Access;
-use postrider_core::command::{Command, Outcome};
+use postrider_core::command::{Command, Outcome, Registration};
 use postrider_core::id::*;
 use postrider_core::limits::Limits;
 use postrider_core::model::*;
@@ -124,7 +124,8 @@ impl World {
     }
 
     pub fn with_access(access: Access) -> World {
-        World::made(ApiLimits::default(), Limits::default(), access)
+        let api_limits = ApiLimits { demo: true, ..ApiLimits::default() };
+        World::made(api_limits, Limits::default(), access)
     }
 
     fn made(api_limits: ApiLimits, limits: Limits, access: Access) -> World {

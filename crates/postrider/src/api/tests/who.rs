@@ -60,6 +60,72 @@ async fn devices_say_their_own_alias_and_tags_where_the_setting_lets_them() {
 }
 
 #[tokio::test]
+async fn devices_that_nobody_vouched_for_say_no_alias_and_tags_whatever_the_setting() {
+    let access = Access { own_alias_and_tags: true, ..Access::default() };
+    let world = World::with_access(access);
+    let visitor = world.call("", "POST /demo/devices", Value::Null).await.1;
+    let visitor = (
+        visitor["device_id"].as_str().unwrap().to_owned(),
+        format!("{}:{}", visitor["device_id"].as_str().unwrap(), visitor["device_secret"].as_str().unwrap()),
+    );
+    let old = Registration {
+        origin: None,
+        app: AppNo(0),
+        id: "old".into(),
+        secret_hash: Some(secret_hash(b"secret")),
+        profile: Profile::default(),
+        now: 1,
+        idempotency: None,
+    };
+    let by_xmpp = Registration { id: "xmpp".into(), origin: Some(Origin::Xmpp), ..old.clone() };
+    world.submit(Command::Register(Box::new(old)));
+    world.submit(Command::Register(Box::new(by_xmpp)));
+    let named = |id: &str| (id.to_owned(), format!("{id}:secret"));
+    let all = [
+        (stranger(&world).await, json!("register_key")),
+        (visitor, json!("demo")),
+        (named("xmpp"), json!("xmpp")),
+        (named("old"), Value::Null),
+    ];
+    for ((id, token), by) in all {
+        let line = format!("PUT /v1/devices/{id}/alias");
+        let (status, answer) = world.call(&token, &line, json!({ "alias": "ann" })).await;
+        assert_eq!((status, code(&answer)), (403, "not_allowed"), "{by}");
+        assert_eq!(world.ok(200, &format!("GET /v1/devices/{id}"), Value::Null).await["registered_by"], by);
+        // The app's server may say of any of them whose it is.
+        world.ok(204, &line, json!({ "alias": "ann" })).await;
+    }
+}
+
+#[tokio::test]
+async fn devices_that_registered_themselves_have_a_quota_and_those_never_seen_make_room() {
+    let world = World::with(ApiLimits::default(), Limits { own_devices_max: 3, ..Limits::default() });
+    let mut strangers = Vec::new();
+    for _ in 0..3 {
+        strangers.push(stranger(&world).await);
+    }
+    assert_eq!(inbox_of(&world, &strangers[0].1).await, 0);
+    let register = async || registers_from(&world, 9, "/v1/devices").await;
+    // Nobody makes room who has just registered and is perhaps on the way.
+    assert_eq!(code(&register().await.1), "device_quota");
+    world.ok(201, "POST /v1/devices", json!({ "platform": "web" })).await;
+    world.advance(600_000);
+    assert_eq!(register().await.0, 201);
+    let there =
+        async |id: &str| world.call("default-app-key", &format!("GET /v1/devices/{id}"), Value::Null).await.0;
+    assert_eq!(there(&strangers[0].0).await, 200, "who was there stays");
+    assert_eq!((there(&strangers[1].0).await, there(&strangers[2].0).await), (404, 200), "the oldest goes");
+    assert_eq!(inbox_of(&world, &strangers[2].1).await, 0);
+    assert_eq!(code(&register().await.1), "device_quota");
+    assert_eq!(
+        world.api.metrics.registrations_refused.get_or_create(&[("limit", "quota".to_owned())]).get(),
+        2
+    );
+    // Two were there, and the third is too young.
+    assert_eq!(world.api.engine.store.own_devices(AppNo(0)).count, 3);
+}
+
+#[tokio::test]
 async fn a_jwt_of_the_apps_server_says_alias_and_tags() {
     let world = World::new();
     world.device("d1").await;
@@ -227,6 +293,48 @@ async fn names_that_no_path_can_carry_are_refused() {
     for id in ["...", ".a", "a..", "a:b", "-"] {
         world.ok(201, "POST /v1/devices", json!({ "platform": "web", "device_id": id })).await;
         world.ok(200, &format!("GET /v1/devices/{id}"), Value::Null).await;
+    }
+}
+
+#[tokio::test]
+async fn a_name_that_an_anonymous_client_has_taken_is_the_apps_to_give() {
+    let world = World::with_access(Access::open());
+    let engine = &world.api.engine;
+    let attach = |client| Attach {
+        client,
+        connection: ConnectionRef { shard: 0, slot: 2, generation: 1 },
+        clean: false,
+        expiry_secs: 3600,
+        will: None,
+        takes_pushes: false,
+        hears_peers: false,
+    };
+    for lasting in [false, true] {
+        let name = format!("phone-{lasting}");
+        let session =
+            engine.connect(attach(engine.sign_in_anonymous(AppNo(0), &name).unwrap())).ok().unwrap().session;
+        if lasting {
+            let wanted = StoredSubscription {
+                filter: "a/b".into(),
+                share: None,
+                qos: 1,
+                no_local: false,
+                retain_as_published: false,
+                id: None,
+            };
+            engine.subscribe(session, vec![wanted], Box::new(|granted| assert_eq!(granted, [Ok(1)])));
+        }
+        let device = world.device(&name).await;
+        assert_eq!(world.closed.lock().unwrap().drain(..).collect::<Vec<_>>(), [Farewell::Revoked]);
+        let shown = world.ok(200, &format!("GET /v1/devices/{name}"), Value::Null).await;
+        assert_eq!((&shown["anonymous"], &shown["subscriptions"]), (&json!(false), &json!([])));
+        world.message_to(&name).await;
+        assert_eq!(inbox_of(&world, &device).await, 1);
+        assert!(engine.sign_in_anonymous(AppNo(0), &name).is_err());
+        assert_eq!(engine.connected_count(), 0);
+        // Who registers twice is refused, and the device stays.
+        world.ok(409, "POST /v1/devices", json!({ "platform": "web", "device_id": name })).await;
+        assert_eq!(inbox_of(&world, &device).await, 1);
     }
 }
 
