@@ -356,7 +356,7 @@ for name, topic in {"a line break": "a%0d%0ab", "NUL": "a%00", "DEL": "a%7f", "a
 # --- H88: paths that mean another ---------------------------------------------------------------------
 
 for path in ("/v1/admin/%2e%2e/apps", "//v1/apps", "/v1//apps", "/x;/../v1/apps", "/v1/../v1/apps", "/v1/./apps", "/v1/apps/", "/V1/apps", "/v1/apps%00",
-             "/%c0%ae/v1/apps", "/v1/apps\\x", "/mqtt/../v1/apps", "/v1/apps;x=1", "/v1/apps.json", "/v1%2fapps", "/%76%31/apps", "/", "/v2/apps",
+             "/%c0%ae/v1/apps", "/v1/apps\\x", "/mqtt/../v1/apps", "/v1/apps;x=1", "/v1/apps.json", "/v1%2fapps", "/%76%31/apps", "/nothing", "/v2/apps",
              "/metrics", "/healthz", "/readyz", "/.git/config", "/etc/passwd", "/v1/admin/audit/x", "/v1/devices/a/b/c/d", "/v1", "/v1/"):
     get(88, f"path {path}", path, 404, "no_such_route", auth=ADMIN)
 for what, path in {"bad UTF-8": "%ff", "an overlong slash": "%c0%af", "a surrogate": "%ed%a0%80"}.items():

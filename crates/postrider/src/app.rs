@@ -131,6 +131,7 @@ pub fn serve(
     let listening = Listening::of(&opened, &config, first_keys.is_there());
     let web = runtime.block_on(async {
         let web = Web::start(&config, watched, (app, seats), (&gateway, &metrics), &store, opened)?;
+        tracing::info!("{listening}");
         ready(&listening);
         until_stop(&stop, signals, &supervisor).await;
         supervisor.stopping();

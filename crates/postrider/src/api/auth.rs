@@ -5,6 +5,7 @@
 //! The app always comes from the credentials (A30): no handler takes it from the request.
 
 use super::error::{ApiError, Code};
+use super::trail::Noted;
 use super::{Api, ask};
 use crate::tokens::{Proof, keep_what_is_said};
 use axum::extract::FromRequestParts;
@@ -310,7 +311,11 @@ fn app_of(caller: &Caller) -> Result<AppNo, ApiError> {
 }
 
 async fn authenticate(credentials: &Credentials, parts: &Parts, api: &Api) -> Result<Caller, ApiError> {
-    match credentials.check(api) {
+    let checked = credentials.check(api);
+    if let (Some((caller, _)), Some(noted)) = (&checked, parts.extensions.get::<Noted>()) {
+        noted.note(caller);
+    }
+    match checked {
         Some((caller, None)) => Ok(caller),
         Some((caller, Some(said))) => {
             charge_change(api, said.0)?;

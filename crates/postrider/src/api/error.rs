@@ -232,6 +232,8 @@ impl IntoResponse for ApiError {
         if self.code == Code::WebSocketVersion {
             headers.insert(header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
         }
+        // For the line in the log.
+        response.extensions_mut().insert(self.code);
         response
     }
 }

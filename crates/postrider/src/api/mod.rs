@@ -23,11 +23,14 @@ mod messages;
 pub mod openapi;
 mod reports;
 mod sockets;
+mod start;
 mod topics;
+mod trail;
 pub mod warnings;
 pub mod wording;
 
 use crate::gateway::Door;
+use crate::platform::OsChance;
 use crate::proof::Proofs;
 use crate::tokens::Tokens;
 use auth::Buckets;
@@ -53,6 +56,7 @@ use std::sync::{Arc, OnceLock};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
+use trail::Trail;
 
 /// What all handlers share. Cheap to clone.
 #[derive(Clone)]
@@ -83,6 +87,7 @@ pub struct Api {
     key_registrations: Arc<Buckets<auth::KeyHash>>,
     /// Devices that change what is stored of them.
     changes: Arc<Buckets<DeviceRef>>,
+    request_ids: Arc<trail::RequestIds>,
 }
 
 impl Api {
@@ -97,6 +102,7 @@ impl Api {
         let second = 1_000_000;
         let every = |per_sec: u64| if per_sec == 0 { 0 } else { second / per_sec.min(second) };
         Api {
+            request_ids: Arc::new(trail::RequestIds::new(&OsChance)),
             engine,
             events_changed,
             metrics: ApiMetrics::default(),
@@ -305,6 +311,7 @@ pub fn routes() -> Vec<Route> {
         route(M::GET, "/user.do", androidpn::users),
         route(M::GET, "/user_api.do", androidpn::users),
         route(M::GET, "/session.do", androidpn::sessions),
+        route(M::GET, "/", start::page),
         route(M::GET, "/sdk/{file}", demo::sdk),
         route(M::GET, "/demo", demo::page),
         route(M::GET, "/demo/{file}", demo::file),
@@ -328,8 +335,9 @@ pub fn router(api: Api) -> Router {
 }
 
 /// Around every request: it is counted, timed, and its panic stays its own (P15).
-async fn around(State(api): State<Api>, request: Request, next: Next) -> Response {
+async fn around(State(api): State<Api>, mut request: Request, next: Next) -> Response {
     let start = Instant::now();
+    let trail = Trail::begin(&api, &mut request);
     let method = request.method().clone();
     let route = request.extensions().get::<MatchedPath>().map_or("none", |p| p.as_str()).to_owned();
     let origin = foreign_page(&api, request.headers());
@@ -345,6 +353,7 @@ async fn around(State(api): State<Api>, request: Request, next: Next) -> Respons
     headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     api.metrics.count(&method, route, response.status(), start.elapsed());
+    trail.end(&api, &mut response);
     allow(response, origin, false)
 }
 
@@ -361,7 +370,7 @@ fn allow(mut response: Response, origin: Option<HeaderValue>, is_preflight: bool
     let headers = response.headers_mut();
     headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
     headers.append(header::VARY, HeaderValue::from_static("Origin"));
-    let exposed = HeaderValue::from_static("etag, retry-after");
+    let exposed = HeaderValue::from_static("etag, retry-after, x-request-id");
     headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, exposed);
     if is_preflight {
         let methods = HeaderValue::from_static("GET, POST, PUT, PATCH, DELETE");

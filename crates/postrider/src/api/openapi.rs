@@ -204,6 +204,7 @@ const INTERNAL: &[Operation] = &[
     call(("get", "/user.do"), "listUsers", "The devices, as androidpn's users; off unless the settings say otherwise", READ, (200, None)),
     call(("get", "/user_api.do"), "listUsersApi", "The same", READ, (200, None)),
     call(("get", "/session.do"), "listSessions", "Those that are connected", READ, (200, None)),
+    call(("get", "/"), "openStart", "A page that says that the server runs, with links", None, (200, None)),
     call(("get", "/sdk/{file}"), "getSdk", "A file of the browser SDK", None, (200, None)),
     call(("get", "/demo"), "openDemo", "The page for trying it out; off unless the settings say otherwise", None, (200, None)),
     call(("get", "/demo/{file}"), "getDemoFile", "A file of that page", None, (200, None)),

@@ -176,11 +176,11 @@ impl Driver {
     /// be a thousand honest phones, and a secret of 256 bits is not guessed.
     fn refused(&mut self, slot: u32, connect: &Connect, refusal: ConnectRefusal) -> ConnectRefusal {
         let (peer, now) = (self.conn(slot).map(|c| c.peer), self.now);
-        let client = &connect.client_id;
+        let (client, user) = (&connect.client_id, &connect.user);
         match peer.filter(|_| refusal == ConnectRefusal::BadCredentials) {
             Some(peer) if !self.shared.admission.count_failure(peer, now) => {
                 // One line an attempt would let whoever guesses fill the log.
-                tracing::debug!(%peer, ?client, ?refusal, "a sign-in was refused, one of many");
+                tracing::debug!(%peer, ?client, ?user, ?refusal, "a sign-in was refused, one of many");
                 ConnectRefusal::RateExceeded
             }
             _ if refusal == ConnectRefusal::Busy => {
@@ -188,7 +188,7 @@ impl Driver {
                 refusal
             }
             _ => {
-                tracing::info!(?peer, ?client, ?refusal, "a sign-in was refused");
+                tracing::info!(?peer, ?client, ?user, ?refusal, "a sign-in was refused");
                 refusal
             }
         }
@@ -219,7 +219,10 @@ impl Driver {
         };
         let client = connect.takes_pushes.then(|| attach.client.clone());
         let first_token = if connect.clean_start { 0 } else { self.shared.engine.chance.bits128() as u32 };
+        let name = tracing::enabled!(tracing::Level::DEBUG).then(|| attach.client.id.clone());
         let attached = self.shared.engine.connect(attach).map_err(mqtt::refusal_of)?;
+        let (peer, session) = (self.conn(slot).map(|c| c.peer), attached.session);
+        tracing::debug!(?peer, client = ?name, session, "a client connected");
         if let Some(conn) = self.conn(slot) {
             conn.session = Some(attached.session);
             // Tokens of an earlier connection may still be in flight: begin elsewhere.

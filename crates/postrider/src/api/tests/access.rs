@@ -79,6 +79,7 @@ const ROWS: &[Row] = &[
     ("GET /user.do", Serves::Read, "/user.do", "", 200),
     ("GET /user_api.do", Serves::Read, "/user_api.do", "", 200),
     ("GET /session.do", Serves::Read, "/session.do", "", 200),
+    ("GET /", Serves::Anybody, "/", "", 200),
     ("GET /sdk/{file}", Serves::Anybody, "/sdk/postrider.js", "", 200),
     ("GET /demo", Serves::Anybody, "/demo", "", 200),
     ("GET /demo/{file}", Serves::Anybody, "/demo/index.html", "", 200),

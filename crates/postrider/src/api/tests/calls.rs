@@ -689,7 +689,7 @@ async fn the_answer_waits_for_stable_storage() {
 async fn what_is_not_there_is_refused_in_the_same_shape() {
     let world = World::new();
     for (line, status, why) in [
-        ("GET /", 404, "no_such_route"),
+        ("GET /nothing", 404, "no_such_route"),
         ("GET /v1", 404, "no_such_route"),
         ("GET /v1/devices/", 404, "no_such_route"),
         ("GET //v1/apps", 404, "no_such_route"),

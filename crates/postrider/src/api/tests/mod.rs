@@ -13,6 +13,7 @@ mod places;
 mod proxied;
 mod serving;
 mod tokens;
+mod trail;
 mod who;
 
 use super::auth::Peer;
