@@ -6,7 +6,8 @@ sets the next one has. The blocks are not rewritten. The server listens on free 
 configuration files and variables, so that `localhost:8080` in a document means this server. An answer that is a refusal ends
 the session (`fail-with-body`).
 
-Other blocks are judged by their language: JSON has to parse, TOML has to pass `postrider config check`, XML has to be well-formed;
+The frames of the WebSocket page are sent to a server, and what it sends has the fields that the page shows. Other blocks are
+judged by their language: JSON has to parse, TOML has to pass `postrider config check`, XML has to be well-formed;
 `html` and `js` are compiled by the step `sdk`. A language that nobody knows fails, unless a mark says why it is not run.
 """
 
@@ -21,6 +22,7 @@ import xml.etree.ElementTree as xml
 from docs_blocks import blocks_of, commands_within, is_event_stream, json_values
 from harness import DEFAULT, NotHere, Suite, check, equal
 from server import ROOT, quiet_port
+from web_clients import Socket
 
 SUITE = Suite("docs")
 PAGES = ["README.md", "README.zh-CN.md", "docs/guide.md", "sdk/web/README.md"]
@@ -56,6 +58,8 @@ class Session:
             "PATH": f"{programs}:{os.environ['PATH']}", "HOME": home, "LANG": "C.UTF-8", "TMPDIR": folder,
             "POSTRIDER_SERVER": f"http://127.0.0.1:{self.ports['http']}",
             "POSTRIDER_MQTT": f"127.0.0.1:{self.ports['mqtt']}",
+            # What the machine of the tests needs: a full disk, say.
+            **{name: value for name, value in os.environ.items() if name.startswith("POSTRIDER_STORE_")},
             **{f"POSTRIDER_{name.upper()}_LISTEN": f"127.0.0.1:{port}" for name, port in self.ports.items()},
         }
 
@@ -188,3 +192,62 @@ def commands_within_a_line_are_parsed_as_they_stand(target):
             equal(done.returncode, 3 if is_whole else 0, f"{place}: `{command}`: {done.stderr}: status")
             judged += 1
     check(judged >= 10, f"only {judged} commands were found")
+
+
+# --- the frames of the WebSocket page -----------------------------------------------------------------
+
+def documented(kind, at=0):
+    """The frames of this type that the page shows, in order."""
+    blocks = [block for block in blocks_of("docs/protocol/websocket.md", ROOT) if block.language == "json"]
+    found = [frame for block in blocks for frame in json_values(block.text) if frame["type"] == kind]
+    check(len(found) > at, f"the page has no frame {kind} number {at}")
+    return found[at]
+
+
+def alike(frame, kind, at=0):
+    equal(sorted(frame), sorted(documented(kind, at)), f"fields of {kind}")
+    return frame
+
+
+@SUITE.case(DEFAULT, needs_http=True)
+def frames_of_the_websocket_page_are_those_of_the_server(target):
+    device = target.register()
+    hello = {**documented("hello"), "device": device.device_id, "secret": device.secret}
+    with Socket(target, hello=hello) as first:
+        token = alike(first.frame("welcome"), "welcome")["resume_token"]
+    with Socket(target, hello={**documented("hello", 1), "token": token}) as socket:
+        alike(socket.frame("welcome"), "welcome")
+        shown = documented("push")["message"]
+        audience = {"device": device.device_id}
+        body = {"audience": audience, "notification": shown["notification"], "data": shown["data"]}
+        target.call("POST", "/v1/messages", body, expect=202)
+        push = alike(socket.frame("push"), "push")
+        equal((sorted(push["message"]), push["message"]["data"]), (sorted(shown), shown["data"]), "the envelope")
+        target.call("POST", "/v1/messages", {"audience": audience, "data_base64": documented("push", 1)["base64"]}, expect=202)
+        raw = alike(socket.frame("push"), "push", 1)
+        equal(raw["base64"], documented("push", 1)["base64"], "raw bytes")
+        socket.send({**documented("ack"), "deliveries": [push["delivery"], raw["delivery"]]})
+        equal(socket.ask({**documented("receipt"), "id": push["message"]["id"]})["type"], "ok", "answer to the receipt")
+        topics_are_as_documented(target, device, socket)
+        target.call("DELETE", f"/v1/devices/{device.device_id}", expect=204)
+        equal(socket.frame("bye")["reason"], "revoked", "reason of the end")
+
+
+def topics_are_as_documented(target, device, socket):
+    subscribe = documented("subscribe")
+    equal(alike(socket.ask(subscribe), "ok")["granted"], [True], "granted")
+    publish = {"payload_text": "x", "qos": 1}
+    target.call("POST", "/v1/topics/public%2Fnews/publish", publish, expect=202)
+    socket.ack(alike(socket.frame("message"), "message"))
+    retained = documented("message", 1)
+    publish = {"payload_json": retained["json"], "content_type": "application/json", "retain": True, "qos": 0}
+    target.call("POST", f"/v1/topics/{retained['topic'].replace('/', '%2F')}/publish", publish, expect=202)
+    socket.send({**subscribe, "topics": [retained["topic"]], "qos": 0})
+    answers = {frame["type"]: frame for frame in (socket.next(), socket.next())}
+    equal(sorted(answers), ["message", "ok"], "answers to the subscription")
+    alike(answers["message"], "message", 1)
+    equal(socket.ask(documented("unsubscribe"))["type"], "ok", "answer to unsubscribe")
+    own = documented("publish")
+    equal(socket.ask({**own, "topic": own["topic"].replace("d-7", device.device_id)})["type"], "ok", "answer to publish")
+    refused = alike(socket.ask({**own, "topic": "public/news"}), "error")
+    equal(refused["code"], documented("error")["code"], "code")
