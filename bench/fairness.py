@@ -5,7 +5,7 @@
 
 Each row starts a server of its own on loopback. An app "other" pushes to a device of its own at a steady rate, and another of
 its devices signs in again and again; first nobody else does anything, then the row's attack runs in processes of their own.
-A push is timed from the moment at which it was due, so that one that waits makes those behind it late as well. The table has
+A push is timed from the moment at which it was due. The table has
 the ratio of the 99th percentiles and the share of sign-ins that failed; the target is a ratio of 2 at most, and none.
 """
 
@@ -27,6 +27,7 @@ from server import ADMIN_KEY, APP_KEY, Server  # noqa: E402
 from ws_wire import TEXT_FRAME, WebSocket  # noqa: E402
 
 PUSHES_PER_SEC = 50
+PUSHERS = 10
 SIGN_INS_PER_SEC = 10
 SETTINGS = {"limits.connects_per_minute_max": 0, "xmpp.scram": "false", "store.min_free_bytes": 0,
             "store.min_free_percent": 0, "xmpp.allow_plaintext": "true"}
@@ -127,32 +128,36 @@ def mqtt_connect(device):
 
 
 class Other(threading.Thread):
-    """Pushes at a steady rate, and signs in."""
+    """Pushes at a steady rate, by several connections in turn, so that one that waits holds up no other; and signs in."""
 
     def __init__(self, place, key):
         super().__init__(daemon=True)
-        self.api = Http(place.http, bearer(key))
-        self.place, self.over = place, threading.Event()
-        self.target, self.comer = register(self.api), register(self.api)
+        self.place, self.key, self.over = place, key, threading.Event()
+        api = Http(place.http, bearer(key))
+        self.target, self.comer = register(api), register(api)
         self.late, self.sign_ins, self.failed = [], 0, 0
         self.signing = threading.Thread(target=self.sign_in_again, daemon=True)
 
     def run(self):
-        self.signing.start()
-        begun = time.monotonic()
-        body = {"audience": {"device": self.target[0]}, "data": "x", "ttl_secs": 0}
-        stored = {**body, "ttl_secs": 60}
-        count = 0
+        begun = time.monotonic() + 0.1
+        crowd = [threading.Thread(target=self.push, args=(begun, n), daemon=True) for n in range(PUSHERS)]
+        for thread in (self.signing, *crowd):
+            thread.start()
+        for thread in (self.signing, *crowd):
+            thread.join()
+
+    def push(self, begun, count):
+        api = Http(self.place.http, bearer(self.key))
+        body = {"audience": {"device": self.target[0]}, "data": "x", "ttl_secs": 60}
         while not self.over.is_set():
             due = begun + count / PUSHES_PER_SEC
             time.sleep(max(0.0, due - time.monotonic()))
             try:
-                self.api.call("POST", "/v1/messages", stored)
+                api.call("POST", "/v1/messages", body)
             except OSError:
                 pass
             self.late.append(time.monotonic() - due)
-            count += 1
-        self.signing.join()
+            count += PUSHERS
 
     def sign_in_again(self):
         packet = mqtt_connect(self.comer)

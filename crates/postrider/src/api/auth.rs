@@ -487,6 +487,29 @@ impl<K: Hash + Eq> Buckets<K> {
     }
 }
 
+impl<K: Hash + Eq> Buckets<K> {
+    /// The same, where who asks for more than there is loses what is left as well.
+    pub fn take_or_empty(&self, key: K, tokens: u64, now_ms: UnixMillis) -> Result<(), u64>
+    where
+        K: Clone,
+    {
+        self.take(key.clone(), tokens, now_ms).inspect_err(|_| {
+            let full_at = now_ms * 1000 + self.burst * self.every_micros;
+            self.full_at.lock().unwrap_or_else(PoisonError::into_inner).insert(key, full_at);
+        })
+    }
+
+    /// Whether a token is there, or after how many seconds one will be.
+    pub fn look(&self, key: &K, now_ms: UnixMillis) -> Result<(), u64> {
+        let full_at = self.full_at.lock().unwrap_or_else(PoisonError::into_inner).get(key).copied();
+        let debt = full_at.map_or(0, |at| at.saturating_sub(now_ms * 1000));
+        match (debt + self.every_micros).saturating_sub(self.burst * self.every_micros) {
+            0 => Ok(()),
+            over => Err(over.div_ceil(1_000_000)),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -501,6 +524,16 @@ mod tests {
         assert_eq!(buckets.take("b", 1, t), Ok(()));
         assert_eq!(buckets.take("a", 1, t + 60_000), Ok(()));
         assert_eq!(buckets.take("a", 1, t + 60_000), Err(60));
+    }
+
+    #[test]
+    fn a_bucket_that_is_asked_for_too_much_is_empty() {
+        let buckets = Buckets::new(10, 1_000_000, 10);
+        let t = 1_700_000_000_000;
+        assert!(buckets.look(&"a", t).is_ok() && buckets.take_or_empty("a", 4, t).is_ok());
+        assert_eq!((buckets.take_or_empty("a", 7, t), buckets.look(&"a", t)), (Err(1), Err(1)));
+        assert_eq!((buckets.look(&"a", t + 999), buckets.look(&"a", t + 1_000)), (Err(1), Ok(())));
+        assert!(buckets.look(&"b", t).is_ok());
     }
 
     #[test]
