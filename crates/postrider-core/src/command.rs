@@ -103,6 +103,11 @@ pub enum Command {
         at: DeviceRef,
         now: UnixMillis,
     },
+    /// Whether the device's protocol understands messages of other devices: they wait only for those that do.
+    HearPeers {
+        at: DeviceRef,
+        hears: bool,
+    },
 }
 
 impl Command {
@@ -147,6 +152,8 @@ pub struct Idempotency {
     /// Hash of the request: the same key with another request is refused.
     pub request: u128,
     pub keep_until: UnixMillis,
+    /// How many the app keeps at most: beyond it the oldest go. 0: as many as come.
+    pub keys_max: u32,
 }
 
 /// A message with everything decided that is decided before it is stored.
@@ -170,6 +177,8 @@ pub struct NewMessage {
     /// How much a device's inbox holds: deliveries, bytes of content.
     pub inbox_max: u32,
     pub inbox_bytes_max: u32,
+    /// Above 0: a message of another device, and how many of those may wait in the inbox.
+    pub peer_inbox_max: u32,
     /// For the report of a tracked message.
     pub submission: Option<Arc<Submission>>,
     pub content: Option<Arc<Content>>,

@@ -152,6 +152,7 @@ impl Engine {
             key: digest(name.as_bytes()),
             request: digest(format!("{:?}{:?}{brought:?}", device.id, device.profile).as_bytes()),
             keep_until: now + self.limits.idempotency_keep.as_millis() as u64,
+            keys_max: self.limits.idempotency_keys_max,
         })
     }
 

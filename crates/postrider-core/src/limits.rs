@@ -16,6 +16,13 @@ pub struct Limits {
     pub inbox_bytes_max: u32,
     /// Live broadcasts of an app.
     pub broadcasts_max: usize,
+    /// Open messages of an app, and bytes of their contents: beyond, the app is refused and nobody else.
+    pub app_messages_max: u64,
+    pub app_bytes_max: u64,
+    /// Idempotency keys that an app keeps: beyond, the oldest go.
+    pub idempotency_keys_max: u32,
+    /// Messages of other devices that wait for one device; they give way to pushes.
+    pub peer_inbox_max: u32,
     pub ttl_max: Duration,
     pub ttl_default: Duration,
     /// Bytes of an idempotency key (A33), and how long one is remembered at least (P2).
@@ -77,6 +84,10 @@ impl Default for Limits {
             inbox_max: 1_000,
             inbox_bytes_max: 4 * 1024 * 1024,
             broadcasts_max: 10_000,
+            app_messages_max: 20_000_000,
+            app_bytes_max: 8 * 1024 * 1024 * 1024,
+            idempotency_keys_max: 5_000_000,
+            peer_inbox_max: 100,
             ttl_max: Duration::from_secs(30 * DAY),
             ttl_default: Duration::from_secs(28 * DAY),
             idempotency_key_bytes_max: 64,

@@ -76,6 +76,10 @@ pub trait Store: Send + Sync + 'static {
     /// Bytes of their contents.
     fn retained_bytes(&self, app: AppNo) -> u64;
     fn live_broadcasts(&self, app: AppNo) -> usize;
+    /// Whether messages of other devices may wait for the device.
+    fn hears_peers(&self, at: DeviceRef) -> bool;
+    /// Open messages of an app, and the bytes of their contents.
+    fn kept(&self, app: AppNo) -> (u64, u64);
     /// Whether a request with this key was accepted before: its repetition gets the first answer, whatever has changed since.
     fn knows_request(&self, app: AppNo, key: u128) -> bool;
 

@@ -192,6 +192,9 @@ impl Engine {
         }
         let seen = session.device.filter(|_| registered).map(|device| DeviceRef { app: client.app, device });
         drop(hub);
+        if let Some(at) = seen.filter(|at| self.store.hears_peers(*at) != hears_peers) {
+            commands.push(Command::HearPeers { at, hears: hears_peers });
+        }
         // Who deletes a device takes its session away when the store has done it. Either this one was there by then, or the store
         // says now that the device is gone.
         if self.is_registered(&client) != Ok(registered) {

@@ -86,6 +86,7 @@ fn accept(n: u64) -> Command {
         reject_when_full: false,
         inbox_max: 1000,
         inbox_bytes_max: 4 << 20,
+        peer_inbox_max: 0,
         submission: None,
         content: Some(Arc::new(content)),
     }))

@@ -31,6 +31,8 @@ macro_rules! delegate_reads {
             retained_bytes(app: AppNo) -> u64;
             knows_request(app: AppNo, key: u128) -> bool;
             live_broadcasts(app: AppNo) -> usize;
+            kept(app: AppNo) -> (u64, u64);
+            hears_peers(at: DeviceRef) -> bool;
             knows_message(app: AppNo, id: MessageId) -> bool;
             open_deliveries(at: DeviceRef, seqs: &[Seq]) -> Vec<Seq>;
             next_expiry() -> Option<UnixMillis>;

@@ -97,6 +97,8 @@ pub enum AcceptError {
     InboxFull,
     #[error("too many broadcasts are still open")]
     TooManyBroadcasts,
+    #[error("the app's open messages take all the room that they may")]
+    AppFull,
     #[error(transparent)]
     Store(#[from] StoreError),
 }
@@ -174,6 +176,7 @@ impl Engine {
                 key: digest(format!("message\n{:032x}\n{key}", push.idempotency_owner).as_bytes()),
                 request: digest(request_text(&push).as_bytes()),
                 keep_until: now + keep,
+                keys_max: limits.idempotency_keys_max,
             }
         });
         let (set, unmatched) = self.resolve(app, &push.audience, push.exclude.as_ref());
@@ -206,6 +209,9 @@ impl Engine {
         {
             return Err(AcceptError::TooManyBroadcasts);
         }
+        if self.is_full(app) && !is_repeated {
+            return Err(AcceptError::AppFull);
+        }
         let backlog =
             push.backlog.unwrap_or(if push.collapse_key.is_some() { Backlog::Latest } else { Backlog::All });
         let submission = Some(self.submission_of(&push));
@@ -224,10 +230,18 @@ impl Engine {
             reject_when_full: push.reject_when_full,
             inbox_max: limits.inbox_max,
             inbox_bytes_max: limits.inbox_bytes_max,
+            peer_inbox_max: 0,
             submission,
             content: Some(content),
         });
         Ok(Ready::Stored(message, unmatched))
+    }
+
+    /// The app's open messages take all the room that they may. What waits for the writer is not counted yet, so an app may
+    /// go beyond it by as much as the queue holds.
+    pub(super) fn is_full(&self, app: AppNo) -> bool {
+        let (messages, bytes) = self.store.kept(app);
+        messages >= self.limits.app_messages_max || bytes >= self.limits.app_bytes_max
     }
 
     /// The devices that an audience means now, and the names that no device answers to.

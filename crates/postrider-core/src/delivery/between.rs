@@ -54,9 +54,15 @@ impl Engine {
         let hub = self.hub();
         let app = hub.get(from).ok_or(SendError::Unavailable)?.app;
         let at = self.store.device_by_id(app, to).ok_or(SendError::Unavailable)?;
-        let understands = hub.by_device(at).is_none_or(|s| s.hears_peers || s.connection.is_none());
+        // For a device that is away: as its last connection did. Nobody could ever read, or take away, what waits for a phone
+        // that speaks another protocol.
+        let connected = hub.by_device(at).filter(|s| s.connection.is_some());
+        let understands = connected.map_or_else(|| self.store.hears_peers(at), |s| s.hears_peers);
         if !understands || !self.store.is_registered(at) {
             return Err(SendError::Unavailable);
+        }
+        if self.is_full(app) {
+            return Err(SendError::InboxFull);
         }
         drop(hub);
         let now = self.clock.now();
@@ -77,6 +83,7 @@ impl Engine {
             reject_when_full: true,
             inbox_max: self.limits.inbox_max,
             inbox_bytes_max: self.limits.inbox_bytes_max,
+            peer_inbox_max: self.limits.peer_inbox_max.max(1),
             submission: None,
             content: Some(Arc::new(content(payload))),
         }))

@@ -41,6 +41,8 @@ pub enum PublishError {
     RetainedFull,
     #[error("the payload is too large")]
     TooLarge,
+    #[error("the app's open messages take all the room that they may")]
+    AppFull,
 }
 
 /// Where a publish is collected: live targets, and commands for the next commit.
@@ -147,10 +149,7 @@ impl Engine {
         into: &mut Collected,
     ) -> Result<Routed, PublishError> {
         let topic = publish.content.topic.as_deref().unwrap_or("");
-        let commands_before = into.commands.len();
-        if publish.retain {
-            into.commands.push(self.retain_command(app, topic, publish)?);
-        }
+        let (commands_before, live_before) = (into.commands.len(), into.live.len());
         let mut matched = 0;
         let mut stored = Vec::new();
         let all_may = self.access.receives_all();
@@ -171,6 +170,19 @@ impl Engine {
                     (None, None) => {}
                 }
             });
+        }
+        let retained = match publish.retain {
+            _ if !stored.is_empty() && self.is_full(app) => Err(PublishError::AppFull),
+            true => self.retain_command(app, topic, publish).map(Some),
+            false => Ok(None),
+        };
+        match retained {
+            Ok(command) => into.commands.extend(command),
+            Err(refused) => {
+                // Nobody gets it, so that its publisher can try again without sending it to some twice.
+                into.live.truncate(live_before);
+                return Err(refused);
+            }
         }
         if !stored.is_empty() {
             into.commands.push(self.accept_publish(app, publish, stored));
@@ -197,6 +209,7 @@ impl Engine {
             reject_when_full: false,
             inbox_max: self.limits.inbox_max,
             inbox_bytes_max: self.limits.inbox_bytes_max,
+            peer_inbox_max: 0,
             submission: None,
             content: Some(publish.content.clone()),
         }))

@@ -31,6 +31,8 @@ pub(crate) struct App {
     /// The keys of `requests`, in the order in which they came.
     pub requests_order: VecDeque<u128>,
     pub counters: Counters,
+    /// Tracked messages that ended wholly, in the order in which they did.
+    pub history: VecDeque<Seq>,
 
     // Indexes, made again by `rebuild`.
     pub by_id: HashMap<String, DeviceNo>,
@@ -52,6 +54,30 @@ pub(crate) struct App {
     pub reports: BTreeMap<MessageId, Seq>,
     /// Open deliveries, counted as they come and go.
     pub open: u64,
+    /// What its open messages take.
+    pub kept: Kept,
+    /// When the messages of `history` ended, in the same order.
+    pub history_ends: VecDeque<UnixMillis>,
+}
+
+/// What open messages take of the store: counted as they come and go.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Kept {
+    pub messages: u64,
+    /// Of contents.
+    pub bytes: u64,
+}
+
+impl Kept {
+    pub fn take(&mut self, blob: BlobRef) {
+        self.messages += 1;
+        self.bytes += u64::from(blob.len);
+    }
+
+    pub fn give_back(&mut self, blob: BlobRef) {
+        self.messages = self.messages.saturating_sub(1);
+        self.bytes = self.bytes.saturating_sub(u64::from(blob.len));
+    }
 }
 
 /// What a repeated request is answered with.
@@ -70,6 +96,8 @@ pub(crate) struct Device {
     pub last_seen_at: Option<UnixMillis>,
     pub session: Option<Box<Session>>,
     pub origin: Option<Origin>,
+    /// Its protocol understands messages of other devices.
+    pub hears_peers: bool,
 }
 
 #[derive(Debug)]
@@ -105,6 +133,8 @@ impl Entry {
     const SENT: u64 = 1 << 3;
     const PUSH: u64 = 1 << 4;
     const PRIORITY_SHIFT: u32 = 5;
+    /// A message of another device: the first to give way.
+    const PEER: u64 = 1 << 7;
 
     pub fn new(seq: Seq, target: &Target, push: bool, priority: Priority) -> Entry {
         let retain = if target.retain { Entry::RETAIN } else { 0 };
@@ -141,6 +171,14 @@ impl Entry {
         self.0 >> Entry::PRIORITY_SHIFT & 0b11
     }
 
+    pub fn peer(self) -> bool {
+        self.0 & Entry::PEER != 0
+    }
+
+    pub fn of_peer(self) -> Entry {
+        Entry(self.0 | Entry::PEER)
+    }
+
     pub fn urgent(self) -> bool {
         self.priority() == Priority::High as u64
     }
@@ -170,7 +208,12 @@ impl Inbox {
 
     /// The oldest of the least urgent.
     pub fn victim(&self) -> Option<Entry> {
-        self.entries.iter().copied().min_by_key(|e| (e.priority(), e.seq()))
+        self.entries.iter().copied().min_by_key(|e| (!e.peer(), e.priority(), e.seq()))
+    }
+
+    /// Messages of other devices that wait.
+    pub fn peers(&self) -> usize {
+        self.entries.iter().filter(|entry| entry.peer()).count()
     }
 }
 
@@ -203,7 +246,14 @@ impl App {
             casts: Broadcasts::default(),
             reports: BTreeMap::new(),
             open: 0,
+            kept: Kept::default(),
+            history: VecDeque::new(),
+            history_ends: VecDeque::new(),
         }
+    }
+
+    pub fn has_old_report(&self, before: UnixMillis, max: u32) -> bool {
+        self.history.len() > max as usize || self.history_ends.front().is_some_and(|ended| *ended < before)
     }
 
     pub fn rebuild(&mut self) {
@@ -281,6 +331,11 @@ impl App {
             && self.requests.insert(request.key, (*request, answer)).is_none()
         {
             self.requests_order.push_back(request.key);
+            while request.keys_max > 0 && self.requests_order.len() > request.keys_max as usize {
+                if let Some(oldest) = self.requests_order.pop_front() {
+                    self.requests.remove(&oldest);
+                }
+            }
         }
     }
 

@@ -45,6 +45,7 @@ impl State {
         app.counters.messages += 1;
         app.counters.created += targeted;
         app.open += targeted;
+        app.kept.take(blob);
         let queued = event(&message, only(&direct), (Step::Queued, Reason::None), targeted, new.accepted_at);
         let queued = ReceiptEvent { submission: new.submission.clone(), ..queued };
         self.ledger(new.app, effects).record(queued, new.tracked);
@@ -101,12 +102,18 @@ impl State {
     fn make_room(&mut self, at: DeviceRef, new: &NewMessage, bytes: u64, effects: &mut Effects) -> bool {
         loop {
             let Some(inbox) = self.apps[at.app.0 as usize].inboxes.get(&at.device.0) else { return true };
+            if new.peer_inbox_max > 0 && inbox.peers() >= new.peer_inbox_max as usize {
+                return false;
+            }
             let fits = inbox.entries.len() < new.inbox_max as usize
                 && (inbox.entries.is_empty() || inbox.bytes + bytes <= u64::from(new.inbox_bytes_max));
             if fits {
                 return true;
             }
-            let Some(victim) = inbox.victim().filter(|_| !new.reject_when_full) else { return false };
+            // A push takes the place of a message of another device first, and needs no leave for it.
+            let gives_way =
+                |victim: &Entry| !new.reject_when_full || (victim.peer() && new.peer_inbox_max == 0);
+            let Some(victim) = inbox.victim().filter(gives_way) else { return false };
             let evicted = (Step::Evicted, Reason::QueueFull);
             if seeded::is(Bug::EvictionWithoutReceipt) {
                 self.end_one(at, victim.seq(), evicted, new.accepted_at, &mut Effects::default());
@@ -136,7 +143,9 @@ impl State {
         let group = message.group();
         for target in direct {
             let inbox = app.inboxes.entry(target.device.0).or_default();
-            inbox.push(Entry::new(seq, target, new.push, new.priority), message.blob.len);
+            let entry = Entry::new(seq, target, new.push, new.priority);
+            let entry = if new.peer_inbox_max > 0 { entry.of_peer() } else { entry };
+            inbox.push(entry, message.blob.len);
             if !target.subscription_ids.is_empty() {
                 app.entry_ids.insert((target.device.0, seq), target.subscription_ids.clone());
             }
@@ -371,6 +380,8 @@ impl State {
             self.end_broadcast(seq);
             return self.close_if_ended(seq, effects);
         }
+        let app = &mut self.apps[message.app.0 as usize];
+        app.kept.give_back(message.blob);
         if message.blob.len > 0 {
             effects.released.push(std::mem::take(&mut message.blob));
         }
@@ -378,8 +389,8 @@ impl State {
         match message.report_mut() {
             Some(report) => {
                 report.rows.shrink_to_fit();
-                self.history_ends.push_back(message.ended_at());
-                self.history.push_back(seq);
+                app.history_ends.push_back(message.ended_at());
+                app.history.push_back(seq);
             }
             None => _ = self.messages.remove(&seq),
         }

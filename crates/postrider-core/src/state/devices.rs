@@ -33,6 +33,7 @@ impl State {
             last_seen_at: None,
             session: None,
             origin: new.origin,
+            hears_peers: false,
         })));
         app.index(device);
         app.remember(new.idempotency.as_ref(), FirstAnswer::Device(device));
@@ -114,6 +115,11 @@ impl State {
         app.unindex(at.device);
         app.devices[at.device.0 as usize] = None;
         self.proof_keys.remove(&at);
+        Ok(Outcome::Done)
+    }
+
+    pub(super) fn hear_peers(&mut self, at: DeviceRef, hears: bool) -> Result<Outcome, Refusal> {
+        self.device_in(at)?.hears_peers = hears;
         Ok(Outcome::Done)
     }
 

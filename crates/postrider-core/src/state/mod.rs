@@ -36,7 +36,7 @@ use expiries::Expiries;
 use leaving::Leaving;
 use message::Message;
 use rustc_hash::FxHashMap;
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap};
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -50,16 +50,12 @@ pub struct State {
     pub(crate) apps: Vec<App>,
     pub(crate) platform_keys: Vec<StoredKey>,
     pub(crate) messages: FxHashMap<Seq, Message>,
-    /// Tracked messages that ended wholly, in the order in which they did.
-    pub(crate) history: VecDeque<Seq>,
 
     /// Of the devices that can prove their secret without showing it.
     pub(crate) proof_keys: FxHashMap<DeviceRef, ProofKeys>,
 
     // Indexes, made again by `rebuild`.
     expiries: Expiries,
-    /// When the messages of `history` ended, in the same order.
-    history_ends: VecDeque<UnixMillis>,
     session_ends: BTreeSet<(UnixMillis, DeviceRef)>,
     apps_by_id: HashMap<String, AppNo>,
     keys_by_hash: HashMap<[u8; 32], (Option<AppNo>, usize)>,
@@ -109,6 +105,7 @@ impl State {
                 self.change_secret(*at, *secret_hash, proof_keys)
             }
             Command::Seen { at, now } => self.first_seen(*at, *now),
+            Command::HearPeers { at, hears } => self.hear_peers(*at, *hears),
         };
         result.unwrap_or_else(|refusal| {
             if blob.len > 0 {
@@ -163,6 +160,7 @@ impl State {
                 continue;
             }
             app.open += u64::from(message.open);
+            app.kept.take(message.blob);
             self.expiries.add(due_second(message.expires_at), *seq);
             let Some(group) = message.group() else { continue };
             let is_open = |device: &DeviceNo| app.inboxes.get(&device.0).is_some_and(|i| i.holds(*seq));
@@ -170,8 +168,10 @@ impl State {
             keyed.extend(devices.map(|device| (message.app, (group, device.0, *seq))));
         }
         self.expiries.sort();
-        let ended = |seq: &Seq| self.messages.get(seq).map_or(0, Message::ended_at);
-        self.history_ends = self.history.iter().map(ended).collect();
+        for app in &mut self.apps {
+            let ended = |seq: &Seq| self.messages.get(seq).map_or(0, Message::ended_at);
+            app.history_ends = app.history.iter().map(ended).collect();
+        }
         // A set is made much faster of what is in order.
         keyed.sort_unstable();
         keyed.into_iter().for_each(|(app, entry)| _ = self.apps[app.0 as usize].keyed.insert(entry));
@@ -247,25 +247,22 @@ impl State {
         sessions
     }
 
-    /// Forgets reports of messages that ended before `before`, and the oldest above `max`; true if there are more of them.
+    /// Forgets reports of messages that ended before `before`, and of each app the oldest above `max`; true if there are
+    /// more of them. A busy app so never takes the reports of another.
     fn forget_old(&mut self, limit: u32, (before, max): (UnixMillis, u32)) -> bool {
-        for _ in 0..limit {
-            if !self.has_old_report(before, max) {
-                return false;
-            }
-            self.history_ends.pop_front();
-            if let Some(seq) = self.history.pop_front()
-                && let Some(message) = self.messages.remove(&seq)
-                && let Some(id) = message.id()
-            {
-                self.apps[message.app.0 as usize].reports.remove(&id);
+        let mut left = limit;
+        for app in &mut self.apps {
+            while left > 0 && app.has_old_report(before, max) {
+                left -= 1;
+                app.history_ends.pop_front();
+                if let Some(seq) = app.history.pop_front()
+                    && let Some(id) = self.messages.remove(&seq).and_then(|message| message.id())
+                {
+                    app.reports.remove(&id);
+                }
             }
         }
-        self.has_old_report(before, max)
-    }
-
-    fn has_old_report(&self, before: UnixMillis, max: u32) -> bool {
-        self.history.len() > max as usize || self.history_ends.front().is_some_and(|ended| *ended < before)
+        self.apps.iter().any(|app| app.has_old_report(before, max))
     }
 
     /// When something of what [`Self::expire`] ends is due.

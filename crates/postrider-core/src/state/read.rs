@@ -300,8 +300,18 @@ impl State {
 
     /// Messages and deliveries that are open.
     pub fn open_counts(&self) -> (u64, u64) {
-        let messages = self.messages.len().saturating_sub(self.history.len()) as u64;
+        let messages = self.apps.iter().map(|app| app.kept.messages).sum();
         (messages, self.apps.iter().map(|app| app.counters.open()).sum())
+    }
+
+    /// Whether messages of other devices may wait for the device.
+    pub fn hears_peers(&self, at: DeviceRef) -> bool {
+        self.app_ref(at.app).and_then(|app| app.device(at.device)).is_some_and(|device| device.hears_peers)
+    }
+
+    /// Open messages of an app, and the bytes of their contents.
+    pub fn kept(&self, app: AppNo) -> (u64, u64) {
+        self.app_ref(app).map_or((0, 0), |app| (app.kept.messages, app.kept.bytes))
     }
 
     pub fn next_expiry(&self) -> Option<UnixMillis> {

@@ -2,6 +2,7 @@
 
 mod backlog;
 mod expiry;
+mod shares;
 
 use super::*;
 use crate::port::Position;
@@ -63,6 +64,7 @@ impl World {
             reject_when_full: false,
             inbox_max: 3,
             inbox_bytes_max: 1_000,
+            peer_inbox_max: 0,
             submission: None,
             content: Some(Arc::new(Content { payload: vec![0; 10].into(), ..Content::default() })),
         }
@@ -320,7 +322,7 @@ fn what_has_ended_does_not_wait_for_its_expiry() {
 #[test]
 fn a_repeated_request_gets_the_first_answer_and_another_one_is_refused() {
     let mut w = World::new(1);
-    let request = |request| Some(Idempotency { key: 7, request, keep_until: u64::MAX });
+    let request = |request| Some(Idempotency { key: 7, request, keep_until: u64::MAX, keys_max: 0 });
     let first = w.send(|m| m.idempotency = request(1));
     let again = w.send(|m| m.idempotency = request(1));
     assert_eq!((again.id, again.repeated), (first.id, true));
@@ -374,7 +376,7 @@ fn an_anonymous_client_goes_with_its_session_and_a_registered_one_stays() {
 #[test]
 fn proof_keys_come_with_the_first_enrollment_change_with_the_secret_and_go_with_the_device() {
     let mut w = World::new(0);
-    let idempotency = Some(Idempotency { key: 1, request: 1, keep_until: UnixMillis::MAX });
+    let idempotency = Some(Idempotency { key: 1, request: 1, keep_until: UnixMillis::MAX, keys_max: 0 });
     let registration = Box::new(Registration {
         origin: None,
         app: APP,

@@ -62,6 +62,7 @@ commands! {
         17 Enroll { 1 registration, 2 proof_keys }
         18 ChangeSecret { 1 at, 2 secret_hash, 3 proof_keys }
         19 Seen { 1 at, 2 now }
+        20 HearPeers { 1 at, 2 hears }
     }
     records {
         4 Register

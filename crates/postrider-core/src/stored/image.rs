@@ -66,6 +66,12 @@ struct BroadcastsPart {
 }
 record!(BroadcastsPart { 1 app, 2 seqs });
 
+struct HistoryPart {
+    app: AppNo,
+    seqs: Numbers,
+}
+record!(HistoryPart { 1 app, 2 seqs });
+
 struct RetainedPart {
     app: AppNo,
     retained: Retained,
@@ -92,7 +98,7 @@ struct ProofPart {
 record!(ProofPart { 1 at, 2 keys });
 
 record!(Device {
-    1 id, 2 secret_hash, 3 profile, 4 created_at, 5 last_seen_at, 6 session, 7 origin,
+    1 id, 2 secret_hash, 3 profile, 4 created_at, 5 last_seen_at, 6 session, 7 origin, 8 hears_peers,
 });
 record!(Session { 1 stored, 2 subscriptions });
 record!(Message { 1 accepted_at, 2 expires_at, 3 blob, 4 app, 5 open, 6 whom, 7 extra });
@@ -262,10 +268,6 @@ pub fn write_state(state: &State, out: &mut dyn Write) -> io::Result<()> {
     for (seq, message) in &state.messages {
         parts.write_of(MESSAGE, seq, |out| message.put_value(2, out))?;
     }
-    let (first, second) = state.history.as_slices();
-    for seqs in first.chunks(LIST_PART).chain(second.chunks(LIST_PART)) {
-        parts.write(HISTORY, |out| Numbers(seqs.to_vec()).put_value(1, out))?;
-    }
     for (at, keys) in &state.proof_keys {
         parts.write_of(PROOF, at, |out| keys.put_value(2, out))?;
     }
@@ -306,6 +308,10 @@ fn write_app(parts: &mut Parts<'_>, no: AppNo, app: &App) -> io::Result<()> {
     let broadcasts: Vec<Seq> = app.broadcasts.iter().copied().collect();
     for seqs in broadcasts.chunks(LIST_PART) {
         parts.write_of(BROADCASTS, &no, |out| Numbers(seqs.to_vec()).put_value(2, out))?;
+    }
+    let (first, second) = app.history.as_slices();
+    for seqs in first.chunks(LIST_PART).chain(second.chunks(LIST_PART)) {
+        parts.write_of(HISTORY, &no, |out| Numbers(seqs.to_vec()).put_value(2, out))?;
     }
     for retained in app.retained.values() {
         parts.write_of(RETAINED, &no, |out| retained.put_value(2, out))?;
@@ -374,10 +380,10 @@ fn read_part(state: &mut State, tag: u32, bytes: &[u8]) -> Result<(), Bad> {
             app(state, message.app)?;
             state.messages.insert(seq, message);
         }
-        HISTORY => match Fields(bytes).next().ok_or(Bad::Missing)?? {
-            (1, raw) => state.history.extend(Numbers::get_value(raw)?.0),
-            (tag, _) => return Err(Bad::UnknownField(tag)),
-        },
+        HISTORY => {
+            let HistoryPart { app: no, seqs } = Record::get(bytes)?;
+            app(state, no)?.history.extend(seqs.0);
+        }
         PROOF => {
             let ProofPart { at, keys } = Record::get(bytes)?;
             state.proof_keys.insert(at, keys);

@@ -239,7 +239,7 @@ struct Idempotency2 {
 
 impl Idempotency2 {
     fn today(self) -> Idempotency {
-        Idempotency { key: self.key, request: self.request, keep_until: self.keep_until }
+        Idempotency { key: self.key, request: self.request, keep_until: self.keep_until, keys_max: 0 }
     }
 }
 
@@ -341,6 +341,7 @@ impl NewMessage2 {
             reject_when_full: self.reject_when_full,
             inbox_max: self.inbox_max,
             inbox_bytes_max: self.inbox_bytes_max,
+            peer_inbox_max: 0,
             submission: None,
             content: None,
         }))
@@ -471,9 +472,15 @@ impl State2 {
         (state.seq, state.last_time, state.events) = (self.seq, self.last_time, self.events);
         state.apps = all(self.apps, App2::today)?;
         state.platform_keys = all(self.platform_keys, Key2::today)?;
-        state.history = self.history;
         for (seq, message) in self.messages {
             state.messages.insert(seq, message.today()?);
+        }
+        // One list for all apps then, one for each now.
+        for seq in self.history {
+            let app = state.messages.get(&seq).map(|message| message.app.0 as usize);
+            if let Some(app) = app.and_then(|app| state.apps.get_mut(app)) {
+                app.history.push_back(seq);
+            }
         }
         Ok(state)
     }
@@ -572,6 +579,7 @@ impl Device2 {
             created_at: self.created_at,
             last_seen_at: self.last_seen_at,
             session,
+            hears_peers: false,
         }))
     }
 }

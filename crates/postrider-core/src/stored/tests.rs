@@ -35,7 +35,7 @@ fn registration() -> Box<Registration> {
             provider_tokens: [("fcm".to_owned(), "t".repeat(300))].into(),
         },
         now: u64::MAX,
-        idempotency: Some(Idempotency { key: u128::MAX, request: 0, keep_until: 9 }),
+        idempotency: Some(Idempotency { key: u128::MAX, request: 0, keep_until: 9, keys_max: 3 }),
         origin: Some(Origin::Xmpp),
     })
 }
@@ -56,6 +56,7 @@ fn message(targets: Targets) -> Command {
         reject_when_full: true,
         inbox_max: 3,
         inbox_bytes_max: 4,
+        peer_inbox_max: 5,
         submission: Some(Submission { title: Some(String::new()), ..Submission::default() }.into()),
         content: None,
     }))
@@ -117,6 +118,7 @@ fn commands() -> Vec<Command> {
         Command::Retain { app: AppNo(0), topic: "t".into(), message: Some(retained) },
         Command::Retain { app: AppNo(0), topic: "t".into(), message: None },
         Command::Enroll { registration: registration(), proof_keys: Box::default() },
+        Command::HearPeers { at, hears: true },
         Command::ChangeSecret { at, secret_hash: [1; 32], proof_keys: vec![9; 200].into() },
         Command::Seen { at, now: 7 },
     ]

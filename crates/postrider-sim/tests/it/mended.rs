@@ -82,6 +82,7 @@ fn message(content: Content, push: bool) -> Command {
         reject_when_full: false,
         inbox_max: 10,
         inbox_bytes_max: 10_000,
+        peer_inbox_max: 0,
         submission: None,
         content: Some(Arc::new(content)),
     }))

@@ -190,7 +190,7 @@ fn a_cancelled_message_leaves_every_inbox(make: Make<'_>) {
 fn the_same_idempotency_key_gives_the_same_answer(make: Make<'_>) {
     let store = populated(make, 1);
     let keyed = |n, request| {
-        let idempotency = Some(Idempotency { key: 7, request, keep_until: NOW + 86_400_000 });
+        let idempotency = Some(Idempotency { key: 7, request, keep_until: NOW + 86_400_000, keys_max: 0 });
         Command::Accept(Box::new(NewMessage { idempotency, ..message(n, &[0]) }))
     };
     let first = acceptance(&run_one(&*store, keyed(1, 1))).clone();

@@ -73,6 +73,7 @@ pub fn message(n: u64, devices: &[u32]) -> NewMessage {
         reject_when_full: false,
         inbox_max: 1000,
         inbox_bytes_max: 4 << 20,
+        peer_inbox_max: 0,
         submission: None,
         content: Some(content(n)),
     }

@@ -120,6 +120,8 @@ refusals! {
         "Wait as long as `Retry-After` says. Keys of the scope `app` are not limited; see `http.registrations_burst`."
     ChangesTooOften 429 "changes_too_often" "The device changes what is stored of it too often."
         "Wait as long as `Retry-After` says. Send all changes in one request, and only where something changed."
+    AppFull 429 "app_full" "The app's open messages take all the room that they may."
+        "Send with a shorter `ttl_secs`, cancel what is no longer wanted, or raise `limits.app_bytes_max` and `limits.app_messages_max`."
     TooManyBroadcasts 429 "too_many_broadcasts" "Too many messages to large audiences are still open."
         "Give messages a shorter `ttl_secs`, or cancel old ones."
     Internal 500 "internal" "Something went wrong inside the server."
@@ -277,6 +279,7 @@ impl From<AcceptError> for ApiError {
             AcceptError::IdempotencyMismatch => Code::IdempotencyMismatch.into(),
             AcceptError::InboxFull => Code::InboxFull.into(),
             AcceptError::TooManyBroadcasts => Code::TooManyBroadcasts.retry_after(60),
+            AcceptError::AppFull => Code::AppFull.retry_after(60),
             AcceptError::Store(error) => error.into(),
         }
     }
@@ -313,6 +316,7 @@ impl From<PublishError> for ApiError {
                 Code::NotAllowed.because(error.to_string())
             }
             PublishError::RetainedFull => Code::RetainedFull.into(),
+            PublishError::AppFull => Code::AppFull.retry_after(60),
             PublishError::TooLarge => Code::PayloadTooLarge.into(),
         }
     }

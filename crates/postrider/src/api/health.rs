@@ -231,6 +231,13 @@ impl StoreCollector {
                 ConstGauge::new(number).encode(family.encode_family(&[("app", &*app.id)])?)?;
             }
         }
+        let help = "Bytes of the contents of open messages, which limits.app_bytes_max bounds";
+        let mut family =
+            encoder.encode_descriptor("app_bytes", help, None, ConstGauge::new(0i64).metric_type())?;
+        for app in &apps {
+            let (_, bytes) = store.kept(app.no);
+            ConstGauge::new(bytes as i64).encode(family.encode_family(&[("app", &*app.id)])?)?;
+        }
         let help = "Registered devices";
         let mut family =
             encoder.encode_descriptor("devices", help, None, ConstGauge::new(0i64).metric_type())?;

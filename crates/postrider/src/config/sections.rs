@@ -184,6 +184,17 @@ settings! {
         inbox_bytes_max: u32 = core().inbox_bytes_max,
         /// Live broadcasts of an app.
         broadcasts_max: usize = core().broadcasts_max,
+        /// Open messages of an app. Beyond it the app's own messages are refused (`app_full`), and nobody else's.
+        app_messages_max: u64 = core().app_messages_max,
+        /// Bytes of the contents of an app's open messages. Beyond it likewise. With several apps, keep the sum below the
+        /// size of the disk.
+        app_bytes_max: u64 = core().app_bytes_max,
+        /// Idempotency keys that an app keeps; beyond it the oldest are forgotten before their time. Some 200 bytes of memory
+        /// each.
+        idempotency_keys_max: u32 = core().idempotency_keys_max,
+        /// Messages of other devices (XMPP) that may wait for one device; beyond it their senders are refused. A push that
+        /// finds the inbox full takes their place first.
+        peer_inbox_max: u32 = core().peer_inbox_max,
         /// Seconds that a message may live; longer wishes are lowered to it.
         ttl_max_secs: u64 = core().ttl_max.as_secs(),
         /// Seconds that a message lives when its sender names none.

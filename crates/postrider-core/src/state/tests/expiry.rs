@@ -81,8 +81,9 @@ fn a_report_is_kept_by_the_end_of_its_message() {
 fn old_reports_and_request_keys_go_in_bounded_commands() {
     let mut w = World::new(1);
     for key in 0..7 {
-        let sent =
-            w.send(|m| m.idempotency = Some(Idempotency { key, request: 1, keep_until: m.accepted_at }));
+        let sent = w.send(|m| {
+            m.idempotency = Some(Idempotency { key, request: 1, keep_until: m.accepted_at, keys_max: 0 })
+        });
         assert_eq!(w.step(0, Which::Id(sent.id), Step::Delivered), 1);
     }
     let far = w.now + 40 * 24 * HOUR;
