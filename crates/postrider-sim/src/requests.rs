@@ -122,11 +122,13 @@ impl World {
             audience: core_audience,
             exclude: None,
             notification: None,
-            data: Some(PushData::Json(json!({
+            data: serde_json::value::to_raw_value(&json!({
                 "n": n,
                 "urgent": urgent,
                 "text": "x".repeat(self.random.below(300) as usize),
-            }))),
+            }))
+            .ok()
+            .map(PushData::Json),
             ttl_secs: Some(ttl_secs),
             collapse_key: collapse.clone(),
             priority: if urgent { Priority::High } else { Priority::Normal },

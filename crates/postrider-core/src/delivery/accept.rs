@@ -7,7 +7,9 @@ use crate::id::*;
 use crate::model::*;
 use crate::port::*;
 use bytes::Bytes;
-use serde_json::{Map, Value, json};
+use serde::Serialize;
+use serde_json::value::RawValue;
+use serde_json::{Map, Value};
 use std::sync::Arc;
 
 /// What a sender wants delivered.
@@ -55,10 +57,10 @@ impl Push {
 }
 
 /// The part of a push for the app on the device.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub enum PushData {
-    /// Travels inside the envelope.
-    Json(Value),
+    /// Travels inside the envelope, as its sender wrote it: its numbers have more digits than ours hold.
+    Json(Box<RawValue>),
     /// Travels as it is, without an envelope.
     Raw(Bytes),
 }
@@ -379,17 +381,36 @@ fn envelope(app: &str, id: MessageId, push: &Push, now: UnixMillis, expires_at: 
     if let Some(PushData::Raw(bytes)) = &push.data {
         return bytes.clone();
     }
-    let mut envelope = json!({ "id": id.to_string(), "app": app, "sent_at": now, "expires_at": expires_at });
-    if let Some(notification) = &push.notification {
-        envelope["notification"] = Value::Object(notification.clone());
-    }
-    if let Some(PushData::Json(data)) = &push.data {
-        envelope["data"] = data.clone();
-    }
-    if let Some(key) = &push.collapse_key {
-        envelope["collapse_key"] = Value::String(key.clone());
-    }
-    Bytes::from(envelope.to_string())
+    let data = match &push.data {
+        Some(PushData::Json(data)) => Some(&**data),
+        _ => None,
+    };
+    let envelope = Envelope {
+        app,
+        collapse_key: push.collapse_key.as_deref(),
+        data,
+        expires_at,
+        id: id.to_string(),
+        notification: push.notification.as_ref(),
+        sent_at: now,
+    };
+    // Names are strings and numbers are finite: such a struct has a text.
+    Bytes::from(serde_json::to_vec(&envelope).unwrap_or_default())
+}
+
+/// What a device finds around a push, by the names of its fields.
+#[derive(Serialize)]
+struct Envelope<'a> {
+    app: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    collapse_key: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    data: Option<&'a RawValue>,
+    expires_at: UnixMillis,
+    id: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    notification: Option<&'a Map<String, Value>>,
+    sent_at: UnixMillis,
 }
 
 /// The request as far as its meaning goes, for telling a repetition from another request under the same key.
@@ -406,9 +427,23 @@ fn request_text(push: &Push) -> String {
         transient,
         ..
     } = push;
+    let data = data.as_ref().map(data_text);
+    let data = data.as_deref().unwrap_or("None");
     format!(
-        "{audience:?}{exclude:?}{notification:?}{data:?}{ttl_secs:?}{collapse_key:?}{priority:?}{backlog:?}{transient}"
+        "{audience:?}{exclude:?}{notification:?}{data}{ttl_secs:?}{collapse_key:?}{priority:?}{backlog:?}{transient}"
     )
+}
+
+/// As the digests of requests that are remembered have it: keys in order, so that a repetition may
+/// write them in another.
+fn data_text(data: &PushData) -> String {
+    match data {
+        PushData::Raw(bytes) => format!("Some(Raw({bytes:?}))"),
+        PushData::Json(raw) => match serde_json::from_str::<Value>(raw.get()) {
+            Ok(value) => format!("Some(Json({value:?}))"),
+            Err(_) => format!("Some(Json({}))", raw.get()),
+        },
+    }
 }
 
 /// The first half of a SHA-256.

@@ -85,6 +85,10 @@ pub(super) fn read(text: &str) -> Result<Frame, String> {
     if is_too_deep(text) {
         return Err(format!("More than {DEPTH_MAX} levels deep."));
     }
+    if !text.trim_ascii_start().starts_with('{') {
+        // A list would be taken for a frame by the order of its fields.
+        return Err("A frame is a JSON object.".into());
+    }
     let tag: Tag<'_> = parse(text)?;
     match &*tag.kind {
         "ping" => Ok(Frame::Ping),
@@ -276,6 +280,7 @@ mod tests {
         for bad in [
             "",
             "[]",
+            r#"["ping"]"#,
             "1",
             "null",
             "{}",

@@ -6,13 +6,14 @@
 
 use super::auth::{Peer, allow_bearer, allow_header};
 use super::error::{ApiError, Code};
-use super::json::read_form;
+use super::json::{FORM, read_form};
 use super::{Api, ask, messages, sockets};
+use crate::http::ByProxy;
 use axum::Json;
 use axum::body::Body as HttpBody;
 use axum::extract::{FromRequest, Request, State};
 use axum::http::request::Parts;
-use axum::http::{Method, StatusCode, header};
+use axum::http::{Method, StatusCode, Version, header};
 use axum::response::{IntoResponse, Response};
 use postrider_core::audience::Audience;
 use postrider_core::delivery::accept::Push;
@@ -20,8 +21,12 @@ use postrider_core::id::*;
 use postrider_core::model::{DeviceView, KeyScope};
 use postrider_core::port::DeviceFilter;
 use serde::Serialize;
-use serde_json::{Map, Value, json};
+use serde_json::json;
+use std::net::IpAddr;
 use utoipa::ToSchema;
+
+/// Bytes of a form that has its key inside, and has to be read before the key is known.
+const KEY_FORM_BYTES_MAX: usize = 16 * 1024;
 
 /// A request by an app's server.
 pub struct Console {
@@ -55,9 +60,17 @@ impl FromRequest<Api> for Console {
         let query = parts.uri.query().unwrap_or_default();
         let mut fields: Vec<_> = form_urlencoded::parse(query.as_bytes()).into_owned().collect();
         let in_query = fields.iter().any(|(name, _)| name == "action");
-        let is_send = parts.method == Method::POST;
-        if is_send {
-            fields.extend(form(&parts, body, in_query, api).await?);
+        // Who shows a key in a header is judged before a long body is read, and who shows none may
+        // send only a short one.
+        let is_known = if parts.headers.contains_key(header::AUTHORIZATION) {
+            allow_header(&parts, api, KeyScope::Read).await?;
+            true
+        } else {
+            is_keyless(&parts, api)
+        };
+        let bytes_max = if is_known { api.limits.body_bytes_max } else { KEY_FORM_BYTES_MAX };
+        if parts.method == Method::POST {
+            fields.extend(form(&parts, body, in_query, bytes_max, api).await?);
         }
         let wanted =
             if fields.iter().any(|(name, _)| name == "action") { KeyScope::Send } else { KeyScope::Read };
@@ -71,13 +84,15 @@ async fn form(
     parts: &Parts,
     body: HttpBody,
     in_query: bool,
+    bytes_max: usize,
     api: &Api,
 ) -> Result<Vec<(String, String)>, ApiError> {
     let is_typed = parts.headers.contains_key(header::CONTENT_TYPE);
     if in_query && !is_typed {
         return Ok(Vec::new());
     }
-    let bytes = read_form(&parts.headers, body, &api.limits).await?;
+    let bytes_max = bytes_max.min(api.limits.body_bytes_max);
+    let bytes = read_form(&parts.headers, body, bytes_max, &api.limits).await?;
     Ok(form_urlencoded::parse(&bytes).into_owned().collect())
 }
 
@@ -91,23 +106,47 @@ async fn app_of(
     if !parts.headers.contains_key(header::AUTHORIZATION) {
         match key {
             Some(key) => return allow_bearer(key, parts, api, wanted).await,
-            None if is_keyless(parts, api) => return Ok(api.default_app),
+            None if is_keyless(parts, api) && may_do(parts, wanted) => return Ok(api.default_app),
             None => {}
         }
     }
     allow_header(parts, api, wanted).await
 }
 
+/// Without a key, only a form sends: browsers say with a `POST` of which page it is, and pictures send none.
+fn may_do(parts: &Parts, wanted: KeyScope) -> bool {
+    let kind = parts.headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
+    let kind = kind.and_then(|kind| kind.split(';').next()).unwrap_or_default().trim();
+    wanted == KeyScope::Read || (parts.method == Method::POST && kind.eq_ignore_ascii_case(FORM))
+}
+
+/// The `Host` is this machine's name for itself: a page whose name was made to lead here has its own.
+fn asks_for_loopback(parts: &Parts) -> bool {
+    let host = parts.headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+    let Ok(authority) = host.parse::<axum::http::uri::Authority>() else { return false };
+    if authority.as_str().contains('@') {
+        return false;
+    }
+    let name = authority.host().trim_start_matches('[').trim_end_matches(']');
+    let is_own = |ip: IpAddr| ip.to_canonical().is_loopback();
+    name.eq_ignore_ascii_case("localhost") || name.parse().is_ok_and(is_own)
+}
+
 /// From this machine itself: not by way of a proxy on it, and not at the bidding of a page that a browser on it shows.
+/// Proxies that say nothing of themselves cannot be told apart, save those that speak HTTP/1.0.
 fn is_keyless(parts: &Parts, api: &Api) -> bool {
     let peer = parts.extensions.get::<Peer>().is_some_and(|peer| peer.0.ip().to_canonical().is_loopback());
     let headers = &parts.headers;
-    let is_forwarded =
-        ["forwarded", "x-forwarded-for", "x-real-ip", "via"].iter().any(|h| headers.contains_key(*h));
+    let by_proxies =
+        ["forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip", "via"];
+    let is_forwarded = by_proxies.iter().any(|h| headers.contains_key(*h));
     let is_foreign =
         headers.get("sec-fetch-site").is_some_and(|site| site != "same-origin" && site != "none");
+    let is_proxy = parts.extensions.get::<ByProxy>().is_some() || parts.version < Version::HTTP_11;
     api.limits.androidpn_keyless
         && peer
+        && !is_proxy
+        && asks_for_loopback(parts)
         && !is_forwarded
         && !is_foreign
         && sockets::is_origin_allowed(headers, &[])
@@ -150,12 +189,9 @@ async fn send(api: &Api, console: &Console) -> Result<MessageId, ApiError> {
             return Err(Code::InvalidParameter.at("username", "Without `broadcast`, a `username` is needed."));
         }
     };
-    let named = [("title", "title"), ("message", "body"), ("uri", "click")];
-    let given = named.iter().filter_map(|(field, name)| Some((*name, console.field(field)?)));
-    let notification: Map<String, Value> = given
-        .filter(|(_, text)| !text.is_empty())
-        .map(|(name, text)| (name.to_owned(), text.into()))
-        .collect();
+    let given = |name| console.field(name).filter(|text| !text.is_empty()).map(str::to_owned);
+    let notification = messages::Notification::plain(given("title"), given("message"), given("uri"));
+    let notification = messages::shown(notification)?;
     let push = Push { notification: Some(notification), ..Push::to(audience) };
     messages::charge(api, console.app, 1)?;
     let results = ask(|done| api.engine.accept(console.app, vec![push], done)).await?;

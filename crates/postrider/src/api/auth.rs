@@ -363,12 +363,23 @@ impl Credentials {
         let value = values.next().ok_or(Code::MissingCredentials)?;
         let ambiguous = || ApiError::from(Code::AmbiguousCredentials);
         if values.next().is_some() {
-            return Err(ambiguous());
+            return Err(
+                Code::AmbiguousCredentials.because("There is more than one Authorization header: send one.")
+            );
         }
         let text = value.to_str().map_err(|_| ambiguous())?;
         let (scheme, rest) = text.split_once(' ').unwrap_or((text, ""));
         let rest = rest.trim();
-        if rest.is_empty() || rest.contains([' ', ',']) {
+        if rest.is_empty() {
+            let why = match scheme.to_ascii_lowercase().as_str() {
+                "bearer" | "basic" => "The Authorization header has nothing behind its scheme",
+                _ => "The Authorization header has a key and no scheme",
+            };
+            return Err(
+                Code::AmbiguousCredentials.because(format!("{why}: send `Authorization: Bearer KEY`."))
+            );
+        }
+        if rest.contains([' ', ',']) {
             return Err(ambiguous());
         }
         if scheme.eq_ignore_ascii_case("bearer") {

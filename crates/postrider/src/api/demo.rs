@@ -3,12 +3,14 @@
 
 use super::auth::{ByDevice, Peer, charge_registration};
 use super::error::{ApiError, Code};
-use super::json::{Body, Input, Path};
+use super::json::{Body, Input, Path, check_is_json, on_one_line};
+use super::messages::{Notification, shown};
 use super::reports::{Delivery, message_id};
+use super::sockets::is_origin_allowed;
 use super::{Api, ask, proof_keys};
 use crate::platform::new_secret;
 use axum::extract::State;
-use axum::http::{HeaderName, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use include_dir::{Dir, include_dir};
@@ -17,14 +19,14 @@ use postrider_core::delivery::accept::{Push, PushData};
 use postrider_core::devices::NewDevice;
 use postrider_core::model::{Origin, Platform, Profile};
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
 static PAGE: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/assets/demo");
 static SDK: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/assets/sdk");
 
-/// What the page may load: its own files, and pictures that a push names.
-const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: https:; \
+/// What the page may load: its own files.
+const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; \
     connect-src 'self'; worker-src 'self'; manifest-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 /// How long a push of a visitor lives.
 const TTL_SECS_MAX: u64 = 24 * 3_600;
@@ -86,8 +88,14 @@ pub struct Visitor {
 pub async fn register(
     State(api): State<Api>,
     peer: Option<Extension<Peer>>,
+    headers: HeaderMap,
 ) -> Result<(StatusCode, Json<Visitor>), ApiError> {
     enabled(&api)?;
+    // A page of another site can neither say that it sends JSON without asking first, nor be of this host.
+    check_is_json(&headers)?;
+    if !is_origin_allowed(&headers, &api.limits.origins) {
+        return Err(Code::ForeignOrigin.into());
+    }
     charge_registration(&api, peer.map(|Extension(peer)| peer), None)?;
     let secret = new_secret("", &*api.engine.chance);
     let profile = Profile { platform: Platform::Web, tags: vec!["demo".into()], ..Profile::default() };
@@ -112,10 +120,9 @@ pub async fn register(
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct OwnPush {
+    notification: Option<Notification>,
     #[schema(value_type = Option<Object>)]
-    notification: Option<Map<String, Value>>,
-    #[schema(value_type = Option<Object>)]
-    data: Option<Value>,
+    data: Option<Box<RawValue>>,
     ttl_secs: Option<u64>,
 }
 
@@ -136,8 +143,8 @@ pub async fn push(
     enabled(&api)?;
     let own = api.engine.store.device_ids(at.app, &[at.device]).into_iter().next().flatten();
     let push = Push {
-        notification: request.notification,
-        data: request.data.map(PushData::Json),
+        notification: request.notification.map(shown).transpose()?,
+        data: request.data.map(on_one_line).map(PushData::Json),
         ttl_secs: Some(request.ttl_secs.unwrap_or(3_600).clamp(1, TTL_SECS_MAX)),
         ..Push::to(Audience::Device(own.ok_or(Code::BadCredentials)?))
     };

@@ -4,6 +4,7 @@
 //! anything; once into the type that the handler asks for. So nothing is allocated by what a document merely claims.
 
 use super::error::{ApiError, Code};
+use super::objects::Objects;
 use super::wording::spoken;
 use super::{Api, ApiLimits};
 use axum::body::Body as HttpBody;
@@ -13,11 +14,15 @@ use axum::http::{HeaderMap, header};
 use bytes::Bytes;
 use http_body_util::BodyExt;
 use serde::de::{self, DeserializeOwned, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde_json::value::RawValue;
 use serde_path_to_error::{Path as FieldPath, Segment};
 use std::collections::HashSet;
 use std::fmt;
 use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
+
+const JSON: &str = "application/json";
+pub const FORM: &str = "application/x-www-form-urlencoded";
 
 /// L27.
 const DEPTH_MAX: usize = 32;
@@ -118,14 +123,24 @@ async fn read(
     bytes_max: usize,
     limits: &ApiLimits,
 ) -> Result<Bytes, ApiError> {
-    check_headers(headers, "application/json")?;
+    check_headers(headers, JSON)?;
     read_bytes(headers, body, bytes_max, limits).await
 }
 
 /// Reads a form, as web pages and old clients send it.
-pub async fn read_form(headers: &HeaderMap, body: HttpBody, limits: &ApiLimits) -> Result<Bytes, ApiError> {
-    check_headers(headers, "application/x-www-form-urlencoded")?;
-    read_bytes(headers, body, limits.body_bytes_max, limits).await
+pub async fn read_form(
+    headers: &HeaderMap,
+    body: HttpBody,
+    bytes_max: usize,
+    limits: &ApiLimits,
+) -> Result<Bytes, ApiError> {
+    check_headers(headers, FORM)?;
+    read_bytes(headers, body, bytes_max, limits).await
+}
+
+/// Whether the request says that its body is JSON. A page of another site cannot say so without asking first.
+pub fn check_is_json(headers: &HeaderMap) -> Result<(), ApiError> {
+    check_headers(headers, JSON)
 }
 
 /// Reads a body within its limits of size and time (L25, L26).
@@ -178,7 +193,11 @@ fn check_headers(headers: &HeaderMap, wanted: &str) -> Result<(), ApiError> {
     let (essence, parameters) = kind.split_once(';').unwrap_or((&kind, ""));
     let charset = parameters.split(';').filter_map(|p| p.trim().strip_prefix("charset="));
     if essence.trim() != wanted || charset.into_iter().any(|c| c.trim_matches('"') != "utf-8") {
-        return Err(Code::UnsupportedMediaType.into());
+        let is = match essence.trim() {
+            "" => "The request does not say of what type its body is".to_owned(),
+            _ => format!("The body is of the type {kind:.80}"),
+        };
+        return Err(Code::UnsupportedMediaType.because(format!("{is}: send `Content-Type: {wanted}`.")));
     }
     Ok(())
 }
@@ -192,12 +211,37 @@ pub fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
 /// Reads a value of a document whose form was checked.
 pub fn read_into<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
     let mut reader = serde_json::Deserializer::from_slice(bytes);
-    serde_path_to_error::deserialize(&mut reader).map_err(|error| wrong_field(error.path(), error.inner()))
+    serde_path_to_error::deserialize(Objects(&mut reader))
+        .map_err(|error| wrong_field(error.path(), error.inner()))
 }
 
-/// The same for a part of a document.
-pub fn read_value<T: DeserializeOwned>(value: serde_json::Value) -> Result<T, ApiError> {
-    serde_path_to_error::deserialize(value).map_err(|error| wrong_field(error.path(), error.inner()))
+/// The same without a word about what is wrong, which is faster.
+pub fn try_read<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
+    T::deserialize(Objects(&mut serde_json::Deserializer::from_slice(bytes))).ok()
+}
+
+/// JSON without the blanks between its parts, and otherwise as it was written: no digit of a number is lost.
+pub fn on_one_line(json: Box<RawValue>) -> Box<RawValue> {
+    let text = json.get();
+    let is_blank = |byte: &u8| matches!(byte, b' ' | b'\t' | b'\n' | b'\r');
+    let mut line = String::new();
+    let mut at = 0;
+    while at < text.len() {
+        let rest = &text.as_bytes()[at..];
+        let (kept, next) = match rest[0] {
+            b'"' => (true, after_string(text.as_bytes(), at).min(text.len())),
+            byte if is_blank(&byte) => (false, at + rest.iter().take_while(|b| is_blank(b)).count()),
+            _ => (true, at + rest.iter().take_while(|b| **b != b'"' && !is_blank(b)).count()),
+        };
+        if kept {
+            line.push_str(&text[at..next]);
+        }
+        at = next;
+    }
+    if line.len() == text.len() {
+        return json;
+    }
+    RawValue::from_string(line).unwrap_or(json)
 }
 
 fn wrong_field(path: &FieldPath, error: &serde_json::Error) -> ApiError {
@@ -419,6 +463,22 @@ mod tests {
             assert_eq!(refused(bad.as_bytes()).code, Code::InvalidJson, "{bad:.60}");
         }
         assert_eq!(refused(b"\"\xff\"").code, Code::InvalidJson);
+    }
+
+    #[test]
+    fn json_on_one_line_keeps_everything_but_blanks() {
+        for (text, line) in [
+            (r#"{"a":1}"#, r#"{"a":1}"#),
+            (
+                "{ \"a b\" : [ 1.0 ,\n\t-0,1e-400 ] ,\r\n\"c\":\" \\\" , x\" }",
+                "{\"a b\":[1.0,-0,1e-400],\"c\":\" \\\" , x\"}",
+            ),
+            (" \"ä ö\" ", "\"ä ö\""),
+            ("3.14159265358979323846", "3.14159265358979323846"),
+        ] {
+            let raw = RawValue::from_string(text.into()).unwrap();
+            assert_eq!(on_one_line(raw).get(), line);
+        }
     }
 
     #[test]

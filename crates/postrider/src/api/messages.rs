@@ -17,6 +17,7 @@ use postrider_core::id::*;
 use postrider_core::model::{Backlog, Priority};
 use postrider_core::port::StoreError;
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use utoipa::ToSchema;
@@ -32,7 +33,8 @@ pub struct MessageRequest {
     exclude: Option<Audience>,
     notification: Option<Notification>,
     /// Any JSON value, for the app on the device; travels in the envelope.
-    data: Option<Value>,
+    #[schema(value_type = Option<Value>)]
+    data: Option<Box<RawValue>>,
     /// Instead of all that: the payload as it is, without an envelope.
     data_text: Option<String>,
     /// The same, for any bytes, in base64.
@@ -56,7 +58,7 @@ pub struct MessageRequest {
 impl Input for MessageRequest {}
 
 /// What is shown to the user.
-#[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Notification {
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -184,7 +186,7 @@ impl Sender {
 fn push_of(request: MessageRequest, key: Option<String>, sender: &Sender) -> Result<Push, ApiError> {
     planted::panic_in("handler", request.data_text.as_deref().unwrap_or_default().as_bytes());
     let data = match (request.data, request.data_text, request.data_base64) {
-        (data, None, None) => data.map(PushData::Json),
+        (data, None, None) => data.map(json::on_one_line).map(PushData::Json),
         (None, Some(text), None) => Some(PushData::Raw(Bytes::from(text))),
         (None, None, Some(base64)) => Some(PushData::Raw(from_base64("/data_base64", &base64)?)),
         _ => {
@@ -216,18 +218,28 @@ fn push_of(request: MessageRequest, key: Option<String>, sender: &Sender) -> Res
     })
 }
 
+impl Notification {
+    /// A title, a text, and where a tap leads.
+    pub fn plain(title: Option<String>, body: Option<String>, click: Option<String>) -> Notification {
+        Notification { title, body, click, ..Notification::default() }
+    }
+}
+
 /// The notification as it goes out, without control characters (A35): it is shown by parsers that are not ours.
-fn shown(notification: Notification) -> Result<Map<String, Value>, ApiError> {
+pub fn shown(notification: Notification) -> Result<Map<String, Value>, ApiError> {
     let Ok(Value::Object(map)) = serde_json::to_value(notification) else {
         return Err(Code::Internal.into());
     };
     let actions = map.get("actions").and_then(Value::as_array).into_iter().flatten();
     let fields = map.iter().chain(actions.filter_map(Value::as_object).flatten());
     for (name, value) in fields {
-        let lines = name == "body";
-        let bad = |c: char| c.is_control() && !(lines && (c == '\n' || c == '\t'));
+        let (has_lines, is_body) = (["title", "subtitle", "body"].contains(&&**name), name == "body");
+        // Forms of web pages send CR LF.
+        let fits = |c| (has_lines && (c == '\n' || c == '\r')) || (is_body && c == '\t');
+        let bad = |c: char| c.is_control() && !fits(c);
         if value.as_str().is_some_and(|text| text.contains(bad)) {
-            let why = format!("`{name}` must not contain control characters.");
+            let other = if has_lines { " other than line breaks" } else { "" };
+            let why = format!("`{name}` must not contain control characters{other}.");
             return Err(Code::InvalidField.at(format!("/notification/{name}"), why));
         }
     }
@@ -354,14 +366,14 @@ fn read_batch(bytes: &[u8]) -> Result<Vec<Result<MessageRequest, ApiError>>, Api
     #[derive(Deserialize)]
     #[serde(deny_unknown_fields)]
     struct OneByOne {
-        messages: Vec<Value>,
+        messages: Vec<Box<RawValue>>,
     }
 
-    if let Ok(batch) = serde_json::from_slice::<BatchRequest>(bytes) {
+    if let Some(batch) = json::try_read::<BatchRequest>(bytes) {
         return Ok(batch.messages.into_iter().map(Ok).collect());
     }
     let batch: OneByOne = json::read_into(bytes)?;
-    Ok(batch.messages.into_iter().map(json::read_value).collect())
+    Ok(batch.messages.iter().map(|message| json::read_into(message.get().as_bytes())).collect())
 }
 
 /// An audience to estimate.

@@ -20,6 +20,7 @@ mod inbox;
 pub mod json;
 mod message_list;
 mod messages;
+mod objects;
 pub mod openapi;
 mod reports;
 mod sockets;

@@ -2,7 +2,7 @@
 
 use super::auth::{ByApp, Reads, Sends};
 use super::error::{ApiError, Code};
-use super::json::{Body, Input, Path, Query};
+use super::json::{Body, Input, Path, Query, on_one_line};
 use super::{Api, Time, ask};
 use axum::Json;
 use axum::extract::State;
@@ -14,7 +14,7 @@ use postrider_core::delivery::publish::Publish;
 use postrider_core::id::{AppNo, UnixMillis};
 use postrider_core::model::{Content, ContentProperties};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::value::RawValue;
 use std::sync::Arc;
 use utoipa::ToSchema;
 
@@ -34,7 +34,8 @@ pub struct PublishRequest {
     payload_base64: Option<String>,
     /// Any JSON value; its text is the payload.
     #[serde(default, deserialize_with = "present")]
-    payload_json: Option<Value>,
+    #[schema(value_type = Option<Value>)]
+    payload_json: Option<Box<RawValue>>,
     /// 0, 1 (where nothing is said) or 2.
     qos: Option<u8>,
     /// Keep it on the topic for those who subscribe later; an empty payload takes the kept one away.
@@ -47,8 +48,8 @@ pub struct PublishRequest {
 impl Input for PublishRequest {}
 
 /// A null is a payload too.
-fn present<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Value>, D::Error> {
-    Value::deserialize(deserializer).map(Some)
+fn present<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Box<RawValue>>, D::Error> {
+    Box::<RawValue>::deserialize(deserializer).map(Some)
 }
 
 /// A message was published.
@@ -120,7 +121,7 @@ fn payload(request: &PublishRequest) -> Result<Bytes, ApiError> {
     match (&request.payload_text, &request.payload_base64, &request.payload_json) {
         (Some(text), None, None) => Ok(Bytes::from(text.clone())),
         (None, Some(base64), None) => from_base64("/payload_base64", base64),
-        (None, None, Some(json)) => Ok(Bytes::from(json.to_string())),
+        (None, None, Some(json)) => Ok(Bytes::copy_from_slice(on_one_line(json.clone()).get().as_bytes())),
         _ => Err(Code::InvalidField
             .at("/payload_text", "Exactly one of `payload_text`, `payload_base64` and `payload_json`.")),
     }

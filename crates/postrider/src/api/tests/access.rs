@@ -83,7 +83,7 @@ const ROWS: &[Row] = &[
     ("GET /sdk/{file}", Serves::Anybody, "/sdk/postrider.js", "", 200),
     ("GET /demo", Serves::Anybody, "/demo", "", 200),
     ("GET /demo/{file}", Serves::Anybody, "/demo/index.html", "", 200),
-    ("POST /demo/devices", Serves::Anybody, "/demo/devices", "", 201),
+    ("POST /demo/devices", Serves::Anybody, "/demo/devices", "{}", 201),
     ("POST /demo/push", Serves::AnyDevice, "/demo/push", r#"{"data":1}"#, 202),
     ("GET /demo/messages/{id}", Serves::Device, "/demo/messages/MESSAGE", "", 200),
     ("GET /docs/errors", Serves::Anybody, "/docs/errors", "", 200),

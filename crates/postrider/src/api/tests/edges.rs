@@ -3,6 +3,7 @@
 
 use super::serving::{Live, read_all};
 use super::*;
+use crate::api::auth::Peer;
 use crate::api::routes;
 use crate::http::HttpConfig;
 use axum::http::Method;
@@ -282,4 +283,196 @@ async fn an_answer_before_the_body_is_read_says_whether_the_connection_goes_on()
     let request = format!("{}{long}", post("Content-Length: 200000\r\n"));
     let answer = live.talk(request.as_bytes()).await.expect("the connection ends");
     assert!(answer.starts_with("HTTP/1.1 401 ") && answer.contains("connection: close"), "{answer:.300}");
+}
+
+/// Sends a body as it stands.
+async fn raw_call(world: &World, line: &str, by: &str, kind: Option<&str>, body: &str) -> (u16, Value) {
+    let (method, path) = line.split_once(' ').unwrap();
+    let mut request = Request::builder().method(method).uri(path).header("authorization", by);
+    if let Some(kind) = kind {
+        request = request.header("content-type", kind);
+    }
+    let (status, _, answer) = world.request(request.body(Body::from(body.to_owned())).unwrap()).await;
+    (status.as_u16(), answer)
+}
+
+const KEY: &str = "Bearer default-app-key";
+
+#[tokio::test]
+async fn a_body_that_is_no_object_is_refused_by_every_call() {
+    let world = World::new();
+    let device = world.device("d1").await;
+    let described: Value = serde_json::from_str(&crate::api::openapi::text()).unwrap();
+    let mut calls = 0;
+    for (path, operations) in described["paths"].as_object().unwrap() {
+        for (method, operation) in operations.as_object().unwrap() {
+            if operation["requestBody"]["content"]["application/json"].is_null() {
+                continue;
+            }
+            let line = format!("{} {}", method.to_uppercase(), filled(path));
+            for body in ["[]", "[null]", r#"["a","b",null,[],{},{}]"#, "\"x\"", "1", "true", "null"] {
+                for by in [KEY.to_owned(), format!("Bearer {ADMIN_KEY}"), format!("Bearer {device}")] {
+                    let (status, answer) = raw_call(&world, &line, &by, Some("application/json"), body).await;
+                    assert!([400, 403].contains(&status), "{line} {body}: {status} {answer}");
+                }
+            }
+            calls += 1;
+        }
+    }
+    assert!(calls > 10, "{calls}");
+    // Inside of a body, too.
+    let (status, answer) = raw_call(
+        &world,
+        "POST /v1/messages",
+        KEY,
+        Some("application/json"),
+        r#"{"audience":"all","notification":["t"]}"#,
+    )
+    .await;
+    assert_eq!((status, &answer["error"]["field"]), (400, &json!("/notification")), "{answer}");
+    let batch = r#"{"messages":[["all"],{"audience":"all","data":1}]}"#;
+    let (status, answer) =
+        raw_call(&world, "POST /v1/messages/batch", KEY, Some("application/json"), batch).await;
+    assert_eq!((status, code(&answer["results"][0])), (200, "invalid_field"), "{answer}");
+    assert!(answer["results"][1]["message_id"].is_string(), "{answer}");
+}
+
+#[tokio::test]
+async fn data_reaches_the_device_as_it_was_written() {
+    let world = World::new();
+    let device = world.device("d1").await;
+    let data = r#"{"pi":3.14159265358979323846,"sum":123456789012345678901234567890.5,"tiny":1e-400,"zero":-0,"one":1.0,"e":1E+2}"#;
+    let spaced = data.replace(':', " : ").replace(',', ",\n\t");
+    let one = format!(r#"{{"audience":{{"device":"d1"}},"data":{spaced}}}"#);
+    let (status, answer) = raw_call(&world, "POST /v1/messages", KEY, Some("application/json"), &one).await;
+    assert_eq!(status, 202, "{answer}");
+    // One of the batch is wrong, so that each is read by itself.
+    let batch = format!(r#"{{"messages":[{one},{{"audience":"nobody"}}]}}"#);
+    let (status, answer) =
+        raw_call(&world, "POST /v1/messages/batch", KEY, Some("application/json"), &batch).await;
+    assert_eq!(status, 200, "{answer}");
+    let own = format!(r#"{{"data":{spaced}}}"#);
+    let by = format!("Bearer {device}");
+    assert_eq!(raw_call(&world, "POST /demo/push", &by, Some("application/json"), &own).await.0, 202);
+    let mut request = Request::get("/v1/inbox").header("authorization", by).body(Body::empty()).unwrap();
+    request.extensions_mut().insert(Peer(([192, 0, 2, 1], 1234).into()));
+    let body =
+        world.router.clone().oneshot(request).await.unwrap().into_body().collect().await.unwrap().to_bytes();
+    let text = String::from_utf8(body.to_vec()).unwrap();
+    assert_eq!(text.matches(&format!("\"data\":{data}")).count(), 3, "{text}");
+    // What no number of ours holds is refused, in words.
+    for number in ["18446744073709551616", "-9223372036854775809", "1e999"] {
+        let body = format!(r#"{{"audience":"all","data":{number}}}"#);
+        let (status, answer) =
+            raw_call(&world, "POST /v1/messages", KEY, Some("application/json"), &body).await;
+        assert_eq!((status, code(&answer)), (400, "invalid_json"), "{number}");
+    }
+}
+
+#[tokio::test]
+async fn a_repetition_may_write_its_keys_in_another_order() {
+    let world = World::new();
+    world.device("d1").await;
+    let send = async |data: &str| {
+        let body = format!(r#"{{"audience":{{"device":"d1"}},"data":{data},"idempotency_key":"k"}}"#);
+        raw_call(&world, "POST /v1/messages", KEY, Some("application/json"), &body).await
+    };
+    let first = send(r#"{"a":1,"b":[2]}"#).await;
+    let again = send(r#"{ "b": [2], "a": 1 }"#).await;
+    assert_eq!((first.0, again.0), (202, 202));
+    assert_eq!((&again.1["message_id"], &again.1["repeated"]), (&first.1["message_id"], &json!(true)));
+    assert_eq!(send(r#"{"a":1,"b":[3]}"#).await.0, 409);
+}
+
+#[tokio::test]
+async fn line_breaks_of_forms_are_accepted_and_other_control_characters_are_not() {
+    let world = World::new();
+    for (field, text, status) in [
+        ("body", "a\nb", 202),
+        ("body", "a\r\nb", 202),
+        ("body", "a\rb", 202),
+        ("body", "a\tb", 202),
+        ("title", "a\r\nb", 202),
+        ("title", "a\nb", 202),
+        ("subtitle", "a\nb", 202),
+        ("title", "a\tb", 400),
+        ("body", "a\u{0}b", 400),
+        ("body", "a\u{1b}b", 400),
+        ("title", "a\u{7f}b", 400),
+        ("body", "a\u{85}b", 400),
+        ("click", "https://x\r\ny", 400),
+        ("image", "https://x\ny", 400),
+    ] {
+        let message = json!({ "audience": "all", "notification": { field: text } });
+        world.ok(status, "POST /v1/messages", message.clone()).await;
+    }
+    // Who tries the demo has the same bounds.
+    let device = world.device("d1").await;
+    let (status, answer) =
+        world.call(&device, "POST /demo/push", json!({ "notification": { "title": "a\u{0}" } })).await;
+    assert_eq!((status, code(&answer)), (400, "invalid_field"));
+}
+
+#[tokio::test]
+async fn refused_credentials_and_types_say_what_to_send() {
+    let world = World::new();
+    for (by, wanted) in [
+        ("default-app-key", "Bearer KEY"),
+        ("Bearer ", "Bearer KEY"),
+        ("bearer", "Bearer KEY"),
+        ("Digest x", "Bearer KEY"),
+    ] {
+        let (status, answer) = raw_call(&world, "GET /v1/devices", by, None, "").await;
+        let message = answer["error"]["message"].as_str().unwrap();
+        assert!(status == 400 && message.contains(wanted), "{by:?}: {message}");
+    }
+    let (_, answer) = world.call("", "GET /v1/devices", Value::Null).await;
+    assert!(answer["error"]["message"].as_str().unwrap().contains("Bearer KEY"), "{answer}");
+    for kind in [None, Some("application/x-www-form-urlencoded"), Some("text/plain")] {
+        let (status, answer) = raw_call(&world, "POST /v1/messages", KEY, kind, "{}").await;
+        let message = answer["error"]["message"].as_str().unwrap();
+        assert!(status == 415 && message.contains("Content-Type: application/json"), "{message}");
+    }
+}
+
+#[tokio::test]
+async fn pages_of_other_sites_register_no_visitor_of_the_demo() {
+    let world = World::new();
+    let status = async |headers: &[(&str, &str)]| {
+        let mut request = Request::post("/demo/devices").header("host", "here");
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        world.request(request.body(Body::from("{}")).unwrap()).await.0.as_u16()
+    };
+    let kind = ("content-type", "application/json");
+    assert_eq!(status(&[kind]).await, 201);
+    assert_eq!(status(&[kind, ("origin", "http://here")]).await, 201);
+    assert_eq!(status(&[]).await, 415);
+    assert_eq!(status(&[("content-type", "text/plain")]).await, 415);
+    assert_eq!(status(&[kind, ("origin", "http://evil.example")]).await, 403);
+    let request = Request::get("/demo").body(Body::empty()).unwrap();
+    let (_, headers, _) = world.request(request).await;
+    assert!(!headers["content-security-policy"].to_str().unwrap().contains("https:"));
+}
+
+#[tokio::test]
+async fn a_pull_with_what_is_there_in_a_weak_tag_or_a_list_is_not_modified() {
+    let world = World::new();
+    let device = world.device("d1").await;
+    world.message_to("d1").await;
+    let pull = async |known: Option<&str>| {
+        let mut request = Request::get("/v1/inbox").header("authorization", format!("Bearer {device}"));
+        if let Some(known) = known {
+            request = request.header("if-none-match", known);
+        }
+        let (status, headers, _) = world.request(request.body(Body::empty()).unwrap()).await;
+        (status.as_u16(), headers["etag"].to_str().unwrap().to_owned())
+    };
+    let (status, tag) = pull(None).await;
+    assert_eq!(status, 200);
+    for known in [tag.clone(), format!("W/{tag}"), format!("\"y\", W/{tag}"), "*".into()] {
+        assert_eq!(pull(Some(&known)).await, (304, tag.clone()), "{known}");
+    }
+    assert_eq!(pull(Some("\"y\"")).await.0, 200);
 }

@@ -63,7 +63,7 @@ async fn devices_say_their_own_alias_and_tags_where_the_setting_lets_them() {
 async fn devices_that_nobody_vouched_for_say_no_alias_and_tags_whatever_the_setting() {
     let access = Access { own_alias_and_tags: true, ..Access::default() };
     let world = World::with_access(access);
-    let visitor = world.call("", "POST /demo/devices", Value::Null).await.1;
+    let visitor = world.call("", "POST /demo/devices", json!({})).await.1;
     let visitor = (
         visitor["device_id"].as_str().unwrap().to_owned(),
         format!("{}:{}", visitor["device_id"].as_str().unwrap(), visitor["device_secret"].as_str().unwrap()),
