@@ -198,13 +198,7 @@ impl Engine {
             let accepted = Accepted { id, targeted, full: 0, repeated: false, transient: true, unmatched };
             return Ok(Ready::Sent(accepted));
         }
-        let targets = if set.len() as usize <= limits.direct_max {
-            let target =
-                |no| Target { device: DeviceNo(no), qos: 1, retain: false, subscription_ids: Vec::new() };
-            Targets::Direct(set.iter().map(target).collect())
-        } else {
-            Targets::Broadcast(set)
-        };
+        let targets = targets_of(set, limits.direct_max);
         if matches!(targets, Targets::Broadcast(_))
             && self.store.live_broadcasts(app) >= limits.broadcasts_max
             && !is_repeated
@@ -374,6 +368,15 @@ fn raw_properties(push: &Push) -> Option<Box<ContentProperties>> {
         let content_type = Some("application/octet-stream".to_owned());
         Box::new(ContentProperties { content_type, ..ContentProperties::default() })
     })
+}
+
+/// A few devices one by one, more of them as a set.
+fn targets_of(set: DeviceSet, direct_max: usize) -> Targets {
+    if set.len() as usize > direct_max {
+        return Targets::Broadcast(set);
+    }
+    let target = |no| Target { device: DeviceNo(no), qos: 1, retain: false, subscription_ids: Vec::new() };
+    Targets::Direct(set.iter().map(target).collect())
 }
 
 /// What the device gets: the envelope of the design, §12, or the sender's raw bytes.
