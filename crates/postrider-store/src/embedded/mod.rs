@@ -123,7 +123,7 @@ impl Shared {
     }
 
     fn is_closing(&self) -> bool {
-        self.closing.load(Ordering::Relaxed)
+        self.closing.load(Ordering::Acquire)
     }
 
     /// The store is over, for this reason; the first one counts.
@@ -311,8 +311,9 @@ impl EmbeddedStore {
 
     /// Stores everything that waits, then ends. With a checkpoint where it is cheap, so that the next start is quick.
     pub fn close(&self) {
+        // First: a writer that ends while the store is not closing has failed.
+        self.shared.closing.store(true, Ordering::Release);
         self.shared.queue.close(StoreError::Closed);
-        self.shared.closing.store(true, Ordering::Relaxed);
         self.shared.segment_closed();
         let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
         if threads.is_empty() {
