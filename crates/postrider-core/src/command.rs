@@ -108,6 +108,26 @@ pub enum Command {
         at: DeviceRef,
         hears: bool,
     },
+    /// Ends all that waits for a device `cancelled`; the device stays.
+    ClearInbox {
+        at: DeviceRef,
+        now: UnixMillis,
+    },
+    RenameApp {
+        app: AppNo,
+        name: String,
+    },
+    /// The app is no more: its keys and its id go at once, what it has is taken away by [`Command::EmptyApp`].
+    CloseApp {
+        app: AppNo,
+        now: UnixMillis,
+    },
+    /// Takes away some of what a closed app still has: deliveries end `erased`, at most about `limit` of them.
+    EmptyApp {
+        app: AppNo,
+        limit: u32,
+        now: UnixMillis,
+    },
 }
 
 impl Command {
@@ -233,6 +253,10 @@ pub enum Outcome {
     Expired {
         messages: u32,
         sessions: Vec<DeviceRef>,
+        more: bool,
+    },
+    /// `more`: the closed app still has something.
+    Emptied {
         more: bool,
     },
     Refused(Refusal),

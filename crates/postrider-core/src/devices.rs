@@ -184,6 +184,18 @@ impl Engine {
 
     /// Changes what is said of a device.
     pub fn change_device(&self, at: DeviceRef, change: ProfileChange, author: Author, done: ChangeDone) {
+        self.change_and_clear(at, change, author, false, done);
+    }
+
+    /// The same; with `drop_pending` what waits for the device is recalled in the same moment: it was for another user.
+    pub fn change_and_clear(
+        &self,
+        at: DeviceRef,
+        change: ProfileChange,
+        author: Author,
+        drop_pending: bool,
+        done: ChangeDone,
+    ) {
         let allowed = self.check_author(at, &change, author);
         if let Err(error) = allowed.and_then(|()| self.check_change(at, &change, author)) {
             return done(Err(error));
@@ -192,8 +204,9 @@ impl Engine {
             Some(Outcome::Done) => Ok(()),
             other => Err(refused(other)),
         };
+        let clear = drop_pending.then(|| Command::ClearInbox { at, now: self.clock.now() });
         self.store.submit(
-            vec![Command::ChangeDevice { at, change }],
+            [Command::ChangeDevice { at, change }].into_iter().chain(clear).collect(),
             Box::new(move |outcomes| done(told(outcomes))),
         );
     }

@@ -35,6 +35,8 @@ pub struct Inner {
     last_audit: Mutex<Audit>,
     /// A round of expiry is going on.
     pub(crate) expiring: AtomicBool,
+    /// A command that empties a closed app is under way.
+    pub(crate) emptying: AtomicBool,
 }
 
 impl Deref for Engine {
@@ -87,6 +89,7 @@ impl Engine {
             last_sweep: Mutex::default(),
             last_audit: Mutex::default(),
             expiring: AtomicBool::new(false),
+            emptying: AtomicBool::new(false),
         }));
         engine.restore_sessions();
         engine

@@ -4,6 +4,7 @@
 //! world. Adapters call [`Engine`]. No protocol's name occurs here.
 
 pub mod access;
+mod apps;
 pub mod audience;
 pub mod command;
 pub mod delivery;

@@ -32,6 +32,8 @@ pub trait Store: Send + Sync + 'static {
 
     fn app_by_id(&self, id: &str) -> Option<AppNo>;
     fn apps(&self) -> Vec<AppView>;
+    /// A closed app that still has something.
+    fn closing_app(&self) -> Option<AppNo>;
     fn app(&self, app: AppNo) -> Option<AppView>;
     /// By the SHA-256 of the key; revoked ones are not found. `None` for the app: a key of the platform.
     fn key(&self, hash: &[u8; 32]) -> Option<(Option<AppNo>, StoredKey)>;
@@ -61,6 +63,16 @@ pub trait Store: Send + Sync + 'static {
         after: Option<DeviceNo>,
         max: usize,
     ) -> Vec<DeviceView>;
+
+    /// Of the first `look` devices behind `after` that fit the filter: when each was last seen, or registered where it never was;
+    /// and where to look on, where there are more. `look` is at least 1.
+    fn devices_seen(
+        &self,
+        app: AppNo,
+        filter: &DeviceFilter,
+        after: Option<DeviceNo>,
+        look: usize,
+    ) -> (Vec<(DeviceNo, UnixMillis)>, Option<DeviceNo>);
 
     fn all_devices(&self, app: AppNo) -> DeviceSet;
     fn devices_with_alias(&self, app: AppNo, alias: &str) -> DeviceSet;

@@ -11,6 +11,7 @@ macro_rules! delegate_reads {
         $crate::delegate_reads! { @one
             app_by_id(id: &str) -> Option<AppNo>;
             apps() -> Vec<AppView>;
+            closing_app() -> Option<AppNo>;
             app(app: AppNo) -> Option<AppView>;
             key(hash: &[u8; 32]) -> Option<(Option<AppNo>, StoredKey)>;
             keys(app: Option<AppNo>) -> Vec<StoredKey>;
@@ -19,6 +20,7 @@ macro_rules! delegate_reads {
             sign_in(at: DeviceRef) -> Option<SignIn>;
             is_registered(at: DeviceRef) -> bool;
             has_secret(at: DeviceRef) -> Option<bool>;
+            devices_seen(app: AppNo, filter: &DeviceFilter, after: Option<DeviceNo>, look: usize) -> (Vec<(DeviceNo, UnixMillis)>, Option<DeviceNo>);
             all_devices(app: AppNo) -> DeviceSet;
             own_devices(app: AppNo) -> OwnDevices;
             is_never_seen(at: DeviceRef) -> bool;

@@ -158,6 +158,11 @@ impl Tokens {
         Tokens { key, jwt }
     }
 
+    /// The app whose server signs JWTs.
+    pub fn app(&self) -> Option<AppNo> {
+        self.jwt.as_ref().map(|jwt| jwt.app)
+    }
+
     /// A ticket for the device, and when it ends. `None` for a device that has no secret, or is gone.
     pub fn ticket(
         &self,

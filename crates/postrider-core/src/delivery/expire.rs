@@ -47,6 +47,7 @@ impl Engine {
             self.publish_will(app, &client, &will);
         }
         self.connects.forget(now);
+        self.empty_closed_app();
     }
 
     /// Ends some sessions in memory whose time is over; true if there may be more of them.

@@ -14,6 +14,8 @@ pub(crate) struct App {
     pub id: String,
     pub name: String,
     pub created_at: UnixMillis,
+    /// It was deleted; what it had goes step by step.
+    pub closed_at: Option<UnixMillis>,
     pub keys: Vec<StoredKey>,
     /// By number; `None` where a device was deleted.
     pub devices: Vec<Option<Box<Device>>>,
@@ -223,6 +225,7 @@ impl App {
             id: id.to_owned(),
             name: name.to_owned(),
             created_at: at,
+            closed_at: None,
             keys: Vec::new(),
             devices: Vec::new(),
             inboxes: FxHashMap::default(),

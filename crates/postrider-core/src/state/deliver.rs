@@ -22,7 +22,7 @@ impl State {
         self.saw(new.accepted_at);
         let seq = self.seq;
         let asked = if seeded::is(Bug::RequestKeyOfAnyApp) { AppNo(0) } else { new.app };
-        let app = self.app_mut(asked)?;
+        let app = self.open_app_mut(asked)?;
         if let Some((earlier, answer)) = app.earlier(new.idempotency.as_ref()) {
             let same = new.idempotency.is_some_and(|i| i.request == earlier.request);
             let FirstAnswer::Message { id, seq, targeted } = *answer else {
@@ -363,13 +363,19 @@ impl State {
         }
     }
 
-    /// Takes a device that goes out of the broadcasts that are open for it.
-    pub(super) fn leave_broadcasts(&mut self, at: DeviceRef, now: UnixMillis, effects: &mut Effects) {
+    /// Takes a device out of the broadcasts that are open for it.
+    pub(super) fn leave_broadcasts(
+        &mut self,
+        at: DeviceRef,
+        end: End,
+        now: UnixMillis,
+        effects: &mut Effects,
+    ) {
         let Some(app) = self.app_ref(at.app) else { return };
         let of = |urgent| app.casts.lane(urgent).open_for(at.device, 0, &self.messages);
         let open: Vec<Seq> = of(true).chain(of(false)).collect();
         for seq in open {
-            self.end_one(at, seq, (Step::Erased, Reason::Unregistered), now, effects);
+            self.end_one(at, seq, end, now, effects);
         }
     }
 

@@ -10,7 +10,7 @@ impl State {
     pub(super) fn register(&mut self, new: &Registration) -> Result<Outcome, Refusal> {
         self.saw(new.now);
         let app_no = new.app;
-        let app = self.app_mut(app_no)?;
+        let app = self.open_app_mut(app_no)?;
         if let Some((earlier, answer)) = app.earlier(new.idempotency.as_ref()) {
             return match answer {
                 FirstAnswer::Device(no) if new.idempotency.is_some_and(|i| i.request == earlier.request) => {
@@ -110,7 +110,7 @@ impl State {
         self.device_in(at)?;
         self.drop_session(at);
         self.end_inbox(at, |_| true, (Step::Erased, Reason::Unregistered), now, effects);
-        self.leave_broadcasts(at, now, effects);
+        self.leave_broadcasts(at, (Step::Erased, Reason::Unregistered), now, effects);
         let app = self.app_mut(at.app)?;
         app.unindex(at.device);
         app.devices[at.device.0 as usize] = None;
@@ -121,6 +121,22 @@ impl State {
     pub(super) fn hear_peers(&mut self, at: DeviceRef, hears: bool) -> Result<Outcome, Refusal> {
         self.device_in(at)?.hears_peers = hears;
         Ok(Outcome::Done)
+    }
+
+    /// Its user signed out: nothing that waits for it is for the next one.
+    pub(super) fn clear_inbox(
+        &mut self,
+        at: DeviceRef,
+        now: UnixMillis,
+        effects: &mut Effects,
+    ) -> Result<Outcome, Refusal> {
+        self.saw(now);
+        self.device_in(at)?;
+        let open_before = self.apps[at.app.0 as usize].open;
+        let recalled = (Step::Cancelled, Reason::Recalled);
+        self.end_inbox(at, |_| true, recalled, now, effects);
+        self.leave_broadcasts(at, recalled, now, effects);
+        Ok(Outcome::Cancelled { open: open_before - self.apps[at.app.0 as usize].open })
     }
 
     pub(super) fn open_session(

@@ -12,6 +12,7 @@
 //! ```
 
 pub(crate) mod app;
+mod apps;
 mod casts;
 mod collapse;
 mod deliver;
@@ -58,6 +59,8 @@ pub struct State {
     expiries: Expiries,
     session_ends: BTreeSet<(UnixMillis, DeviceRef)>,
     apps_by_id: HashMap<String, AppNo>,
+    /// Closed apps that may still have something.
+    closing: BTreeSet<AppNo>,
     keys_by_hash: HashMap<[u8; 32], (Option<AppNo>, usize)>,
 
     // Of the commit under way.
@@ -106,6 +109,10 @@ impl State {
             }
             Command::Seen { at, now } => self.first_seen(*at, *now),
             Command::HearPeers { at, hears } => self.hear_peers(*at, *hears),
+            Command::ClearInbox { at, now } => self.clear_inbox(*at, *now, effects),
+            Command::RenameApp { app, name } => self.rename_app(*app, name),
+            Command::CloseApp { app, now } => self.close_app(*app, *now),
+            Command::EmptyApp { app, limit, now } => self.empty_app(*app, *limit, *now, effects),
         };
         result.unwrap_or_else(|refusal| {
             if blob.len > 0 {
@@ -137,7 +144,10 @@ impl State {
         for (i, app) in self.apps.iter_mut().enumerate() {
             let no = AppNo(i as u32);
             app.rebuild();
-            self.apps_by_id.insert(app.id.clone(), no);
+            match app.closed_at {
+                Some(_) => _ = self.closing.insert(no),
+                None => _ = self.apps_by_id.insert(app.id.clone(), no),
+            }
             for (k, key) in app.keys.iter().enumerate() {
                 self.keys_by_hash.insert(key.hash, (Some(no), k));
             }
@@ -280,48 +290,14 @@ impl State {
         self.apps.get_mut(app.0 as usize).ok_or(Refusal::NoSuchApp)
     }
 
+    /// An app that is not closed: one that may get something.
+    fn open_app_mut(&mut self, app: AppNo) -> Result<&mut App, Refusal> {
+        self.app_mut(app)
+            .and_then(|app| if app.closed_at.is_none() { Ok(app) } else { Err(Refusal::NoSuchApp) })
+    }
+
     fn app_ref(&self, app: AppNo) -> Option<&App> {
         self.apps.get(app.0 as usize)
-    }
-
-    fn create_app(&mut self, id: &str, name: &str, at: UnixMillis) -> Result<Outcome, Refusal> {
-        self.saw(at);
-        if self.apps_by_id.contains_key(id) {
-            return Err(Refusal::Exists);
-        }
-        let no = AppNo(self.apps.len() as u32);
-        self.apps.push(App::new(id, name, at));
-        self.apps_by_id.insert(id.to_owned(), no);
-        Ok(Outcome::AppCreated(no))
-    }
-
-    fn keys_mut(&mut self, app: Option<AppNo>) -> Result<&mut Vec<StoredKey>, Refusal> {
-        match app {
-            Some(app) => Ok(&mut self.app_mut(app)?.keys),
-            None => Ok(&mut self.platform_keys),
-        }
-    }
-
-    fn add_key(&mut self, app: Option<AppNo>, key: &StoredKey) -> Result<Outcome, Refusal> {
-        self.saw(key.created_at);
-        if self.keys_by_hash.contains_key(&key.hash) {
-            return Err(Refusal::Exists);
-        }
-        let keys = self.keys_mut(app)?;
-        if keys.iter().any(|k| k.id == key.id) {
-            return Err(Refusal::Exists);
-        }
-        keys.push(key.clone());
-        let place = keys.len() - 1;
-        self.keys_by_hash.insert(key.hash, (app, place));
-        Ok(Outcome::Done)
-    }
-
-    fn revoke_key(&mut self, app: Option<AppNo>, id: &str, at: UnixMillis) -> Result<Outcome, Refusal> {
-        self.saw(at);
-        let key = self.keys_mut(app)?.iter_mut().find(|k| k.id == id).ok_or(Refusal::NoSuchKey)?;
-        key.revoked_at.get_or_insert(at);
-        Ok(Outcome::Done)
     }
 
     fn retain(
@@ -332,7 +308,7 @@ impl State {
         blob: BlobRef,
         effects: &mut Effects,
     ) -> Result<Outcome, Refusal> {
-        let app = self.app_mut(app)?;
+        let app = self.open_app_mut(app)?;
         let (qos, expires_at) = message.map_or((0, 0), |new| (new.qos, new.expires_at));
         let kept = message.map(|_| Retained { topic: topic.to_owned(), qos, expires_at, blob });
         let old = app.retain(topic, kept);

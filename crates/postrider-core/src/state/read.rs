@@ -7,7 +7,6 @@ use crate::id::*;
 use crate::model::*;
 use crate::port::*;
 use crate::seeded::{self, Bug};
-use std::ops::Bound;
 
 impl State {
     /// See [`Store::sent`].
@@ -123,7 +122,8 @@ impl State {
     }
 
     pub fn apps(&self) -> Vec<AppView> {
-        (0..self.apps.len() as u32).filter_map(|no| self.app(AppNo(no))).collect()
+        let open = |no: &u32| self.apps[*no as usize].closed_at.is_none();
+        (0..self.apps.len() as u32).filter(open).filter_map(|no| self.app(AppNo(no))).collect()
     }
 
     pub fn app(&self, no: AppNo) -> Option<AppView> {
@@ -156,7 +156,8 @@ impl State {
     }
 
     pub fn device_by_id(&self, app: AppNo, id: &str) -> Option<DeviceRef> {
-        Some(DeviceRef { app, device: *self.app_ref(app)?.by_id.get(id)? })
+        let of = self.app_ref(app).filter(|app| app.closed_at.is_none())?;
+        Some(DeviceRef { app, device: *of.by_id.get(id)? })
     }
 
     pub fn device(&self, at: DeviceRef) -> Option<DeviceView> {
@@ -195,7 +196,8 @@ impl State {
     }
 
     pub fn sign_in(&self, at: DeviceRef) -> Option<SignIn> {
-        let device = self.app_ref(at.app)?.device(at.device)?;
+        let app = self.app_ref(at.app).filter(|app| app.closed_at.is_none())?;
+        let device = app.device(at.device)?;
         let session = device.session.as_deref();
         Some(SignIn {
             secret_hash: device.secret_hash,
@@ -212,24 +214,49 @@ impl State {
         after: Option<DeviceNo>,
         max: usize,
     ) -> Vec<DeviceView> {
-        let Some(tenant) = self.app_ref(app) else { return Vec::new() };
-        let base = if filter.anonymous == Some(true) { &tenant.anonymous } else { &tenant.all };
-        let of_platform = filter.platform.map(|platform| tenant.by_platform.get(&(platform as u8)));
-        let of_tag = filter.tag.as_ref().map(|tag| tenant.by_tag.get(tag));
-        let of_alias = filter.alias.as_ref().map(|alias| tenant.by_alias.get(alias));
-        let mut sets = vec![base];
-        for named in [of_platform, of_tag, of_alias].into_iter().flatten() {
-            // What nobody has fits nobody.
-            let Some(set) = named else { return Vec::new() };
-            sets.push(set);
-        }
-        // The smallest is gone through, the others are asked.
-        sets.sort_by_key(|set| set.len());
-        let from = after.map_or(Bound::Unbounded, |after| Bound::Excluded(after.0));
-        let mut fitting =
-            sets[0].range((from, Bound::Unbounded)).filter(|no| sets.iter().all(|s| s.contains(*no)));
-        let views = fitting.by_ref().filter_map(|no| self.device(DeviceRef { app, device: DeviceNo(no) }));
+        let set = self.fitting(app, filter, after);
+        let views = set.iter().filter_map(|no| self.device(DeviceRef { app, device: DeviceNo(no) }));
         views.take(max).collect()
+    }
+
+    /// See [`Store::devices_seen`].
+    pub fn devices_seen(
+        &self,
+        app: AppNo,
+        filter: &DeviceFilter,
+        after: Option<DeviceNo>,
+        look: usize,
+    ) -> (Vec<(DeviceNo, UnixMillis)>, Option<DeviceNo>) {
+        let Some(tenant) = self.app_ref(app) else { return (Vec::new(), None) };
+        let set = self.fitting(app, filter, after);
+        let looked = set.iter().take(look).map(DeviceNo);
+        let seen = looked.filter_map(|no| {
+            let device = tenant.device(no)?;
+            Some((no, device.last_seen_at.unwrap_or(device.created_at)))
+        });
+        let last = if set.len() > look as u64 { set.select(look as u32 - 1).map(DeviceNo) } else { None };
+        (seen.collect(), last)
+    }
+
+    /// The devices that fit a filter, behind `after`.
+    fn fitting(&self, app: AppNo, filter: &DeviceFilter, after: Option<DeviceNo>) -> DeviceSet {
+        let Some(tenant) = self.app_ref(app) else { return DeviceSet::new() };
+        let empty = DeviceSet::new();
+        let is_anonymous = filter.anonymous == Some(true);
+        let mut set = if is_anonymous { tenant.anonymous.clone() } else { tenant.all.clone() };
+        if let Some(platform) = filter.platform {
+            set &= tenant.by_platform.get(&(platform as u8)).unwrap_or(&empty);
+        }
+        if let Some(tag) = &filter.tag {
+            set &= tenant.by_tag.get(tag).unwrap_or(&empty);
+        }
+        if let Some(alias) = &filter.alias {
+            set &= tenant.by_alias.get(alias).unwrap_or(&empty);
+        }
+        if let Some(after) = after {
+            set.remove_range(..=after.0);
+        }
+        set
     }
 
     pub fn all_devices(&self, app: AppNo) -> DeviceSet {

@@ -63,6 +63,10 @@ commands! {
         18 ChangeSecret { 1 at, 2 secret_hash, 3 proof_keys }
         19 Seen { 1 at, 2 now }
         20 HearPeers { 1 at, 2 hears }
+        21 ClearInbox { 1 at, 2 now }
+        22 RenameApp { 1 app, 2 name }
+        23 CloseApp { 1 app, 2 now }
+        24 EmptyApp { 1 app, 2 limit, 3 now }
     }
     records {
         4 Register

@@ -34,9 +34,10 @@ struct AppPart {
     device_numbers: u32,
     retained_due: UnixMillis,
     counters: Counters,
+    closed_at: Option<UnixMillis>,
 }
 record!(AppPart {
-    1 id, 2 name, 3 created_at, 4 keys, 5 device_numbers, 6 retained_due, 7 counters,
+    1 id, 2 name, 3 created_at, 4 keys, 5 device_numbers, 6 retained_due, 7 counters, 8 closed_at,
 });
 
 struct DevicePart {
@@ -283,6 +284,7 @@ fn write_app(parts: &mut Parts<'_>, no: AppNo, app: &App) -> io::Result<()> {
         device_numbers: app.devices.len() as u32,
         retained_due: app.retained_due,
         counters: app.counters,
+        closed_at: app.closed_at,
     };
     parts.write(APP, |out| part.put(out))?;
     let at = |device| DeviceRef { app: no, device: DeviceNo(device) };
@@ -403,5 +405,6 @@ fn app_of(part: AppPart) -> App {
     app.devices.resize_with(part.device_numbers as usize, || None);
     app.retained_due = part.retained_due;
     app.counters = part.counters;
+    app.closed_at = part.closed_at;
     app
 }

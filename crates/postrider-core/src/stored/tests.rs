@@ -121,6 +121,10 @@ fn commands() -> Vec<Command> {
         Command::HearPeers { at, hears: true },
         Command::ChangeSecret { at, secret_hash: [1; 32], proof_keys: vec![9; 200].into() },
         Command::Seen { at, now: 7 },
+        Command::ClearInbox { at, now: 1 },
+        Command::RenameApp { app: AppNo(2), name: "n".into() },
+        Command::CloseApp { app: AppNo(2), now: 1 },
+        Command::EmptyApp { app: AppNo(2), limit: 5, now: 1 },
     ]
 }
 

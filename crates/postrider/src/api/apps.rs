@@ -4,6 +4,7 @@ use super::auth::ByAdmin;
 use super::error::{ApiError, Code};
 use super::json::{Body, Input, Path, Query};
 use super::{Api, Time, aside, ask, cursors, page_size};
+use crate::bootstrap::FIRST_APP;
 use crate::platform::new_secret;
 use axum::Json;
 use axum::extract::State;
@@ -139,16 +140,58 @@ pub async fn list(
     Query(query): Query<PageQuery>,
 ) -> Result<Json<AppPage>, ApiError> {
     let limit = page_size(&api, query.limit)?;
-    let from = cursors::read_list(&api, "app-", query.cursor.as_deref())?.map_or(0, |n| n as usize);
-    let all = api.engine.store.apps();
-    let next_cursor = (all.len() > from.saturating_add(limit))
-        .then(|| cursors::of_list(&api, "app-", (from + limit) as u128));
-    let apps = all.into_iter().skip(from).take(limit).map(App::from).collect();
-    Ok(Json(AppPage { apps, next_cursor }))
+    let from = cursors::read_list(&api, "app-", query.cursor.as_deref())?.unwrap_or(0);
+    let mut apps = api.engine.store.apps();
+    apps.retain(|app| u128::from(app.no.0) >= from);
+    let next_cursor = apps.get(limit).map(|next| cursors::of_list(&api, "app-", next.no.0.into()));
+    apps.truncate(limit);
+    Ok(Json(AppPage { apps: apps.into_iter().map(App::from).collect(), next_cursor }))
 }
 
 pub async fn show(_: ByAdmin, State(api): State<Api>, Path(id): Path<String>) -> Result<Json<App>, ApiError> {
     app_view(&api, app_no(&api, &id)?).map(Json)
+}
+
+/// What to change of an app.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AppChange {
+    /// For people.
+    name: String,
+}
+
+impl Input for AppChange {}
+
+pub async fn change(
+    _: ByAdmin,
+    State(api): State<Api>,
+    Path(id): Path<String>,
+    Body(change): Body<AppChange>,
+) -> Result<Json<App>, ApiError> {
+    let app = app_no(&api, &id)?;
+    check_name(&change.name)?;
+    match submit(&api, Command::RenameApp { app, name: change.name }).await? {
+        Outcome::Done => app_view(&api, app).map(Json),
+        Outcome::Refused(Refusal::NoSuchApp) => Err(Code::NoSuchApp.into()),
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// Its keys are dead when this is answered; connections and what it has stored follow, a part at a time.
+pub async fn remove(
+    _: ByAdmin,
+    State(api): State<Api>,
+    Path(id): Path<String>,
+) -> Result<StatusCode, ApiError> {
+    let app = app_no(&api, &id)?;
+    if app == api.default_app || id == FIRST_APP || api.tokens.app() == Some(app) {
+        return Err(Code::AppInUse.into());
+    }
+    match ask(|done| api.engine.close_app(app, done)).await??.first() {
+        Some(Outcome::Done) => Ok(StatusCode::NO_CONTENT),
+        Some(Outcome::Refused(Refusal::NoSuchApp)) => Err(Code::NoSuchApp.into()),
+        other => Err(StoreError::Failed(format!("unexpected outcome {other:?}")).into()),
+    }
 }
 
 /// What a key may do within its app: everything; send and read; read; register new devices, and nothing else.

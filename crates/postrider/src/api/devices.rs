@@ -1,12 +1,10 @@
 //! Devices: register, show, change, delete, list.
 
 use super::attributes::AttributeValue;
-use super::auth::{
-    ByApp, ByAppOrDevice, ByRegistrar, Manages, Peer, Reads, charge_change, charge_registration,
-};
+use super::auth::{ByAppOrDevice, ByRegistrar, Manages, Peer, Reads, charge_change, charge_registration};
 use super::error::{ApiError, Code};
 use super::json::{Body, Input, OptionalBody, Path, Query};
-use super::{Api, Time, ask, cursors, idempotency_key, page_of, page_size, proof_keys};
+use super::{Api, Time, ask, idempotency_key, proof_keys};
 use crate::platform::new_secret;
 use crate::tokens::Proof;
 use axum::extract::State;
@@ -14,12 +12,12 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::{Extension, Json};
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
-use postrider_core::command::{Outcome, Refusal};
+use postrider_core::command::{Command, Outcome, Refusal};
 use postrider_core::delivery::accept::digest;
 use postrider_core::devices::{Author, DeviceError, NewDevice, Registered};
 use postrider_core::id::*;
 use postrider_core::model::{Attribute, DeviceView, Origin, Platform, Profile, ProfileChange};
-use postrider_core::port::{DeviceFilter, StoreError};
+use postrider_core::port::StoreError;
 use serde::{Deserialize, Deserializer, Serialize};
 use std::collections::BTreeMap;
 use utoipa::ToSchema;
@@ -195,7 +193,7 @@ pub struct Session {
 }
 
 impl Device {
-    fn of(api: &Api, view: DeviceView) -> Device {
+    pub(super) fn of(api: &Api, view: DeviceView) -> Device {
         let profile = view.profile;
         let subscriptions = view.subscriptions.into_iter().map(|s| Subscription {
             filter: s.filter,
@@ -256,6 +254,8 @@ pub struct DeviceChange {
     /// Merged with the old ones; null takes one away.
     #[schema(value_type = Object)]
     provider_tokens: BTreeMap<String, Option<String>>,
+    /// Recalls what waits for the device in the same moment: for a change of user.
+    drop_pending: bool,
 }
 
 impl Input for DeviceChange {}
@@ -271,12 +271,14 @@ async fn apply(
     caller: &ByAppOrDevice<Manages>,
     id: &str,
     change: ProfileChange,
+    drop_pending: bool,
 ) -> Result<DeviceRef, ApiError> {
     let at = caller.device(api, id)?;
     if caller.author() == Author::Device {
         charge_change(api, at)?;
     }
-    ask(|done| api.engine.change_device(at, change, caller.author(), done)).await??;
+    let author = caller.author();
+    ask(|done| api.engine.change_and_clear(at, change, author, drop_pending, done)).await??;
     Ok(at)
 }
 
@@ -286,6 +288,7 @@ pub async fn change(
     Path(id): Path<String>,
     Body(change): Body<DeviceChange>,
 ) -> Result<Json<Device>, ApiError> {
+    let drop_pending = change.drop_pending;
     let change = ProfileChange {
         platform: change.platform,
         alias: change.alias,
@@ -295,7 +298,7 @@ pub async fn change(
         attributes: change.attributes.into_iter().map(|(k, v)| (k, v.map(Attribute::from))).collect(),
         provider_tokens: change.provider_tokens,
     };
-    let at = apply(&api, &caller, &id, change).await?;
+    let at = apply(&api, &caller, &id, change, drop_pending).await?;
     shown(&api, at)
 }
 
@@ -359,7 +362,8 @@ pub async fn add_tag(
     State(api): State<Api>,
     Path((id, tag)): Path<(String, String)>,
 ) -> Result<StatusCode, ApiError> {
-    apply(&api, &caller, &id, ProfileChange { add_tags: vec![tag], ..ProfileChange::default() }).await?;
+    apply(&api, &caller, &id, ProfileChange { add_tags: vec![tag], ..ProfileChange::default() }, false)
+        .await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -368,7 +372,8 @@ pub async fn remove_tag(
     State(api): State<Api>,
     Path((id, tag)): Path<(String, String)>,
 ) -> Result<StatusCode, ApiError> {
-    apply(&api, &caller, &id, ProfileChange { remove_tags: vec![tag], ..ProfileChange::default() }).await?;
+    apply(&api, &caller, &id, ProfileChange { remove_tags: vec![tag], ..ProfileChange::default() }, false)
+        .await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -377,6 +382,9 @@ pub async fn remove_tag(
 #[serde(deny_unknown_fields)]
 pub struct AliasRequest {
     alias: String,
+    /// Recalls what waits for the device in the same moment: it was for the user before.
+    #[serde(default)]
+    drop_pending: bool,
 }
 
 impl Input for AliasRequest {}
@@ -387,50 +395,46 @@ pub async fn set_alias(
     Path(id): Path<String>,
     Body(request): Body<AliasRequest>,
 ) -> Result<StatusCode, ApiError> {
-    apply(&api, &caller, &id, ProfileChange { alias: Some(Some(request.alias)), ..ProfileChange::default() })
-        .await?;
+    let change = ProfileChange { alias: Some(Some(request.alias)), ..ProfileChange::default() };
+    apply(&api, &caller, &id, change, request.drop_pending).await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AliasQuery {
+    drop_pending: bool,
 }
 
 pub async fn remove_alias(
     caller: ByAppOrDevice<Manages>,
     State(api): State<Api>,
     Path(id): Path<String>,
+    Query(query): Query<AliasQuery>,
 ) -> Result<StatusCode, ApiError> {
-    apply(&api, &caller, &id, ProfileChange { alias: Some(None), ..ProfileChange::default() }).await?;
+    let change = ProfileChange { alias: Some(None), ..ProfileChange::default() };
+    apply(&api, &caller, &id, change, query.drop_pending).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct DeviceQuery {
-    platform: Option<Platform>,
-    tag: Option<String>,
-    alias: Option<String>,
-    limit: Option<usize>,
-    cursor: Option<String>,
-}
-
-/// A page of devices.
+/// What waited for a device was recalled.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct DevicePage {
-    devices: Vec<Device>,
-    /// Give it back as `cursor` for the next page; null on the last one.
-    next_cursor: Option<String>,
+pub struct ClearedInbox {
+    /// Deliveries that were still open and are not made any more.
+    cancelled: u64,
 }
 
-pub async fn list(
-    ByApp(app, _): ByApp<Reads>,
+/// `DELETE /v1/devices/{id}/inbox`: its user signed out.
+pub async fn clear_inbox(
+    caller: ByAppOrDevice<Manages>,
     State(api): State<Api>,
-    Query(query): Query<DeviceQuery>,
-) -> Result<Json<DevicePage>, ApiError> {
-    let limit = page_size(&api, query.limit)?;
-    let after = cursors::read_list(&api, "device-", query.cursor.as_deref())?.map(|no| DeviceNo(no as u32));
-    let filter =
-        DeviceFilter { platform: query.platform, tag: query.tag, alias: query.alias, anonymous: None };
-    let views = api.engine.store.devices(app, &filter, after, limit + 1);
-    let (views, next_cursor) =
-        page_of(views, limit, |v| cursors::of_list(&api, "device-", v.at.device.0.into()));
-    let devices = views.into_iter().map(|v| Device::of(&api, v)).collect();
-    Ok(Json(DevicePage { devices, next_cursor }))
+    Path(id): Path<String>,
+) -> Result<Json<ClearedInbox>, ApiError> {
+    let at = caller.device(&api, &id)?;
+    let command = Command::ClearInbox { at, now: api.engine.clock.now() };
+    match ask(|done| api.engine.store.submit(vec![command], done)).await??.first() {
+        Some(Outcome::Cancelled { open }) => Ok(Json(ClearedInbox { cancelled: *open })),
+        Some(Outcome::Refused(Refusal::NoSuchDevice)) => Err(Code::NoSuchDevice.into()),
+        other => Err(StoreError::Failed(format!("unexpected outcome {other:?}")).into()),
+    }
 }

@@ -83,6 +83,8 @@ refusals! {
     DeviceExists 409 "device_exists" "A device with this id is registered."
         "Choose another id, or delete the device first. To repeat a registration safely, send an Idempotency-Key."
     AppExists 409 "app_exists" "An app with this id exists." "Choose another id."
+    AppInUse 409 "app_in_use" "The app is one that the server itself uses."
+        "The app `default`, the app of the listeners (`mqtt.app`) and that of `[jwt]` stay. Change the settings first."
     CursorFromOtherHistory 409 "cursor_from_other_history" "The cursor belongs to another history: the store was restored or replaced."
         "Begin again without `after`, and reconcile what you kept by message id."
     InboxFull 409 "inbox_full" "The inbox of every device of the audience is full, and the message asked not to evict."

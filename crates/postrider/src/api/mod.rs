@@ -11,6 +11,7 @@ pub mod auth;
 mod conditional;
 mod cursors;
 mod demo;
+mod device_list;
 mod devices;
 pub mod error;
 pub mod errors_page;
@@ -263,7 +264,7 @@ pub fn routes() -> Vec<Route> {
     use Method as M;
     vec![
         route(M::POST, "/v1/devices", devices::register),
-        route(M::GET, "/v1/devices", devices::list),
+        route(M::GET, "/v1/devices", device_list::list),
         route(M::GET, "/v1/devices/{id}", devices::show),
         route(M::PATCH, "/v1/devices/{id}", devices::change),
         route(M::DELETE, "/v1/devices/{id}", devices::remove),
@@ -272,6 +273,8 @@ pub fn routes() -> Vec<Route> {
         route(M::DELETE, "/v1/devices/{id}/tags/{tag}", devices::remove_tag),
         route(M::PUT, "/v1/devices/{id}/alias", devices::set_alias),
         route(M::DELETE, "/v1/devices/{id}/alias", devices::remove_alias),
+        route(M::DELETE, "/v1/devices/{id}/inbox", devices::clear_inbox),
+        route(M::POST, "/v1/devices/prune", device_list::prune),
         route(M::POST, "/v1/messages", messages::send),
         route(M::GET, "/v1/messages", message_list::list),
         route(M::POST, "/v1/messages/batch", messages::send_batch),
@@ -290,6 +293,8 @@ pub fn routes() -> Vec<Route> {
         route(M::POST, "/v1/apps", apps::create),
         route(M::GET, "/v1/apps", apps::list),
         route(M::GET, "/v1/apps/{id}", apps::show),
+        route(M::PATCH, "/v1/apps/{id}", apps::change),
+        route(M::DELETE, "/v1/apps/{id}", apps::remove),
         route(M::POST, "/v1/apps/{id}/keys", apps::add_key),
         route(M::GET, "/v1/apps/{id}/keys", apps::keys),
         route(M::DELETE, "/v1/apps/{id}/keys/{key}", apps::revoke_key),

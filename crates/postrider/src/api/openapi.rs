@@ -9,6 +9,7 @@ mod shapes;
 use super::apps::*;
 use super::attributes::AttributeValue;
 use super::auth::Needs;
+use super::device_list::{DevicePage, PruneRequest, Pruned};
 use super::devices::*;
 use super::error::Problem;
 use super::events::{Event, Events};
@@ -53,6 +54,7 @@ const READ: Option<Needs> = Some(Needs::App(KeyScope::Read));
 const SEND: Option<Needs> = Some(Needs::App(KeyScope::Send));
 const REGISTER: Option<Needs> = Some(Needs::App(KeyScope::Register));
 const READ_OR_SELF: Option<Needs> = Some(Needs::AppOrDevice(KeyScope::Read));
+const MANAGE: Option<Needs> = Some(Needs::App(KeyScope::App));
 const MANAGE_OR_SELF: Option<Needs> = Some(Needs::AppOrDevice(KeyScope::App));
 const DEVICE: Option<Needs> = Some(Needs::Device);
 const READER: Option<Needs> = Some(Needs::Reader);
@@ -95,7 +97,9 @@ impl Operation {
             404 => self.path.contains('{'),
             408 | 413 | 415 => has_body,
             409 => {
-                self.idempotent || reads_place || matches!(self.id, "createApp" | "publish" | "changeSecret")
+                self.idempotent
+                    || reads_place
+                    || matches!(self.id, "createApp" | "deleteApp" | "publish" | "changeSecret")
             }
             422 => self.id == "sendMessage",
             503 => changes && self.needs.is_some(),
@@ -108,6 +112,14 @@ const DEVICE_QUERY: &[Parameter] = &[
     ("platform", "Platform", "Devices of this platform."),
     ("tag", "string", "Devices with this tag."),
     ("alias", "string", "Devices with this alias."),
+    ("connected", "boolean", "Devices that have a connection now, or have none."),
+    (
+        "seen_before",
+        "date-time",
+        "Devices that were last seen before, and are not connected; never seen, registered before.",
+    ),
+    ("seen_after", "date-time", "Devices that were last seen after; never seen, registered after."),
+    ("sort", "DeviceSort", "The order; where nothing is said, `registered`."),
     LIMIT,
     CURSOR,
 ];
@@ -158,6 +170,8 @@ const OPERATIONS: &[Operation] = &[
     call(("delete", "/v1/devices/{id}/tags/{tag}"), "removeTag", "Take a tag from a device", MANAGE_OR_SELF, (204, None)),
     call(("put", "/v1/devices/{id}/alias"), "setAlias", "Give a device its alias", MANAGE_OR_SELF, (204, None)).body("AliasRequest"),
     call(("delete", "/v1/devices/{id}/alias"), "removeAlias", "Take its alias from a device", MANAGE_OR_SELF, (204, None)),
+    call(("delete", "/v1/devices/{id}/inbox"), "clearInbox", "Recall what waits for a device, as when its user signs out", MANAGE_OR_SELF, (200, Some("ClearedInbox"))),
+    call(("post", "/v1/devices/prune"), "pruneDevices", "Delete devices that were not seen for long, some at a time", MANAGE, (200, Some("Pruned"))).body("PruneRequest"),
     call(("post", "/v1/messages"), "sendMessage", "Send a message; the answer comes when it is on stable storage", SEND, (202, Some("AcceptedMessage"))).body("MessageRequest").idempotent(),
     call(("get", "/v1/messages"), "listMessages", "List messages, newest first", READ, (200, Some("MessagePage"))).query(MESSAGE_QUERY),
     call(("post", "/v1/messages/batch"), "sendBatch", "Send many different messages; each has its own result", SEND, (200, Some("BatchResults"))).body("BatchRequest").idempotent(),
@@ -176,6 +190,8 @@ const OPERATIONS: &[Operation] = &[
     call(("post", "/v1/apps"), "createApp", "Make an app", ADMIN, (201, Some("App"))).body("NewApp"),
     call(("get", "/v1/apps"), "listApps", "List apps", ADMIN, (200, Some("AppPage"))).query(PAGE_QUERY),
     call(("get", "/v1/apps/{id}"), "getApp", "Show an app and its books", ADMIN, (200, Some("App"))),
+    call(("patch", "/v1/apps/{id}"), "changeApp", "Rename an app", ADMIN, (200, Some("App"))).body("AppChange"),
+    call(("delete", "/v1/apps/{id}"), "deleteApp", "Delete an app: its keys at once, what it has step by step", ADMIN, (204, None)),
     call(("post", "/v1/apps/{id}/keys"), "createKey", "Make a key of an app; it is shown this once", ADMIN, (201, Some("Key"))).body("NewKey"),
     call(("get", "/v1/apps/{id}/keys"), "listKeys", "List the keys of an app", ADMIN, (200, Some("KeyList"))),
     call(("delete", "/v1/apps/{id}/keys/{key}"), "revokeKey", "Revoke a key", ADMIN, (204, None)),
@@ -234,6 +250,10 @@ pub fn said_needs(route: &str) -> Option<Needs> {
     SecretChange,
     ChangedSecret,
     DevicePage,
+    ClearedInbox,
+    PruneRequest,
+    Pruned,
+    AppChange,
     MessageRequest,
     Notification,
     Action,

@@ -30,6 +30,15 @@ enum What {
         #[arg(long)]
         name: Option<String>,
     },
+    /// Give an app another name.
+    Rename { id: String, name: String },
+    /// Delete an app: its keys at once, its devices and what waits for them step by step.
+    Delete {
+        id: String,
+        /// The id once more: nothing brings the app back.
+        #[arg(long, value_name = "ID")]
+        confirm: String,
+    },
     /// Keys of an app.
     Key {
         #[command(subcommand)]
@@ -79,6 +88,19 @@ pub fn run(args: Args, screen: &Screen) -> Result<(), Failure> {
             let app = api.post("/v1/apps", &json!({ "id": id, "name": name }))?;
             done(screen, &app, &format!("The app {id} is there. A key for it: postrider app key add {id}"));
             Ok(())
+        }
+        What::Rename { id, name } => {
+            let app = api.patch(&format!("/v1/apps/{}", segment(&id)), &json!({ "name": name }))?;
+            done(screen, &app, &format!("The app {id} is called {name}."));
+            Ok(())
+        }
+        What::Delete { id, confirm } if id == confirm => {
+            api.delete(&format!("/v1/apps/{}", segment(&id)))?;
+            done(screen, &json!({ "deleted": id }), &format!("The app {id} is deleted."));
+            Ok(())
+        }
+        What::Delete { id, .. } => {
+            Err(Failure::Usage(format!("to delete the app with all that it has: --confirm {id}")))
         }
         What::Key { what } => key(&api, what, screen),
     }

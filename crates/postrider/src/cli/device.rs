@@ -42,6 +42,18 @@ enum What {
         alias: Option<String>,
         #[arg(long)]
         platform: Option<String>,
+        /// Only connected ones, or only the others.
+        #[arg(long)]
+        connected: Option<bool>,
+        /// Only those last seen before: 2026-08-01T00:00:00Z.
+        #[arg(long, value_name = "TIME")]
+        seen_before: Option<String>,
+        /// Only those last seen after.
+        #[arg(long, value_name = "TIME")]
+        seen_after: Option<String>,
+        /// registered, or last_seen: those seen longest ago first.
+        #[arg(long)]
+        sort: Option<String>,
         /// How many at most.
         #[arg(long, default_value_t = 100)]
         limit: usize,
@@ -52,6 +64,18 @@ enum What {
     Secret { device: String },
     /// Delete a device with all that waits for it.
     Delete { device: String },
+    /// Delete devices that were not seen for long and are not connected, with all that waits for them.
+    #[command(after_help = "Example: postrider device prune --unseen 90d --dry-run")]
+    Prune {
+        /// For how long: 90d, 12w.
+        #[arg(long, value_parser = unseen)]
+        unseen: u64,
+        /// Name them, and delete nothing.
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Recall what waits for a device, as when its user signs out.
+    Clear { device: String },
     /// Give a device a tag.
     Tag { device: String, tag: String },
     /// Take a tag away.
@@ -69,7 +93,24 @@ pub fn run(args: Args, screen: &Screen) -> Result<(), Failure> {
             body.extend(alias.map(|alias| ("alias".into(), json!(alias))));
             registered(&api.post("/v1/devices", &Value::Object(body))?, screen);
         }
-        What::List { tag, alias, platform, limit } => list(&api, [tag, alias, platform], limit, screen)?,
+        What::List { tag, alias, platform, connected, seen_before, seen_after, sort, limit } => {
+            let by = [
+                ("tag", tag),
+                ("alias", alias),
+                ("platform", platform),
+                ("connected", connected.map(|yes| yes.to_string())),
+                ("seen_before", seen_before),
+                ("seen_after", seen_after),
+                ("sort", sort),
+            ];
+            list(&api, &by, limit, screen)?;
+        }
+        What::Prune { unseen, dry_run } => prune(&api, unseen, dry_run, screen)?,
+        What::Clear { device } => {
+            let cleared = api.delete(&format!("{}/inbox", at(&device)))?;
+            let number = count(cleared["cancelled"].as_u64().unwrap_or(0));
+            done(screen, &cleared, &format!("{number} recalled of what waited for {device}."));
+        }
         What::Show { device } => show(&api.get(&at(&device))?, screen),
         What::Secret { device } => {
             let body = Value::Object(Map::new());
@@ -119,18 +160,47 @@ fn registered(device: &Value, screen: &Screen) {
     ));
 }
 
-fn list(api: &Api, by: [Option<String>; 3], limit: usize, screen: &Screen) -> Result<(), Failure> {
-    let [tag, alias, platform] = by;
+/// `90d` or `12w`, in seconds.
+fn unseen(text: &str) -> Result<u64, String> {
+    let days = text.strip_suffix('d').and_then(|n| n.parse::<u64>().ok());
+    let weeks = text.strip_suffix('w').and_then(|n| n.parse::<u64>().ok()?.checked_mul(7));
+    match days.or(weeks).and_then(|days| days.checked_mul(86_400)) {
+        Some(secs) if secs > 0 => Ok(secs),
+        _ => Err("a number of days or weeks, such as 90d or 12w".to_owned()),
+    }
+}
+
+/// Some at a time, so that the server does other things meanwhile.
+fn prune(api: &Api, unseen_secs: u64, dry_run: bool, screen: &Screen) -> Result<(), Failure> {
+    let (mut devices, mut cursor) = (Vec::new(), None::<String>);
+    loop {
+        let request = json!({ "unseen_secs": unseen_secs, "dry_run": dry_run, "cursor": cursor });
+        let answer = api.post("/v1/devices/prune", &request)?;
+        let some = answer["devices"].as_array().cloned().unwrap_or_default();
+        if !screen.json {
+            some.iter().for_each(|device| screen.line(text(device)));
+        }
+        devices.extend(some);
+        cursor = answer["next_cursor"].as_str().map(str::to_owned);
+        if cursor.is_none() {
+            break;
+        }
+        screen.note(format!("{} so far", count(devices.len() as u64)));
+    }
+    if screen.json {
+        screen.value(&json!({ "devices": devices, "deleted": !dry_run }));
+        return Ok(());
+    }
+    let what = if dry_run { "would be deleted" } else { "deleted" };
+    screen.line(format!("{} {what}.", count(devices.len() as u64)));
+    Ok(())
+}
+
+fn list(api: &Api, by: &[(&str, Option<String>)], limit: usize, screen: &Screen) -> Result<(), Failure> {
     let (mut devices, mut cursor) = (Vec::new(), None);
     while devices.len() < limit {
         let page = (limit - devices.len()).min(1_000).to_string();
-        let pairs = [
-            ("tag", tag.clone()),
-            ("alias", alias.clone()),
-            ("platform", platform.clone()),
-            ("limit", Some(page)),
-            ("cursor", cursor),
-        ];
+        let pairs = [by, &[("limit", Some(page)), ("cursor", cursor)]].concat();
         let answer = api.get(&format!("/v1/devices{}", query(&pairs)))?;
         devices.extend(answer["devices"].as_array().cloned().unwrap_or_default());
         cursor = answer["next_cursor"].as_str().map(str::to_owned);

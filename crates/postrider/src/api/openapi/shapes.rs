@@ -65,6 +65,8 @@ pub fn all() -> Map<String, Value> {
     let reasons = Reason::ALL.into_iter().filter(|r| *r != Reason::None).map(Reason::name).collect();
     add("Reason", names(reasons, "Why a delivery ended as it did."));
     add("KeyScope", names(vec!["app", "send", "read", "register", "admin"], "What a key may do."));
+    let orders = vec!["registered", "last_seen"];
+    add("DeviceSort", names(orders, "The order of devices; `last_seen`: those seen longest ago first."));
     add(
         "Backlog",
         json!({
@@ -214,6 +216,9 @@ pub fn bounds(api: &ApiLimits, core: &Limits) -> Vec<(&'static str, &'static str
         ("PublishRequest", "content_type", json!({ "maxLength": 128 })),
         ("NewApp", "id", json!({ "minLength": 1, "maxLength": 64, "pattern": "^[a-z0-9_-]+$" })),
         ("NewApp", "name", json!({ "maxLength": 128 })),
+        ("AppChange", "name", json!({ "maxLength": 128 })),
+        ("PruneRequest", "unseen_secs", json!({ "minimum": 86_400 })),
+        ("PruneRequest", "limit", json!({ "minimum": 1, "maximum": 500 })),
         ("NewKey", "name", json!({ "maxLength": 128 })),
         ("AckRequest", "deliveries", json!({ "maxItems": crate::api::inbox::ACKS_MAX })),
     ]

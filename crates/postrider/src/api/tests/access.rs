@@ -12,6 +12,7 @@ enum Serves {
     Admin,
     Send,
     Read,
+    Manage,
     ManageOrSelf,
     /// The same; a device shows its secret.
     ManageOrSecret,
@@ -45,6 +46,8 @@ const ROWS: &[Row] = &[
     ("DELETE /v1/devices/{id}/tags/{tag}", Serves::ManageOrTrustedSelf, "/v1/devices/d1/tags/x", "", 204),
     ("PUT /v1/devices/{id}/alias", Serves::ManageOrTrustedSelf, "/v1/devices/d1/alias", r#"{"alias":"ann"}"#, 204),
     ("DELETE /v1/devices/{id}/alias", Serves::ManageOrTrustedSelf, "/v1/devices/d1/alias", "", 204),
+    ("DELETE /v1/devices/{id}/inbox", Serves::ManageOrSelf, "/v1/devices/d1/inbox", "", 200),
+    ("POST /v1/devices/prune", Serves::Manage, "/v1/devices/prune", r#"{"unseen_secs":86400}"#, 200),
     ("POST /v1/messages", Serves::Send, "/v1/messages", r#"{"audience":"all","data":1}"#, 202),
     ("GET /v1/messages", Serves::Read, "/v1/messages", "", 200),
     ("POST /v1/messages/batch", Serves::Send, "/v1/messages/batch", r#"{"messages":[{"audience":"all","data":1}]}"#, 200),
@@ -63,6 +66,8 @@ const ROWS: &[Row] = &[
     ("POST /v1/apps", Serves::Admin, "/v1/apps", r#"{"id":"third"}"#, 201),
     ("GET /v1/apps", Serves::Admin, "/v1/apps", "", 200),
     ("GET /v1/apps/{id}", Serves::Admin, "/v1/apps/default", "", 200),
+    ("PATCH /v1/apps/{id}", Serves::Admin, "/v1/apps/other", r#"{"name":"x"}"#, 200),
+    ("DELETE /v1/apps/{id}", Serves::Admin, "/v1/apps/other", "", 204),
     ("POST /v1/apps/{id}/keys", Serves::Admin, "/v1/apps/default/keys", r#"{"scope":"read"}"#, 201),
     ("GET /v1/apps/{id}/keys", Serves::Admin, "/v1/apps/default/keys", "", 200),
     ("DELETE /v1/apps/{id}/keys/{key}", Serves::Admin, "/v1/apps/default/keys/id-of-default-read-key", "", 204),
@@ -181,7 +186,7 @@ fn refusal(serves: Serves, by: By, path: &str) -> Option<(u16, &'static str)> {
         By::AppKey => None,
         By::SendKey => match serves {
             Serves::ManageOrSelf | Serves::ManageOrSecret | Serves::ManageOrTrustedSelf => forbidden,
-            Serves::Register => forbidden,
+            Serves::Register | Serves::Manage => forbidden,
             _ => None,
         },
         By::ReadKey => match serves {
@@ -285,6 +290,7 @@ fn the_document_says_whom_each_route_serves() {
             Serves::Admin => Some(Needs::Admin),
             Serves::Send => Some(Needs::App(KeyScope::Send)),
             Serves::Read => Some(Needs::App(KeyScope::Read)),
+            Serves::Manage => Some(Needs::App(KeyScope::App)),
             Serves::ManageOrSelf | Serves::ManageOrSecret | Serves::ManageOrTrustedSelf => {
                 Some(Needs::AppOrDevice(KeyScope::App))
             }

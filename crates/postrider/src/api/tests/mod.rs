@@ -3,6 +3,7 @@
 mod access;
 mod acks;
 mod androidpn;
+mod apps_and_devices;
 mod calls;
 mod edges;
 mod fields;
