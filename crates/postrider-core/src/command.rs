@@ -131,6 +131,30 @@ pub enum Command {
 }
 
 impl Command {
+    /// Brings something new to keep, so that it is refused while space is low. What is not here must always find room: it
+    /// ends something, or it is how devices come back and acknowledge, or it is how somebody is shut out. A new command has
+    /// to decide.
+    pub fn grows(&self) -> bool {
+        match self {
+            Command::CreateApp { .. }
+            | Command::Register(_)
+            | Command::Enroll { .. }
+            | Command::Subscribe { .. }
+            | Command::Accept(_) => true,
+            Command::Retain { message, .. } => message.is_some(),
+            Command::ChangeDevice { change, .. } => change.grows(),
+            // One for each device that is there, which cannot acknowledge without it.
+            Command::OpenSession { .. } | Command::LeaveSession { .. } | Command::EndSession { .. } => false,
+            // Few, of administrators: a key that was lost or leaked can be replaced on a full disk too.
+            Command::AddKey { .. } | Command::RevokeKey { .. } | Command::ChangeSecret { .. } => false,
+            Command::DeleteDevice { .. }
+            | Command::Unsubscribe { .. }
+            | Command::Progress { .. }
+            | Command::Cancel { .. }
+            | Command::Expire { .. } => false,
+        }
+    }
+
     /// What is stored beside the command and read back by its [`BlobRef`].
     pub fn content(&self) -> Option<&Arc<Content>> {
         match self {

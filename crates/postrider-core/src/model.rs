@@ -118,6 +118,17 @@ pub struct ProfileChange {
     pub provider_tokens: BTreeMap<String, Option<String>>,
 }
 
+impl ProfileChange {
+    /// Adds something, rather than only taking away.
+    pub fn grows(&self) -> bool {
+        self.alias.as_ref().is_some_and(Option::is_some)
+            || self.tags.as_ref().is_some_and(|tags| !tags.is_empty())
+            || !self.add_tags.is_empty()
+            || self.attributes.values().any(Option::is_some)
+            || self.provider_tokens.values().any(Option::is_some)
+    }
+}
+
 /// A device as it is shown.
 #[derive(Clone, Debug)]
 pub struct DeviceView {

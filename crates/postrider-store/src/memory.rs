@@ -189,7 +189,7 @@ impl Inner {
 impl Store for MemoryStore {
     fn submit(&self, commands: Vec<Command>, done: Done) {
         let mut inner = self.inner();
-        let grows = commands.iter().any(|command| command.content().is_some() || brings_new(command));
+        let grows = commands.iter().any(Command::grows);
         if let Some(fault) = inner.fault(grows) {
             drop(inner);
             return done(Err(fault));
@@ -275,8 +275,4 @@ impl Store for MemoryStore {
 
     crate::delegate_reads!();
     crate::delegate_reads!(views);
-}
-
-fn brings_new(command: &Command) -> bool {
-    matches!(command, Command::Accept(_) | Command::Register(_) | Command::CreateApp { .. })
 }

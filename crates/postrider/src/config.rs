@@ -5,10 +5,12 @@
 //! | `sections` | every setting with its default and its sentence: the one place to add one |
 //! | `values` | values with a form of their own: addresses, words |
 //! | `load` | file, environment, flags, and errors that tell where |
+//! | `bounds` | the least and the most of each number |
 //! | `validate` | what is wrong between settings |
 //! | `into` | settings as the parts of the server want them |
 //! | `docs` | the example file and the reference, out of `sections` |
 
+mod bounds;
 pub mod docs;
 mod into;
 mod load;
@@ -18,8 +20,6 @@ mod tests;
 mod validate;
 mod values;
 
-#[cfg(test)]
-use load::ConfigError;
-pub use load::{PRESETS, Sources};
+pub use load::{ConfigError, PRESETS, Sources};
 pub use sections::*;
 pub use values::LogFormat;

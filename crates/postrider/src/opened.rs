@@ -45,6 +45,41 @@ impl Opened {
     }
 }
 
+/// What would keep a server from starting with these settings, without opening or making anything.
+pub fn problems(config: &Config) -> Vec<String> {
+    let mut problems = Vec::new();
+    if !config.tls.certificate.is_empty() {
+        let read = config.tls.files().and_then(|(certificate, key)| tls::server_tls(certificate, key));
+        problems.extend(read.err().map(|why| format!("tls: {why}")));
+    }
+    problems.extend(config.issuer(|_| Some(AppNo(0))).err());
+    problems.extend(folder_problem(config));
+    problems
+}
+
+fn folder_problem(config: &Config) -> Option<String> {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = config.data_dir();
+    let say = |what: &str| Some(format!("store.dir: {} {what}", dir.display()));
+    // Where it is to be made, the nearest folder above it counts.
+    let there = dir.ancestors().find(|path| path.as_os_str().is_empty() || path.exists())?;
+    let there = if there.as_os_str().is_empty() { std::path::Path::new(".") } else { there };
+    match std::fs::metadata(there) {
+        Err(error) => say(&format!("cannot be looked at: {error}")),
+        Ok(found) if !found.is_dir() => say("is no folder, or lies in a file"),
+        Ok(found) if found.permissions().readonly() => say("may not be written to"),
+        Ok(found)
+            if there == dir
+                && !config.store.allow_open_to_others
+                && found.permissions().mode() & 0o077 != 0
+                && dir.join("STORE").exists() =>
+        {
+            say("can be read by others than its owner: chmod 700, or store.allow_open_to_others")
+        }
+        Ok(_) => None,
+    }
+}
+
 fn plain(
     what: &'static str,
     address: SocketAddr,

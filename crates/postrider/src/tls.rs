@@ -49,10 +49,14 @@ pub fn make_self_signed(file: &Path) -> Result<(), String> {
     }
     let made = self_signed().map_err(|why| could_not(why.to_string()))?;
     let unfinished = file.with_extension("tmp");
+    match std::fs::remove_file(&unfinished) {
+        Err(why) if why.kind() != std::io::ErrorKind::NotFound => return Err(could_not(why.to_string())),
+        _ => {}
+    }
     let written = std::fs::OpenOptions::new()
         .write(true)
-        .create(true)
-        .truncate(true)
+        // A new file: nobody's link is followed.
+        .create_new(true)
         .mode(0o600)
         .open(&unfinished)
         .and_then(|mut pem| {

@@ -167,7 +167,7 @@ impl Engine {
         check_names(&push, limits)?;
         let ttl_secs = push.ttl_secs.unwrap_or(limits.ttl_default.as_secs());
         if ttl_secs > limits.ttl_max.as_secs() {
-            return Err(invalid("ttl_secs", format!("at most {} (30 days)", limits.ttl_max.as_secs())));
+            return Err(invalid("ttl_secs", format!("at most {}", limits.ttl_max.as_secs())));
         }
         let expires_at = now + ttl_secs * 1000;
         let id = MessageId::new(now, self.chance.bits128());

@@ -26,7 +26,7 @@ impl Batch {
         // A push of the usual size; what is larger grows.
         let mut bodies = Vec::with_capacity(1024);
         let mut encoded = Vec::with_capacity(commands.len());
-        let grows = commands.iter().any(grows);
+        let grows = commands.iter().any(Command::grows);
         for command in &mut commands {
             match record::encode_body(command, &mut bodies) {
                 Ok(one) if bodies.len() <= BATCH_BYTES_MAX => encoded.push(one),
@@ -65,14 +65,6 @@ impl Drop for Batch {
         if let Some(done) = self.done.take() {
             call(done, Err(StoreError::Closed));
         }
-    }
-}
-
-fn grows(command: &Command) -> bool {
-    match command {
-        Command::Accept(_) | Command::Register(_) | Command::CreateApp { .. } => true,
-        Command::Retain { message, .. } => message.is_some(),
-        _ => false,
     }
 }
 

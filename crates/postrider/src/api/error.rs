@@ -70,7 +70,7 @@ refusals! {
     NoSuchDevice 404 "no_such_device" "This app has no such device."
         "It may have been deleted."
     NoSuchMessage 404 "no_such_message" "This app has no such message, or its report is no longer kept."
-        "Reports are kept for 30 days after a message ended."
+        "Reports are kept for a while after a message ended: `limits.history_keep_secs`, 30 days by default."
     NoSuchDelivery 404 "no_such_delivery" "The message was not meant for this device."
         "The audience was resolved when the message was accepted."
     NoSuchApp 404 "no_such_app" "There is no such app." "`GET /v1/apps` lists them."

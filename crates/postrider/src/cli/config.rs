@@ -2,7 +2,8 @@
 
 use super::Failure;
 use super::screen::{Screen, Style};
-use crate::config::{Config, Sources, docs};
+use crate::config::{Config, ConfigError, Sources, docs};
+use crate::opened;
 use clap::Subcommand;
 use serde_json::json;
 use std::path::PathBuf;
@@ -46,7 +47,11 @@ pub fn run(args: Args, screen: &Screen) -> Result<(), Failure> {
 }
 
 fn check(sources: Sources, screen: &Screen) -> Result<(), Failure> {
-    match Config::load(&sources) {
+    let loaded = Config::load(&sources).and_then(|config| {
+        let problems = opened::problems(&config);
+        if problems.is_empty() { Ok(config) } else { Err(ConfigError(problems)) }
+    });
+    match loaded {
         Ok(config) if screen.json => {
             screen.value(
                 &json!({ "good": true, "problems": [], "warnings": config.warnings, "settings": config }),
@@ -56,9 +61,16 @@ fn check(sources: Sources, screen: &Screen) -> Result<(), Failure> {
             config.warnings.iter().for_each(|warning| {
                 screen.note(format!("{} {warning}", screen.style(Style::Warn, "warning:")))
             });
-            let listen = &config.listen;
-            let mut listeners = format!("http {}, ops {}, mqtt {}", listen.http, listen.ops, listen.mqtt);
-            listeners.extend(listen.xmpp.map(|xmpp| format!(", xmpp {xmpp}")));
+            let all = [
+                ("http", Some(config.listen.http)),
+                ("ops", Some(config.listen.ops)),
+                ("mqtt", Some(config.listen.mqtt)),
+                ("mqtt_tls", config.listen.mqtt_tls),
+                ("xmpp", config.listen.xmpp),
+                ("xmpp_tls", config.listen.xmpp_tls),
+            ];
+            let all = all.iter().filter_map(|(name, at)| at.map(|at| format!("{name} {at}")));
+            let listeners = all.collect::<Vec<_>>().join(", ");
             screen.line(format!(
                 "{} It would listen at {listeners}.",
                 screen.style(Style::Good, "The configuration is good.")

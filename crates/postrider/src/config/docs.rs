@@ -1,5 +1,6 @@
 //! The example file and `docs/config.md`, written from the table of settings.
 
+use super::bounds;
 use super::load::{ENV_ALIASES, defaults, env_name};
 use super::sections::{KeyDoc, SECTIONS, SectionDoc};
 use std::fmt::Write;
@@ -84,18 +85,25 @@ pub fn reference() -> String {
 
 fn push_section(text: &mut String, section: &SectionDoc) {
     _ = write!(text, "\n## `[{}]`\n\n{}\n\n", section.name, joined(section.doc));
-    text.push_str("| key | default | what it does |\n| --- | --- | --- |\n");
+    text.push_str("| key | default | from – to | what it does |\n| --- | --- | --- | --- |\n");
     let defaults = defaults();
     for key in section.keys {
         let value = defaults.get(section.name).and_then(|keys| keys.get(key.name));
         _ = writeln!(
             text,
-            "| {} | `{}` | {} |",
+            "| {} | `{}` | {} | {} |",
             code(key),
             value.map(written).unwrap_or_default(),
+            value.and_then(Value::as_integer).map(|_| range(section.name, key.name)).unwrap_or_default(),
             joined(key.doc)
         );
     }
+}
+
+/// What a number may be.
+fn range(section: &str, key: &str) -> String {
+    let (least, most) = bounds::of(section, key).into_inner();
+    format!("{} – {}", grouped(least), grouped(most))
 }
 
 fn code(key: &KeyDoc) -> String {

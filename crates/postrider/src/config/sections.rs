@@ -195,7 +195,7 @@ settings! {
         /// Messages of other devices (XMPP) that may wait for one device; beyond it their senders are refused. A push that
         /// finds the inbox full takes their place first.
         peer_inbox_max: u32 = core().peer_inbox_max,
-        /// Seconds that a message may live; longer wishes are lowered to it.
+        /// Seconds that a message may live; a sender's longer wish is refused.
         ttl_max_secs: u64 = core().ttl_max.as_secs(),
         /// Seconds that a message lives when its sender names none.
         ttl_default_secs: u64 = core().ttl_default.as_secs(),

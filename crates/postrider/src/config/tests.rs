@@ -238,3 +238,45 @@ fn the_settings_speak_of_nothing_that_is_not_in_the_repository() {
     }
     assert!(!page.contains("study"));
 }
+
+/// Every number that can be set: section, key, default.
+fn numbers() -> Vec<(String, String, i64)> {
+    let table = super::load::defaults();
+    let mut all = Vec::new();
+    for (section, keys) in &table {
+        for (key, value) in keys.as_table().into_iter().flatten() {
+            all.extend(value.as_integer().map(|number| (section.clone(), key.clone(), number)));
+        }
+    }
+    all
+}
+
+fn with_number(name: &str, number: i64) -> Result<Config, ConfigError> {
+    Config::load(&Sources { set: vec![format!("{name}={number}")], ..Sources::default() })
+}
+
+#[test]
+fn every_number_has_bounds_around_its_default_and_is_refused_in_words_beyond_them() {
+    for (section, key, default) in numbers() {
+        let bounds = super::bounds::of(&section, &key);
+        assert!(bounds.contains(&default), "{section}.{key}: {default}");
+        let name = format!("{section}.{key}");
+        for number in [bounds.start() - 1, bounds.end() + 1, i64::MAX] {
+            let found = errors(with_number(&name, number)).join("\n");
+            assert!(found.contains(&name) || found.contains(&key), "{name}={number}: {found}");
+        }
+    }
+}
+
+#[test]
+fn an_origin_has_a_scheme_and_no_path() {
+    for bad in ["example.org", "https://", "https://a.example/", "https://a.example/x", "a b"] {
+        let set = vec![format!("http.origins={bad}")];
+        let found = errors(Config::load(&Sources { set, ..Sources::default() })).join("\n");
+        assert!(found.contains("http.origins"), "{bad}: {found}");
+    }
+    for good in ["*", "https://a.example", "http://localhost:3000", "capacitor://localhost"] {
+        let set = vec![format!("http.origins={good}")];
+        assert!(Config::load(&Sources { set, ..Sources::default() }).is_ok(), "{good}");
+    }
+}

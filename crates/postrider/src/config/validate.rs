@@ -1,5 +1,6 @@
 //! What no single value can tell: settings that contradict each other, or that no server could run with.
 
+use super::bounds;
 use super::sections::Config;
 use crate::bootstrap::KEY_LEN_MIN;
 
@@ -10,6 +11,7 @@ impl Config {
         self.check_listeners(&mut problems);
         self.check_access(&mut problems);
         self.check_numbers(&mut problems);
+        self.check_origins(&mut problems);
         self.check_pairs(&mut problems);
         if !self.log.level.split(',').all(is_log_directive) {
             problems.push(format!(
@@ -138,44 +140,31 @@ impl Config {
         }
     }
 
+    /// Every number is within its bounds.
     fn check_numbers(&self, problems: &mut Vec<String>) {
-        let (limits, mqtt, http, store) = (&self.limits, &self.mqtt, &self.http, &self.store);
-        let positive = [
-            ("limits.payload_bytes_max", limits.payload_bytes_max),
-            ("limits.recipients_max", limits.recipients_max),
-            ("limits.inbox_max", limits.inbox_max as usize),
-            ("limits.name_bytes_max", limits.name_bytes_max),
-            ("mqtt.receive_max", usize::from(mqtt.receive_max)),
-            ("mqtt.inflight_max", usize::from(mqtt.inflight_max)),
-            ("mqtt.awaiting_release_max", usize::from(mqtt.awaiting_release_max)),
-            ("mqtt.connect_timeout_secs", mqtt.connect_timeout_secs as usize),
-            ("mqtt.filters_max", mqtt.filters_max),
-            ("xmpp.inflight_max", self.xmpp.inflight_max),
-            ("xmpp.stanza_bytes_max_before_auth", self.xmpp.stanza_bytes_max_before_auth),
-            ("xmpp.probe_after_secs", self.xmpp.probe_after_secs as usize),
-            ("xmpp.answer_timeout_secs", self.xmpp.answer_timeout_secs as usize),
-            ("gateway.out_bytes_max", self.gateway.out_bytes_max),
-            ("gateway.slow_reader_secs", self.gateway.slow_reader_secs as usize),
-            ("http.body_bytes_max", http.body_bytes_max),
-            ("http.batch_max", http.batch_max),
-            ("store.group_commands_max", store.group_commands_max),
-            ("store.group_bytes_max", store.group_bytes_max),
-            ("store.segment_bytes", store.segment_bytes as usize),
-        ];
-        problems.extend(
-            positive.iter().filter(|(_, n)| *n == 0).map(|(name, _)| format!("{name}: must be above 0")),
-        );
-        if mqtt.qos_max > 2 {
-            problems.push(format!("mqtt.qos_max: {} is none of 0, 1, 2", mqtt.qos_max));
+        let Ok(table) = toml::Table::try_from(self) else {
+            return problems.push("a number is too large".into());
+        };
+        for (section, keys) in table.iter().filter_map(|(name, keys)| Some((name, keys.as_table()?))) {
+            for (key, number) in keys.iter().filter_map(|(key, value)| Some((key, value.as_integer()?))) {
+                let bounds = bounds::of(section, key);
+                if !bounds.contains(&number) {
+                    let (least, most) = bounds.into_inner();
+                    problems.push(format!("{section}.{key}: {number} is not from {least} to {most}"));
+                }
+            }
         }
-        if self.gateway.workers > 1_024 {
-            problems.push(format!(
-                "gateway.workers: {} threads are more than any machine has use for",
-                self.gateway.workers
-            ));
-        }
-        if store.min_free_percent > 90 {
-            problems.push("store.min_free_percent: above 90 a disk is hardly ever free enough".into());
+    }
+
+    /// Origins are compared letter by letter with what browsers send.
+    fn check_origins(&self, problems: &mut Vec<String>) {
+        for origin in self.http.origins.iter().filter(|origin| *origin != "*") {
+            let host = origin.split_once("://").map(|(_, host)| host).unwrap_or_default();
+            if host.is_empty() || host.contains(['/', '?', '#', '@', ' ']) {
+                problems.push(format!(
+                    "http.origins: `{origin}` is no origin: write scheme and host, such as https://app.example"
+                ));
+            }
         }
     }
 }
