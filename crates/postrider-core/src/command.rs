@@ -147,6 +147,8 @@ impl Command {
             Command::OpenSession { .. } | Command::LeaveSession { .. } | Command::EndSession { .. } => false,
             // Few, of administrators: a key that was lost or leaked can be replaced on a full disk too.
             Command::AddKey { .. } | Command::RevokeKey { .. } | Command::ChangeSecret { .. } => false,
+            // A mark on what is there already.
+            Command::Seen { .. } | Command::HearPeers { .. } => false,
             Command::DeleteDevice { .. }
             | Command::Unsubscribe { .. }
             | Command::Progress { .. }
