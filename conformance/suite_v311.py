@@ -499,6 +499,25 @@ def takeover_keeps_the_subscriptions_of_a_kept_session(target):
 
 
 @case
+def session_present_is_told_of_an_empty_session_once_the_client_has_heard_of_it(target):
+    for speaks in (False, True):
+        name = unique()
+        first = target.client(client_id=name, clean=False)
+        if speaks:
+            first.publish(topic(), b"x", 1)
+        first.abort()
+        eventually_left(target, name, speaks)
+
+
+def eventually_left(target, name, present):
+    """The server may hear of the reset after the next CONNECT: then it takes the old connection over, which is the same."""
+    back = target.raw(client_id=name)
+    equal(back.connect(clean=False).session_present, present, "session present")
+    back.drop()
+    forget(target, name)
+
+
+@case
 def clean_session_removes_what_was_kept(target):
     tree, name = topic(), unique()
     first = target.client(client_id=name, clean=False)

@@ -660,6 +660,21 @@ def shared_subscription_gets_no_retained_messages(target):
 
 
 @case
+def shared_subscription_hands_on_what_a_member_leaves(target):
+    group, name = unique("g"), topic()
+    with target.client(V5) as good, target.client(V5, properties={"receive_maximum": 1}) as stuck:
+        stuck.auto_ack = False
+        for member in (stuck, good):
+            member.subscribe(f"$share/{group}/{name}", 1)
+        for number in range(10):
+            good.publish(name, b"%d" % number, 1)
+        held = stuck.message().payload
+        stuck.drop()
+        got = [message.payload for message in good.messages(10)]
+        equal(sorted(got), [b"%d" % n for n in range(10)], f"messages, of which the other one had {held}")
+
+
+@case
 def shared_subscription_goes_on_when_a_member_leaves(target):
     tree, group = topic(), unique("g")
     first = target.client(V5)

@@ -128,6 +128,23 @@ pub enum Command {
         limit: u32,
         now: UnixMillis,
     },
+    /// Messages of shared subscriptions go from one member to others.
+    HandOn(Box<HandOn>),
+}
+
+/// What a member of shared subscriptions gives up.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HandOn {
+    pub at: DeviceRef,
+    /// Under way to this member.
+    pub stay: Vec<Seq>,
+    /// Only messages of these subscriptions, by [`share_name`]; `None`: of all.
+    pub shares: Option<Vec<String>>,
+    /// Only to members that are connected.
+    pub only_here: bool,
+    /// How much a member's inbox holds: deliveries, bytes of content.
+    pub inbox_max: u32,
+    pub inbox_bytes_max: u32,
 }
 
 impl Command {
@@ -153,7 +170,12 @@ impl Command {
             | Command::Unsubscribe { .. }
             | Command::Progress { .. }
             | Command::Cancel { .. }
-            | Command::Expire { .. } => false,
+            | Command::Expire { .. }
+            | Command::ClearInbox { .. }
+            | Command::CloseApp { .. }
+            | Command::EmptyApp { .. }
+            | Command::HandOn(_) => false,
+            Command::RenameApp { .. } => false,
         }
     }
 
@@ -279,6 +301,8 @@ pub enum Outcome {
     Expired {
         messages: u32,
         sessions: Vec<DeviceRef>,
+        /// As in [`Outcome::HandedOn`].
+        handed_on: Vec<DeviceRef>,
         more: bool,
     },
     /// `more`: the closed app still has something.
@@ -286,6 +310,8 @@ pub enum Outcome {
         more: bool,
     },
     Refused(Refusal),
+    /// These devices have messages now that others had before, and which may lie behind what they have seen.
+    HandedOn(Vec<DeviceRef>),
 }
 
 /// A message accepted.
@@ -298,6 +324,8 @@ pub struct Acceptance {
     pub repeated: bool,
     /// Devices that refused it because their inbox is full.
     pub full: u64,
+    /// The member of a shared subscription that got it.
+    pub holder: Option<DeviceNo>,
 }
 
 /// Why the state does not take a command. Nothing of it was done.

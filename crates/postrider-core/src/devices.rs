@@ -2,7 +2,8 @@
 
 use crate::Engine;
 use crate::command::*;
-use crate::delivery::accept::{AcceptError, check_name, digest};
+use crate::delivery::accept::{AcceptError, check_name};
+use crate::delivery::request::{self, digest};
 use crate::id::*;
 use crate::limits::Limits;
 use crate::model::*;
@@ -87,7 +88,7 @@ impl Engine {
         }
         let now = self.clock.now();
         let hash = secret_hash(device.secret.as_bytes());
-        let idempotency = self.idempotency_of(&device, &hash, now);
+        let idempotency = self.idempotency_of(app, &device, &hash, now);
         let id = device.id.unwrap_or_else(|| format!("dev-{:032x}", self.chance.bits128()));
         let registration = Registration {
             app,
@@ -138,7 +139,24 @@ impl Engine {
 
     /// What names a registration, so that it can be repeated: the caller's key, or else the secret
     /// that the caller has drawn, which nobody else knows.
-    fn idempotency_of(&self, device: &NewDevice, hash: &[u8; 32], now: UnixMillis) -> Option<Idempotency> {
+    fn idempotency_of(
+        &self,
+        app: AppNo,
+        device: &NewDevice,
+        hash: &[u8; 32],
+        now: UnixMillis,
+    ) -> Option<Idempotency> {
+        let keep_until = now + self.limits.idempotency_keep.as_millis() as u64;
+        let keys_max = self.limits.idempotency_keys_max;
+        if let Some(key) = &device.idempotency_key
+            && let Some((key, request)) = self.remembered_before(
+                app,
+                digest(format!("device\n{key}").as_bytes()),
+                request::of_device_before(&device.id, &device.profile),
+            )
+        {
+            return Some(Idempotency { key, request, keep_until, keys_max });
+        }
         let owner = device.idempotency_owner;
         let brought = device.is_secret_brought.then_some(hash);
         // A key names one request of one kind and caller: the same key on a message, or of another
@@ -148,12 +166,13 @@ impl Engine {
             (None, Some(hash)) => format!("device by secret\n{owner:032x}\n{hash:?}"),
             (None, None) => return None,
         };
-        Some(Idempotency {
-            key: digest(name.as_bytes()),
-            request: digest(format!("{:?}{:?}{brought:?}", device.id, device.profile).as_bytes()),
-            keep_until: now + self.limits.idempotency_keep.as_millis() as u64,
-            keys_max: self.limits.idempotency_keys_max,
-        })
+        let request = request::of_device(device.id.as_deref(), &device.profile, brought);
+        Some(Idempotency { key: digest(name.as_bytes()), request, keep_until, keys_max })
+    }
+
+    /// A request as releases up to November 2026 remember it, where it is the very same: then it is told by that.
+    pub(crate) fn remembered_before(&self, app: AppNo, key: u128, request: u128) -> Option<(u128, u128)> {
+        self.store.request_of(app, key).filter(|known| *known == request).map(|_| (key, request))
     }
 
     /// Gives a registered device another secret, and ends what was begun with the old one: its

@@ -1,14 +1,17 @@
 //! The one facade that adapters call. Its verbs are defined where their step of the story is told: `session`, `delivery/*`.
 
 use crate::access::Access;
+use crate::command::Command;
 use crate::delivery::drain::Contents;
 use crate::delivery::expire::{Connects, Wills};
 use crate::delivery::publish::Retaining;
 use crate::delivery::receipt::Acking;
+use crate::delivery::repeats::Repeats;
 use crate::hub::Hub;
 use crate::id::*;
 use crate::limits::Limits;
 use crate::port::*;
+use crate::shares::{Handing, Parting};
 use std::ops::Deref;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -30,6 +33,8 @@ pub struct Inner {
     pub(crate) connects: Connects,
     pub(crate) retaining: Retaining,
     pub(crate) acking: Acking,
+    pub(crate) handing: Handing,
+    pub(crate) repeats: Repeats,
     pub(crate) last_sweep: Mutex<UnixMillis>,
     /// What [`Engine::audit`] found last.
     last_audit: Mutex<Audit>,
@@ -37,6 +42,8 @@ pub struct Inner {
     pub(crate) expiring: AtomicBool,
     /// A command that empties a closed app is under way.
     pub(crate) emptying: AtomicBool,
+    /// What is older was perhaps sent by an earlier life of the server.
+    pub(crate) started: UnixMillis,
 }
 
 impl Deref for Engine {
@@ -52,6 +59,7 @@ struct Nobody;
 
 impl Connections for Nobody {
     fn wake(&self, _: &[ConnectionRef]) {}
+    fn wake_anew(&self, _: &[ConnectionRef]) {}
     fn deliver(&self, _: &Live, _: Vec<LiveTarget>) {}
     fn close(&self, _: ConnectionRef, _: Farewell) {}
 }
@@ -73,6 +81,7 @@ impl Engine {
         chance: Arc<dyn Chance>,
     ) -> Engine {
         let contents = Contents::new(limits.content_cache_bytes_max);
+        let started = clock.now();
         let engine = Engine(Arc::new(Inner {
             store,
             limits,
@@ -86,10 +95,13 @@ impl Engine {
             connects: Connects::default(),
             retaining: Retaining::default(),
             acking: Acking::default(),
+            handing: Handing::default(),
+            repeats: Repeats::default(),
             last_sweep: Mutex::default(),
             last_audit: Mutex::default(),
             expiring: AtomicBool::new(false),
             emptying: AtomicBool::new(false),
+            started,
         }));
         engine.restore_sessions();
         engine
@@ -145,6 +157,11 @@ impl Engine {
         self.wills.dropped()
     }
 
+    /// Idempotency keys that are remembered in memory, of all apps.
+    pub fn transient_keys(&self) -> usize {
+        self.repeats.len()
+    }
+
     /// Live connections of this node.
     pub fn connected_count(&self) -> usize {
         self.hub().connected()
@@ -186,8 +203,7 @@ impl Engine {
             }
             done(outcomes);
         });
-        let now = self.clock.now();
-        self.store.submit(vec![crate::command::Command::DeleteDevice { at, now }], done);
+        self.submit_parting(self.deletion(at), done);
     }
 
     /// The same at the device's own wish: it is told before its connection is closed.
@@ -201,8 +217,13 @@ impl Engine {
                 engine.leave_hub(at, &client);
             }
         });
+        self.submit_parting(self.deletion(at), done);
+    }
+
+    fn deletion(&self, at: DeviceRef) -> Vec<Command> {
         let now = self.clock.now();
-        self.store.submit(vec![crate::command::Command::DeleteDevice { at, now }], done);
+        let handed_on = self.hand_on(at, Parting::Over, None);
+        handed_on.into_iter().chain([Command::DeleteDevice { at, now }]).collect()
     }
 
     /// A name is the app's to give: an anonymous client that goes by it leaves, with what it had

@@ -55,7 +55,7 @@ pub(crate) struct Session {
     pub device: Option<DeviceNo>,
     pub connection: Option<ConnectionRef>,
     pub registered: bool,
-    /// The client said goodbye in it, so it has heard that the session is there.
+    /// The client has heard that the session is there.
     pub known: bool,
     /// The store knows it: what it misses while away is kept.
     pub stored: bool,

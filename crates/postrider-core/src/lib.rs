@@ -17,6 +17,7 @@ pub mod model;
 pub mod port;
 pub mod seeded;
 pub mod session;
+mod shares;
 pub mod state;
 pub mod stored;
 pub mod topics;

@@ -28,6 +28,8 @@ pub struct Limits {
     /// Bytes of an idempotency key (A33), and how long one is remembered at least (P2).
     pub idempotency_key_bytes_max: usize,
     pub idempotency_keep: Duration,
+    /// Keys of transient messages and of publishes on topics that an app's table in memory remembers.
+    pub transient_keys_max: usize,
     /// Bytes of a collapse key, tag, alias, attribute name; tags and attributes of a device.
     pub name_bytes_max: usize,
     pub tags_max: usize,
@@ -92,6 +94,7 @@ impl Default for Limits {
             ttl_default: Duration::from_secs(28 * DAY),
             idempotency_key_bytes_max: 64,
             idempotency_keep: Duration::from_secs(DAY),
+            transient_keys_max: 100_000,
             name_bytes_max: 64,
             tags_max: 1_000,
             attributes_max: 100,

@@ -233,6 +233,24 @@ pub struct Target {
 pub enum Targets {
     Direct(Vec<Target>),
     Broadcast(DeviceSet),
+    /// One member of a shared subscription.
+    Shared(Box<SharedTarget>),
+}
+
+/// A shared subscription, and the member whose turn it is. It may be another that gets the message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SharedTarget {
+    /// See [`share_name`].
+    pub share: String,
+    pub member: DeviceNo,
+    /// As it was published; the member's subscription may lower it.
+    pub qos: u8,
+    pub retain: bool,
+}
+
+/// A shared subscription is named by its group and its filter; a group has no slash in it.
+pub fn share_name(group: &str, filter: &str) -> String {
+    format!("{group}/{filter}")
 }
 
 impl Targets {
@@ -240,6 +258,7 @@ impl Targets {
         match self {
             Targets::Direct(list) => list.len() as u64,
             Targets::Broadcast(set) => set.len(),
+            Targets::Shared(_) => 1,
         }
     }
 

@@ -81,6 +81,11 @@ pub trait Store: Send + Sync + 'static {
 
     /// Every stored session with its subscriptions: to rebuild the subscription index at start.
     fn sessions(&self) -> Vec<(DeviceRef, String, StoredSession, Vec<StoredSubscription>)>;
+    /// What lies in a device's inbox for its shared subscriptions, on stable storage or not.
+    fn shared_entries(&self, at: DeviceRef) -> Vec<SharedEntry>;
+    /// Where a device is the only connected member of a shared subscription: members that are away and hold something, found
+    /// among the first `max`.
+    fn members_away(&self, at: DeviceRef, share: &str, max: usize) -> Vec<DeviceRef>;
     /// Messages on topics that match `filter` and have not expired.
     fn retained(&self, app: AppNo, filter: &str, max: usize, now: UnixMillis) -> Vec<Retained>;
 
@@ -92,8 +97,9 @@ pub trait Store: Send + Sync + 'static {
     fn hears_peers(&self, at: DeviceRef) -> bool;
     /// Open messages of an app, and the bytes of their contents.
     fn kept(&self, app: AppNo) -> (u64, u64);
-    /// Whether a request with this key was accepted before: its repetition gets the first answer, whatever has changed since.
-    fn knows_request(&self, app: AppNo, key: u128) -> bool;
+    /// The digest of the request that was accepted with this key: its repetition gets the first answer, whatever has changed
+    /// since.
+    fn request_of(&self, app: AppNo, key: u128) -> Option<u128>;
 
     fn message(&self, app: AppNo, id: MessageId) -> Option<MessageView>;
     /// Whether there is a report on the message.
@@ -190,6 +196,18 @@ pub struct Pending {
     pub subscription_ids: Vec<u32>,
     /// It was sent before, in this life of the server.
     pub sent_before: bool,
+    /// By a shared subscription: it may be another's tomorrow.
+    pub is_shared: bool,
+}
+
+/// An open delivery of a shared subscription.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SharedEntry {
+    pub seq: Seq,
+    pub qos: u8,
+    /// In this life of the server.
+    pub is_sent: bool,
+    pub accepted_at: UnixMillis,
 }
 
 /// The devices of an app that registered themselves, without the app's server.
@@ -382,6 +400,8 @@ pub enum Farewell {
 pub trait Connections: Send + Sync + 'static {
     /// Look into the inbox. Payload-free and best effort: a lost wake costs latency only.
     fn wake(&self, connections: &[ConnectionRef]);
+    /// Look into the inbox from its beginning: something came to lie there that is older than what was seen.
+    fn wake_anew(&self, connections: &[ConnectionRef]);
     /// A live message; dropped where a connection's queue is full.
     fn deliver(&self, live: &Live, targets: Vec<LiveTarget>);
     fn close(&self, connection: ConnectionRef, why: Farewell);

@@ -7,6 +7,7 @@ use crate::id::*;
 use crate::model::*;
 use crate::port::*;
 use crate::seeded::{self, Bug};
+use crate::shares::Parting;
 use crate::topics::SessionNo;
 use sha2::{Digest, Sha256};
 use std::sync::Arc;
@@ -62,6 +63,8 @@ pub struct Attached {
 pub struct Detach {
     /// The client said goodbye: no will.
     pub orderly: bool,
+    /// The client said something after it was let in: so it has heard of its session.
+    pub heard: bool,
     /// A new session expiry, given with the goodbye.
     pub expiry_secs: Option<u32>,
     pub saved: Option<Saved>,
@@ -153,11 +156,13 @@ impl Engine {
         let old_will =
             existing.filter(|_| old_connection.is_some()).and_then(|no| hub.get_mut(no)?.will.take());
         let mut commands = Vec::new();
+        let mut leaves_shares = None;
         let ended = existing.filter(|no| clean || !outlives(&hub, *no));
         if let Some(no) = ended {
-            if hub.get(no).is_some_and(|s| s.stored)
+            if let Some(session) = hub.get(no).filter(|s| s.stored)
                 && let Some(device) = client.device
             {
+                leaves_shares = Some(session.shares()).filter(|shares| !shares.is_empty());
                 commands.push(Command::EndSession { at: DeviceRef { app: client.app, device }, now });
             }
             hub.remove(no);
@@ -191,6 +196,8 @@ impl Engine {
             commands.push(Command::OpenSession { at, expiry_secs, fresh: false, now });
         }
         let seen = session.device.filter(|_| registered).map(|device| DeviceRef { app: client.app, device });
+        let shares = if session.stored { session.shares() } else { Vec::new() };
+        let at = session.device.or(client.device).map(|device| DeviceRef { app: client.app, device });
         drop(hub);
         if let Some(at) = seen.filter(|at| self.store.hears_peers(*at) != hears_peers) {
             commands.push(Command::HearPeers { at, hears: hears_peers });
@@ -202,13 +209,9 @@ impl Engine {
             old_connection.into_iter().for_each(|old| self.connections().close(old, Farewell::Revoked));
             return Err(SignInError::Unavailable);
         }
-        if let Some(at) = seen {
-            self.seen(at);
-        }
-        self.submit_quietly(commands);
-        if let Some(old) = old_connection {
-            self.connections().close(old, Farewell::TakenOver);
-        }
+        seen.into_iter().for_each(|at| self.seen(at));
+        self.submit_connect(at, (leaves_shares, shares), commands);
+        old_connection.into_iter().for_each(|old| self.connections().close(old, Farewell::TakenOver));
         self.settle_wills(&client, (ended.is_some(), present), old_will);
         Ok(Attached { session: no, present: resumes, expiry_secs, saved, state_lost })
     }
@@ -269,12 +272,13 @@ impl Engine {
         }
         hub.disconnect(session);
         let Some(s) = hub.get_mut(session) else { return };
-        s.known |= detach.orderly;
+        s.known |= detach.orderly || detach.heard;
         let will = s.will.take().filter(|_| !detach.orderly);
         let expiry_secs =
             detach.expiry_secs.unwrap_or(s.expiry_secs).min(self.limits.session_expiry_max_secs);
         s.expiry_secs = expiry_secs;
         let (app, client, stored) = (s.app, s.client.clone(), s.stored);
+        let shares = s.subscriptions.iter().any(|s| s.share.is_some());
         let at = s.device.map(|device| DeviceRef { app, device });
         let keep =
             expiry_secs > 0 && (stored || !s.subscriptions.is_empty() || !detach.only_with_subscriptions);
@@ -299,11 +303,14 @@ impl Engine {
             }
             None => hub.remove(session),
         }
+        let hands_on = at.filter(|_| stored && shares);
+        // Before anybody can come in its place.
+        hands_on.iter().for_each(|at| self.handing.begin(*at));
         drop(hub);
         if !stored && let Some(at) = at {
             self.seen(at);
         }
-        self.submit_quietly(commands);
+        self.submit_parting_of(hands_on, keep, commands);
         if let Some(will) = will {
             // At the earlier of the will's delay and the session's end (MQTT-3.1.3-9).
             let delay_secs = if keep { will.delay_secs.min(expiry_secs) } else { 0 };
@@ -376,7 +383,10 @@ impl Engine {
         let Grants { new, results, granted, fresh } = self.grant(&mut hub, session, &client, wanted);
         let change = hub.change_subscriptions(session);
         let s = &hub.sessions[session as usize];
-        let lasting = s.expiry_secs > 0 && !granted.is_empty();
+        // Of what is shared the store has to know also where the session ends with its connection.
+        let shares = granted.iter().filter_map(|g| Some(share_name(g.share.as_deref()?, &g.filter)));
+        let shares: Vec<String> = shares.collect();
+        let lasting = (s.expiry_secs > 0 || !shares.is_empty()) && !granted.is_empty();
         let at = s.device.map(|device| DeviceRef { app, device });
         let (expiry_secs, generation, stored) = (s.expiry_secs, s.generation, s.stored);
         drop(hub);
@@ -413,7 +423,7 @@ impl Engine {
                     self.hub_mut().sessions[session as usize].stored = true;
                 }
                 commands.push(Command::Subscribe { at, subscriptions: granted });
-                self.store.submit(commands, done);
+                self.submit_arrival(at, shares, commands, done);
             }
             None => self.store_anonymous((session, generation), app, &client, (expiry_secs, granted), done),
         }
@@ -430,6 +440,8 @@ impl Engine {
         done: Done,
     ) {
         let (engine, id) = (self.clone(), client.to_owned());
+        let named = |s: &StoredSubscription| Some(share_name(s.share.as_deref()?, &s.filter));
+        let shares: Vec<String> = subscriptions.iter().filter_map(named).collect();
         let now = self.clock.now();
         let registration = Registration {
             origin: None,
@@ -464,7 +476,7 @@ impl Engine {
             } else if !connected {
                 commands.push(Command::LeaveSession { at, expiry_secs, now });
             }
-            engine.store.submit(commands, done);
+            engine.submit_arrival(at, shares, commands, done);
         });
         self.store.submit(vec![Command::Register(Box::new(registration))], registered);
     }
@@ -495,7 +507,15 @@ impl Engine {
         match at {
             Some(at) => {
                 let done: Done = Box::new(move |_| done(existed));
-                self.store.submit(vec![Command::Unsubscribe { at, filters }], done);
+                let named = |(share, filter): &(Option<String>, String)| {
+                    share.as_deref().map(|share| share_name(share, filter))
+                };
+                let shares: Vec<String> = filters.iter().filter_map(named).collect();
+                let mut commands = vec![Command::Unsubscribe { at, filters }];
+                if !shares.is_empty() {
+                    commands.extend(self.hand_on(at, Parting::Unsubscribed, Some(shares)));
+                }
+                self.submit_parting(commands, done);
             }
             None => done(existed),
         }
@@ -575,7 +595,7 @@ fn has(hub: &Hub, session: SessionNo, wanted: &StoredSubscription) -> bool {
 
 /// Whether the session is one that a returning client finds again.
 fn outlives(hub: &Hub, no: SessionNo) -> bool {
-    hub.get(no).is_some_and(|s| s.expiry_secs > 0 || s.stored)
+    hub.get(no).is_some_and(|s| s.expiry_secs > 0)
 }
 
 #[cfg(test)]

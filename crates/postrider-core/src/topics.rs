@@ -4,6 +4,7 @@
 //! one look-up plus its subscribers, whatever else is subscribed to. The tree is walked without recursion and with a
 //! cap on visits, since its shape is in the hands of subscribers.
 
+use crate::model::share_name;
 use rustc_hash::FxHashMap;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -33,12 +34,20 @@ pub struct Match {
     pub qos: u8,
     pub retain_as_published: bool,
     pub ids: Vec<u32>,
+    /// The shared subscription by which it gets it, by [`share_name`].
+    pub share: Option<Arc<str>>,
 }
 
 impl From<Sub> for Match {
     fn from(sub: Sub) -> Match {
         let ids = if sub.id > 0 { vec![sub.id] } else { Vec::new() };
-        Match { session: sub.session, qos: sub.qos, retain_as_published: sub.retain_as_published, ids }
+        Match {
+            session: sub.session,
+            qos: sub.qos,
+            retain_as_published: sub.retain_as_published,
+            ids,
+            share: None,
+        }
     }
 }
 
@@ -91,6 +100,8 @@ pub struct Topics {
 #[derive(Debug)]
 struct Group {
     name: Arc<str>,
+    /// Group and filter.
+    share: Arc<str>,
     members: Vec<Sub>,
     turn: AtomicUsize,
 }
@@ -104,7 +115,9 @@ impl Topics {
             Some(name) => {
                 let groups = self.shared.entry(filter);
                 let place = groups.iter().position(|g| &*g.name == name).unwrap_or_else(|| {
-                    groups.push(Group { name: name.into(), members: Vec::new(), turn: AtomicUsize::new(0) });
+                    let share = share_name(name, filter).into();
+                    let (name, turn) = (name.into(), AtomicUsize::new(0));
+                    groups.push(Group { name, share, members: Vec::new(), turn });
                     groups.len() - 1
                 });
                 &mut groups[place].members
@@ -151,7 +164,7 @@ impl Topics {
         let wanted = |sub: &Sub| !(sub.no_local && Some(sub.session) == from);
         let mut lists: Vec<&Vec<Sub>> = Vec::new();
         self.plain.for_each(topic, |list| lists.push(list));
-        let mut picked: Vec<Sub> = Vec::new();
+        let mut picked: Vec<(Sub, &Arc<str>)> = Vec::new();
         if !self.shared.is_empty() {
             self.shared
                 .for_each(topic, |groups| picked.extend(groups.iter().filter_map(|g| g.pick(&member))));
@@ -161,7 +174,9 @@ impl Topics {
             return;
         }
         // A shared subscription is a delivery of its own beside the session's plain ones (MQTT 5 §4.8.2).
-        picked.into_iter().for_each(|sub| f(Match::from(sub)));
+        picked
+            .into_iter()
+            .for_each(|(sub, share)| f(Match { share: Some(share.clone()), ..Match::from(sub) }));
         let mut all: Vec<Sub> = lists.into_iter().flatten().filter(|s| wanted(s)).copied().collect();
         all.sort_by_key(|s| s.session);
         all.chunk_by(|a, b| a.session == b.session).for_each(|same| f(merge(same)));
@@ -186,6 +201,7 @@ fn merge(same: &[Sub]) -> Match {
         qos: same.iter().map(|s| s.qos).max().unwrap_or(0),
         retain_as_published: same.iter().any(|s| s.retain_as_published),
         ids: same.iter().map(|s| s.id).filter(|id| *id > 0).collect(),
+        share: None,
     }
 }
 
@@ -196,12 +212,13 @@ fn remove_sub(subs: &mut Vec<Sub>, session: SessionNo) -> bool {
 }
 
 impl Group {
-    fn pick(&self, member: impl Fn(SessionNo) -> Option<bool>) -> Option<Sub> {
+    fn pick(&self, member: impl Fn(SessionNo) -> Option<bool>) -> Option<(Sub, &Arc<str>)> {
         let start = self.turn.fetch_add(1, Ordering::Relaxed);
         let n = self.members.len();
         let in_turn = || (0..n).map(|i| &self.members[(start.wrapping_add(i)) % n]);
         let online = in_turn().find(|m| member(m.session) == Some(true));
-        online.or_else(|| in_turn().find(|m| member(m.session).is_some())).copied()
+        let picked = online.or_else(|| in_turn().find(|m| member(m.session).is_some()))?;
+        Some((*picked, &self.share))
     }
 }
 

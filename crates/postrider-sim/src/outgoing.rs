@@ -23,13 +23,26 @@ const LATE_MS: u64 = 5_000;
 pub const PIPE_MAX: usize = 1_024;
 
 impl Server {
+    /// From the beginning: something older than what was seen came to lie there.
+    pub fn drain_anew(&mut self, link: u64) {
+        if let Some(conn) = self.conns.get_mut(&link) {
+            conn.position = Position::default();
+        }
+        self.want_drain(link);
+    }
+
     pub fn drain(&mut self, link: u64, t: &mut Turn<'_>) {
-        let Some(conn) = self.conns.get_mut(&link).filter(|c| !c.closing) else { return };
-        let Some(session) = conn.session else { return };
+        while self.drain_once(link, t) {}
+    }
+
+    /// True when there was something, and all of it was in flight.
+    fn drain_once(&mut self, link: u64, t: &mut Turn<'_>) -> bool {
+        let Some(conn) = self.conns.get_mut(&link).filter(|c| !c.closing) else { return false };
+        let Some(session) = conn.session else { return false };
         let window = conn.protocol.as_mut().window();
         if window == 0 || conn.out.len() > OUT_MAX {
             conn.more = true;
-            return;
+            return false;
         }
         let mut position = conn.position;
         let held_back = conn.protocol.as_mut().holds_back().then_some(position.normal);
@@ -38,14 +51,17 @@ impl Server {
             position.normal = u64::MAX;
         }
         let deliveries = self.engine.drain(session, &mut position, window);
-        let Some(conn) = self.conns.get_mut(&link) else { return };
+        let Some(conn) = self.conns.get_mut(&link) else { return false };
         position.normal = held_back.unwrap_or(position.normal);
         conn.position = position;
         conn.more = deliveries.len() == window;
+        let (filled, mut in_flight) = (conn.more, 0);
         let mut sent = Vec::new();
         for delivery in deliveries {
             if self.conns.get(&link).is_some_and(|c| !c.sent.iter().any(|(seq, _)| *seq == delivery.seq)) {
                 self.send(link, session, delivery, &mut sent, t);
+            } else {
+                in_flight += 1;
             }
         }
         if !sent.is_empty() {
@@ -54,6 +70,7 @@ impl Server {
                 conn.sent.extend(sent.iter().map(|seq| (*seq, at)));
             }
         }
+        filled && in_flight == window
     }
 
     pub fn send(
@@ -88,6 +105,7 @@ impl Server {
                 let is_mqtt = matches!(conn.protocol, Protocol::Mqtt(_));
                 if !is_mqtt || behind_release.is_some_and(|first| first >> 4 == 3) {
                     note_sending(conn.at, (link, durable), &d, &self.engine.access, t);
+                    self.check_handed_on(t);
                 }
                 if how.qos != Qos::AtMostOnce {
                     return sent.push(d.seq);
@@ -135,6 +153,15 @@ impl Server {
             conn.protocol.as_mut().handle_deliver(&mut fanned(content), how, t.now, &mut conn.out);
         if let Some(at) = conn.at.filter(|_| delivered == Delivered::Written) {
             note_topic(at, (link, "a live message"), content, &self.engine.access, t);
+            self.check_handed_on(t);
+        }
+    }
+
+    /// A shared message may go to another member once the one that had it has left.
+    fn check_handed_on(&self, t: &mut Turn<'_>) {
+        let Some((link, what)) = t.ledger.topics.handed_on.take() else { return };
+        if self.conns.get(&link).is_some_and(|c| c.session.is_some()) {
+            t.ledger.break_rule("one of a group", About::default(), what);
         }
     }
 
@@ -203,6 +230,7 @@ pub struct Goes<'a> {
     pub topic: &'a str,
     pub at: DeviceRef,
     pub index: usize,
+    pub link: u64,
     pub may_receive: bool,
 }
 
@@ -225,7 +253,8 @@ fn note_topic(
         let about = About { push: None, device: Some(known.index) };
         return t.ledger.note(t.now, about, format!("server: {what} of another device goes out on {link}"));
     }
-    let goes = Goes { topic, at, index: known.index, may_receive: access.may_receive(&known.name, topic) };
+    let may_receive = access.may_receive(&known.name, topic);
+    let goes = Goes { topic, at, index: known.index, link, may_receive };
     t.ledger.note(t.now, goes.about(), format!("server: {what} on {topic} goes out on {link}"));
     t.ledger.topic_sent(&goes, &content.payload);
 }

@@ -30,6 +30,7 @@ pub const TRANSIENT: u64 = 1 << 63;
 /// What others tell the driver.
 pub enum Mail {
     Wake(ConnectionRef),
+    WakeAnew(ConnectionRef),
     Live(Live, Vec<LiveTarget>),
     Close(ConnectionRef, Farewell),
     /// The first is taken over by the second: it leaves, and then tells.
@@ -80,6 +81,10 @@ impl Mailbox {
 impl Connections for Mailbox {
     fn wake(&self, connections: &[ConnectionRef]) {
         connections.iter().for_each(|c| self.post(Mail::Wake(*c)));
+    }
+
+    fn wake_anew(&self, connections: &[ConnectionRef]) {
+        connections.iter().for_each(|c| self.post(Mail::WakeAnew(*c)));
     }
 
     fn deliver(&self, live: &Live, targets: Vec<LiveTarget>) {
@@ -396,6 +401,7 @@ impl Server {
                     self.give_back(u64::from(at.slot), t);
                 }
                 Mail::Wake(at) => self.want_drain(u64::from(at.slot)),
+                Mail::WakeAnew(at) => self.drain_anew(u64::from(at.slot)),
                 Mail::Live(live, targets) => {
                     targets.into_iter().for_each(|target| self.deliver_live(&live.content, target, t));
                 }
@@ -495,8 +501,10 @@ impl Server {
         let resume_secs = (self.xmpp.resume_ms / 1_000) as u32;
         let saved_secs = (conn.protocol.is_xmpp() && saved.is_some()).then_some(resume_secs);
         let only_with_subscriptions = saved_secs.is_none() && conn.protocol.leaves_empty_sessions();
+        let heard = matches!(&conn.protocol, Protocol::Mqtt(mqtt) if mqtt.has_heard());
         let detach = Detach {
             orderly: conn.orderly,
+            heard,
             expiry_secs: conn.goodbye_expiry,
             saved,
             saved_bytes: 0,

@@ -17,8 +17,10 @@ pub const BOARD: &str = "public/board";
 /// What was seen of them.
 #[derive(Default)]
 pub struct Topics {
-    /// Who got a shared message, by app and payload.
-    jobs: BTreeMap<(AppNo, String), usize>,
+    /// Who got a shared message, and on which connection, by app and payload.
+    jobs: BTreeMap<(AppNo, String), (usize, u64)>,
+    /// A shared message went to another one: the connection that had it before, and what to say if that is there still.
+    pub handed_on: Option<(u64, String)>,
     /// Connections whose client said goodbye.
     pub goodbyes: BTreeSet<u64>,
     /// The latest word on an app's board that is known to be stored.
@@ -52,10 +54,11 @@ impl Ledger {
             self.break_rule("no will after a goodbye", about, what);
         }
         if topic == JOBS {
-            let first = *self.topics.jobs.entry((app, payload.clone())).or_insert(goes.index);
-            if first != goes.index {
-                let what = format!("{payload} goes to device {} and went to {first}", goes.index);
-                self.break_rule("one of a group", About::default(), what);
+            let now = (goes.index, goes.link);
+            let before = self.topics.jobs.insert((app, payload.clone()), now);
+            if let Some((first, link)) = before.filter(|(first, _)| *first != goes.index) {
+                let what = format!("{payload} goes to device {} and is with {first}", goes.index);
+                self.topics.handed_on = Some((link, what));
             }
         }
     }

@@ -28,10 +28,12 @@ macro_rules! delegate_reads {
             devices_with_tag(app: AppNo, tag: &str) -> DeviceSet;
             devices_on(app: AppNo, platform: Platform) -> DeviceSet;
             sessions() -> Vec<(DeviceRef, String, StoredSession, Vec<StoredSubscription>)>;
+            shared_entries(at: DeviceRef) -> Vec<SharedEntry>;
+            members_away(at: DeviceRef, share: &str, max: usize) -> Vec<DeviceRef>;
             retained(app: AppNo, filter: &str, max: usize, now: UnixMillis) -> Vec<Retained>;
             retained_count(app: AppNo) -> usize;
             retained_bytes(app: AppNo) -> u64;
-            knows_request(app: AppNo, key: u128) -> bool;
+            request_of(app: AppNo, key: u128) -> Option<u128>;
             live_broadcasts(app: AppNo) -> usize;
             kept(app: AppNo) -> (u64, u64);
             hears_peers(at: DeviceRef) -> bool;

@@ -3,6 +3,8 @@
 use crate::Engine;
 use crate::audience::{Audience, Population, Unmatched, Verdict};
 use crate::command::*;
+use crate::delivery::repeats::{Asked, First, Known};
+use crate::delivery::request::{self, digest};
 use crate::id::*;
 use crate::model::*;
 use crate::port::*;
@@ -171,19 +173,17 @@ impl Engine {
         }
         let expires_at = now + ttl_secs * 1000;
         let id = MessageId::new(now, self.chance.bits128());
-        let idempotency = push.idempotency_key.as_deref().map(|key| {
-            let keep =
-                (limits.idempotency_keep.as_millis() as u64).max((ttl_secs * 1000).min(3 * 86_400_000));
-            Idempotency {
-                key: digest(format!("message\n{:032x}\n{key}", push.idempotency_owner).as_bytes()),
-                request: digest(request_text(&push).as_bytes()),
-                keep_until: now + keep,
-                keys_max: limits.idempotency_keys_max,
-            }
-        });
+        let idempotency = self.request_of_push(app, &push, ttl_secs, now);
+        let is_transient = push.transient || ttl_secs == 0;
+        if let Some((asked, is_stored)) = idempotency
+            && let Some(accepted) = self.repeated(app, asked, is_transient, is_stored)?
+        {
+            return Ok(Ready::Sent(accepted));
+        }
         let (set, unmatched) = self.resolve(app, &push.audience, push.exclude.as_ref());
         // The device may have gone since the first time: a repetition still gets the first answer (P2).
-        let is_repeated = idempotency.is_some_and(|i| self.store.knows_request(app, i.key));
+        let is_repeated = idempotency.is_some_and(|(_, is_stored)| is_stored);
+        let idempotency = idempotency.map(|(idempotency, _)| idempotency);
         if set.is_empty() && push.audience.names_devices() && !is_repeated {
             let name = unmatched.audience.into_iter().next().map(|u| u.name);
             return Err(AcceptError::UnknownDevice(name.unwrap_or_default()));
@@ -193,10 +193,9 @@ impl Engine {
             return Err(AcceptError::TooLarge { bytes: payload.len(), max: limits.payload_bytes_max });
         }
         let content = Arc::new(Content { topic: None, payload, properties: raw_properties(&push) });
-        if push.transient || ttl_secs == 0 {
-            let targeted = self.send_live(app, &set, content);
-            let accepted = Accepted { id, targeted, full: 0, repeated: false, transient: true, unmatched };
-            return Ok(Ready::Sent(accepted));
+        if is_transient {
+            let sent = self.send_once(app, id, idempotency, &set, content)?;
+            return Ok(Ready::Sent(Accepted { unmatched, ..sent }));
         }
         let targets = targets_of(set, limits.direct_max);
         if matches!(targets, Targets::Broadcast(_))
@@ -238,6 +237,66 @@ impl Engine {
     pub(super) fn is_full(&self, app: AppNo) -> bool {
         let (messages, bytes) = self.store.kept(app);
         messages >= self.limits.app_messages_max || bytes >= self.limits.app_bytes_max
+    }
+
+    /// What names the request, and whether the store knows it.
+    fn request_of_push(
+        &self,
+        app: AppNo,
+        push: &Push,
+        ttl_secs: u64,
+        now: UnixMillis,
+    ) -> Option<(Idempotency, bool)> {
+        let key = push.idempotency_key.as_deref()?;
+        let shortest = self.limits.idempotency_keep.as_millis() as u64;
+        let keep_until = now + shortest.max((ttl_secs * 1000).min(3 * 86_400_000));
+        let keys_max = self.limits.idempotency_keys_max;
+        let before = self.remembered_before(app, digest(key.as_bytes()), request::of_push_before(push));
+        if let Some((key, request)) = before {
+            return Some((Idempotency { key, request, keep_until, keys_max }, true));
+        }
+        let key = digest(format!("message\n{:032x}\n{key}", push.idempotency_owner).as_bytes());
+        let is_stored = self.store.request_of(app, key).is_some();
+        Some((Idempotency { key, request: request::of_push(push), keep_until, keys_max }, is_stored))
+    }
+
+    /// The first answer, where a request came before that left no row. A key names one request: whichever way it was sent.
+    fn repeated(
+        &self,
+        app: AppNo,
+        Idempotency { key, request, .. }: Idempotency,
+        is_transient: bool,
+        is_stored: bool,
+    ) -> Result<Option<Accepted>, AcceptError> {
+        match self.repeats.look_up(Asked { app, key, request }, self.clock.now()) {
+            Known::Repeated(first) if is_transient => Ok(Some(told_again(first))),
+            Known::New if !(is_transient && is_stored) => Ok(None),
+            _ => Err(AcceptError::IdempotencyMismatch),
+        }
+    }
+
+    /// The transient lane: to those who are connected, once for each key.
+    fn send_once(
+        &self,
+        app: AppNo,
+        id: MessageId,
+        idempotency: Option<Idempotency>,
+        set: &DeviceSet,
+        content: Arc<Content>,
+    ) -> Result<Accepted, AcceptError> {
+        let targets = self.live_targets(app, set);
+        let first = First { id, count: targets.len() as u64 };
+        if let Some(Idempotency { key, request, keep_until, .. }) = idempotency {
+            let asked = Asked { app, key, request };
+            let (times, max) = ((self.clock.now(), keep_until), self.limits.transient_keys_max);
+            match self.repeats.begin(asked, Some(first), times, max) {
+                Known::New => {}
+                Known::Repeated(first) => return Ok(told_again(first)),
+                Known::UnderWay | Known::Other => return Err(AcceptError::IdempotencyMismatch),
+            }
+        }
+        self.send_live(content, targets);
+        Ok(Accepted { repeated: false, ..told_again(first) })
     }
 
     /// The devices that an audience means now, and the names that no device answers to.
@@ -295,6 +354,27 @@ impl Engine {
 enum Ready {
     Stored(Box<NewMessage>, UnmatchedNames),
     Sent(Accepted),
+}
+
+/// Few devices each get an entry of their own.
+fn targets_of(set: DeviceSet, direct_max: usize) -> Targets {
+    if set.len() as usize > direct_max {
+        return Targets::Broadcast(set);
+    }
+    let target = |no| Target { device: DeviceNo(no), qos: 1, retain: false, subscription_ids: Vec::new() };
+    Targets::Direct(set.iter().map(target).collect())
+}
+
+/// The answer to a transient message that came before.
+fn told_again(first: First) -> Accepted {
+    Accepted {
+        id: first.id,
+        targeted: first.count,
+        full: 0,
+        repeated: true,
+        transient: true,
+        unmatched: UnmatchedNames::default(),
+    }
 }
 
 fn told(id: MessageId, outcome: Outcome, unmatched: UnmatchedNames) -> Result<Accepted, AcceptError> {
@@ -414,45 +494,6 @@ struct Envelope<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     notification: Option<&'a Map<String, Value>>,
     sent_at: UnixMillis,
-}
-
-/// The request as far as its meaning goes, for telling a repetition from another request under the same key.
-fn request_text(push: &Push) -> String {
-    let Push {
-        audience,
-        exclude,
-        notification,
-        data,
-        ttl_secs,
-        collapse_key,
-        priority,
-        backlog,
-        transient,
-        ..
-    } = push;
-    let data = data.as_ref().map(data_text);
-    let data = data.as_deref().unwrap_or("None");
-    format!(
-        "{audience:?}{exclude:?}{notification:?}{data}{ttl_secs:?}{collapse_key:?}{priority:?}{backlog:?}{transient}"
-    )
-}
-
-/// As the digests of requests that are remembered have it: keys in order, so that a repetition may
-/// write them in another.
-fn data_text(data: &PushData) -> String {
-    match data {
-        PushData::Raw(bytes) => format!("Some(Raw({bytes:?}))"),
-        PushData::Json(raw) => match serde_json::from_str::<Value>(raw.get()) {
-            Ok(value) => format!("Some(Json({value:?}))"),
-            Err(_) => format!("Some(Json({}))", raw.get()),
-        },
-    }
-}
-
-/// The first half of a SHA-256.
-pub fn digest(bytes: &[u8]) -> u128 {
-    let hash = crate::session::secret_hash(bytes);
-    hash.iter().take(16).fold(0, |n, b| n << 8 | u128::from(*b))
 }
 
 struct People<'a> {

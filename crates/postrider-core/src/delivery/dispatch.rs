@@ -14,6 +14,8 @@ use std::sync::Arc;
 enum Concerned {
     Devices(Vec<DeviceNo>),
     Set(DeviceSet),
+    /// The member of a shared subscription that got it.
+    Holder,
 }
 
 impl Engine {
@@ -39,7 +41,7 @@ impl Engine {
     /// Commits what nobody waits for.
     pub(crate) fn submit_quietly(&self, commands: Vec<Command>) {
         if !commands.is_empty() {
-            self.store.submit(
+            self.submit_parting(
                 commands,
                 Box::new(|outcome| {
                     if let Err(error) = outcome {
@@ -61,6 +63,10 @@ impl Engine {
                 continue;
             }
             let before = wakes.len();
+            let whom = match (whom, accepted.holder) {
+                (Concerned::Holder, holder) => Concerned::Devices(holder.into_iter().collect()),
+                (whom, _) => whom,
+            };
             collect_wakes(&hub, app, &whom, &mut wakes);
             if wakes.len() > before {
                 self.contents.put(accepted.seq, content);
@@ -72,22 +78,23 @@ impl Engine {
         }
     }
 
-    /// The transient lane of pushes: to devices that are connected and take pushes, now. How many those are.
-    pub(crate) fn send_live(&self, app: AppNo, set: &DeviceSet, content: Arc<Content>) -> u64 {
+    /// Those of the devices that are connected and take pushes, now.
+    pub(crate) fn live_targets(&self, app: AppNo, set: &DeviceSet) -> Vec<LiveTarget> {
         let hub = self.hub();
-        let Some(devices) = hub.apps.get(&app).map(|a| &a.devices) else { return 0 };
+        let Some(devices) = hub.apps.get(&app).map(|a| &a.devices) else { return Vec::new() };
         let target = |no: u32| {
             let session = hub.get(*devices.get(&DeviceNo(no))?)?;
             let (connection, qos) = (session.connection?, session.push_qos()?);
             Some(LiveTarget { connection, qos: qos.min(1), retain: false, subscription_ids: Vec::new() })
         };
-        let targets: Vec<LiveTarget> = set.iter().filter_map(target).collect();
-        drop(hub);
-        let count = targets.len() as u64;
-        if count > 0 {
+        set.iter().filter_map(target).collect()
+    }
+
+    /// The transient lane of pushes.
+    pub(crate) fn send_live(&self, content: Arc<Content>, targets: Vec<LiveTarget>) {
+        if !targets.is_empty() {
             self.connections().deliver(&Live { content, expires_at: None }, targets);
         }
-        count
     }
 
     /// The devices that are connected.
@@ -129,6 +136,7 @@ fn concerned(command: &Command) -> Option<(AppNo, Concerned, Arc<Content>)> {
     let whom = match &message.targets {
         Targets::Direct(list) => Concerned::Devices(list.iter().map(|t| t.device).collect()),
         Targets::Broadcast(set) => Concerned::Set(set.clone()),
+        Targets::Shared(_) => Concerned::Holder,
     };
     Some((message.app, whom, message.content.clone()?))
 }
@@ -140,6 +148,7 @@ fn collect_wakes(hub: &Hub, app: AppNo, whom: &Concerned, wakes: &mut Vec<Connec
             wakes.extend(list.iter().filter_map(|d| hub.get(*app.devices.get(d)?)?.connection));
             wakes.extend(list.iter().filter_map(|d| app.waiting.get(d)).flatten());
         }
+        Concerned::Holder => {}
         Concerned::Set(set) => {
             let connection = |no: &u32| hub.get(*no)?.connection;
             wakes.extend(common(set, &app.devices).filter_map(connection));

@@ -60,6 +60,7 @@ impl Engine {
         let mut outgoing = Vec::new();
         // Asked for before the store is: an acknowledgement that is committed in between is found in one place or the other.
         let acked = self.acking.of(at);
+        let hands_on = self.handing.is_under_way(at);
         while outgoing.len() < max {
             let wanted = max - outgoing.len();
             let page = self.store.pending(at, *position, wanted, now);
@@ -69,7 +70,7 @@ impl Engine {
                 let lane = if pending.urgent { &mut position.urgent } else { &mut position.normal };
                 *lane = (*lane).max(pending.seq);
                 let lost = seeded::is(Bug::InflightLost) && pending.sent_before;
-                if acked.contains(&pending.seq) || lost {
+                if acked.contains(&pending.seq) || lost || (hands_on && pending.is_shared) {
                     continue;
                 }
                 match self.outgoing(reader, pending, *position, now) {

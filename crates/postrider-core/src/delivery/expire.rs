@@ -85,7 +85,10 @@ impl Engine {
             history_before,
             history_max: self.limits.history_max,
         };
-        let done: Done = Box::new(move |outcomes| {
+        let done: Done = Box::new(move |mut outcomes| {
+            if let Ok(outcomes) = &mut outcomes {
+                engine.wake_takers(outcomes);
+            }
             if let Ok([Outcome::Expired { sessions, more, .. }]) = outcomes.as_deref() {
                 engine.close_expired(sessions);
                 turn.more.store(*more, Ordering::Release);

@@ -14,4 +14,6 @@ pub mod drain;
 pub mod expire;
 pub mod publish;
 pub mod receipt;
+pub(crate) mod repeats;
+pub mod request;
 mod submission;

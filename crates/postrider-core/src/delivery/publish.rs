@@ -1,11 +1,14 @@
 //! Step 2, for messages on topics: find the subscribers, split them by what they can be given.
 //!
 //! - connected, QoS 0 or a session that ends with its connection → live, at once, without a row;
+//! - a member of a shared subscription at QoS 1 or 2 → its inbox, whatever its session: so another can go on with it;
 //! - a lasting session at QoS 1 or 2, connected or not → its inbox, by a commit, like any push;
 //! - away and QoS 0 → nothing.
 
 use crate::Engine;
 use crate::command::*;
+use crate::delivery::repeats::{Asked, First, Known};
+use crate::delivery::request::{self, digest};
 use crate::id::*;
 use crate::model::*;
 use crate::port::*;
@@ -43,6 +46,17 @@ pub enum PublishError {
     TooLarge,
     #[error("the app's open messages take all the room that they may")]
     AppFull,
+    #[error("the idempotency key was used with another request")]
+    IdempotencyMismatch,
+}
+
+/// A publish of an app's server was taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Taken {
+    /// Sessions that it went to, connected or not.
+    pub sessions: usize,
+    /// It came before, with the same key: nothing was done.
+    pub repeated: bool,
 }
 
 /// Where a publish is collected: live targets, and commands for the next commit.
@@ -133,6 +147,44 @@ impl Engine {
         Ok(())
     }
 
+    /// The same, once for each key: as long as the server runs, and as long as keys of transient messages are remembered.
+    pub fn publish_once(
+        &self,
+        app: AppNo,
+        publish: Publish,
+        (owner, key): (u128, &str),
+        done: Box<dyn FnOnce(Result<Taken, StoreError>) + Send>,
+    ) -> Result<(), PublishError> {
+        let key = digest(format!("topic\n{owner:032x}\n{key}").as_bytes());
+        let asked = Asked { app, key, request: request::of_publish(&publish) };
+        let now = self.clock.now();
+        let keep_until = now + self.limits.idempotency_keep.as_millis() as u64;
+        match self.repeats.begin(asked, None, (now, keep_until), self.limits.transient_keys_max) {
+            Known::New => {}
+            Known::Repeated(first) => {
+                done(Ok(Taken { sessions: first.count as usize, repeated: true }));
+                return Ok(());
+            }
+            // It is not known yet what comes of it.
+            Known::UnderWay => {
+                done(Err(StoreError::Overloaded));
+                return Ok(());
+            }
+            Known::Other => return Err(PublishError::IdempotencyMismatch),
+        }
+        let engine = self.clone();
+        let told = Box::new(move |sessions: Result<usize, StoreError>| {
+            let first = |sessions: &usize| First { id: MessageId(0), count: *sessions as u64 };
+            engine.repeats.settle(asked, sessions.as_ref().ok().map(first));
+            done(sessions.map(|sessions| Taken { sessions, repeated: false }));
+        });
+        let refused = self.publish_from_app(app, publish, told);
+        if refused.is_err() {
+            self.repeats.settle(asked, None);
+        }
+        refused
+    }
+
     fn deliver_live(&self, publish: &Publish, targets: Vec<LiveTarget>) {
         if !targets.is_empty() {
             let expires_at = publish.expiry_secs.map(|secs| self.clock.now() + u64::from(secs) * 1000);
@@ -151,7 +203,7 @@ impl Engine {
         let topic = publish.content.topic.as_deref().unwrap_or("");
         let (commands_before, live_before) = (into.commands.len(), into.live.len());
         let mut matched = 0;
-        let mut stored = Vec::new();
+        let (mut stored, mut shared) = (Vec::new(), Vec::new());
         let all_may = self.access.receives_all();
         if let Some(app_hub) = hub.apps.get(&app) {
             let may =
@@ -162,7 +214,12 @@ impl Engine {
                 matched += 1;
                 let qos = m.qos.min(publish.qos);
                 let retain = publish.retain && m.retain_as_published;
-                match (session.connection, session.device.filter(|_| session.stored && qos > 0)) {
+                let device = session.device.filter(|_| session.stored && qos > 0);
+                match (session.connection, device) {
+                    (_, Some(member)) if let Some(share) = &m.share => {
+                        let (share, qos, retain) = (share.to_string(), publish.qos, publish.retain);
+                        shared.push(SharedTarget { share, member, qos, retain });
+                    }
                     (_, Some(device)) => stored.push(Target { device, qos, retain, subscription_ids: m.ids }),
                     (Some(connection), None) => {
                         into.live.push(LiveTarget { connection, qos, retain, subscription_ids: m.ids });
@@ -172,7 +229,7 @@ impl Engine {
             });
         }
         let retained = match publish.retain {
-            _ if !stored.is_empty() && self.is_full(app) => Err(PublishError::AppFull),
+            _ if !(stored.is_empty() && shared.is_empty()) && self.is_full(app) => Err(PublishError::AppFull),
             true => self.retain_command(app, topic, publish).map(Some),
             false => Ok(None),
         };
@@ -185,19 +242,22 @@ impl Engine {
             }
         }
         if !stored.is_empty() {
-            into.commands.push(self.accept_publish(app, publish, stored));
+            into.commands.push(self.accept_publish(app, publish, Targets::Direct(stored)));
         }
+        // Each by itself: a group's message goes on to other members without those of others.
+        let shared = shared.into_iter().map(|target| Targets::Shared(Box::new(target)));
+        into.commands.extend(shared.map(|targets| self.accept_publish(app, publish, targets)));
         Ok(Routed { matched, durable: into.commands.len() > commands_before })
     }
 
-    fn accept_publish(&self, app: AppNo, publish: &Publish, targets: Vec<Target>) -> Command {
+    fn accept_publish(&self, app: AppNo, publish: &Publish, targets: Targets) -> Command {
         let now = self.clock.now();
         let ttl_default = self.limits.ttl_default.as_secs();
         let ttl_secs = publish.expiry_secs.map_or(ttl_default, u64::from).min(self.limits.ttl_max.as_secs());
         Command::Accept(Box::new(NewMessage {
             app,
             id: MessageId(0),
-            targets: Targets::Direct(targets),
+            targets,
             accepted_at: now,
             expires_at: now + ttl_secs * 1000,
             priority: Priority::Normal,

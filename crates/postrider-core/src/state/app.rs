@@ -1,6 +1,7 @@
 //! One app: its devices and the sets they form, inboxes, broadcasts, retained messages, books.
 
 use super::casts::Broadcasts;
+use super::shares::Members;
 use crate::command::Idempotency;
 use crate::id::*;
 use crate::model::*;
@@ -56,6 +57,8 @@ pub(crate) struct App {
     pub reports: BTreeMap<MessageId, Seq>,
     /// Open deliveries, counted as they come and go.
     pub open: u64,
+    /// Shared subscriptions of the sessions that are kept, by name.
+    pub shares: FxHashMap<String, Members>,
     /// What its open messages take.
     pub kept: Kept,
     /// When the messages of `history` ended, in the same order.
@@ -193,6 +196,14 @@ impl Inbox {
         self.urgent += u32::from(entry.urgent());
     }
 
+    /// Where it belongs by its number, which need not be the newest.
+    pub fn insert(&mut self, entry: Entry, bytes: u32) {
+        let place = self.entries.partition_point(|e| e.seq() < entry.seq());
+        self.entries.insert(place, entry);
+        self.bytes += u64::from(bytes);
+        self.urgent += u32::from(entry.urgent());
+    }
+
     pub fn place(&self, seq: Seq) -> Option<usize> {
         self.entries.binary_search_by_key(&seq, |e| e.seq()).ok()
     }
@@ -252,6 +263,7 @@ impl App {
             kept: Kept::default(),
             history: VecDeque::new(),
             history_ends: VecDeque::new(),
+            shares: FxHashMap::default(),
         }
     }
 
@@ -263,6 +275,7 @@ impl App {
         for no in 0..self.devices.len() as u32 {
             if self.devices[no as usize].is_some() {
                 self.index(DeviceNo(no));
+                self.join_shares(DeviceNo(no));
             }
         }
     }

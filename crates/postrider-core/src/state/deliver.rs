@@ -32,7 +32,14 @@ impl State {
                 return Err(Refusal::IdempotencyMismatch);
             }
             effects.released.push(blob);
-            return Ok(Outcome::Accepted(Acceptance { id, seq, targeted, repeated: true, full: 0 }));
+            return Ok(Outcome::Accepted(Acceptance {
+                id,
+                seq,
+                targeted,
+                repeated: true,
+                full: 0,
+                holder: None,
+            }));
         }
         let (direct, full) = self.direct_targets(new, blob, effects);
         let mut message = Message::new(new, &direct, blob);
@@ -71,7 +78,8 @@ impl State {
             self.collapse(seq, effects);
         }
         self.close_if_ended(seq, effects);
-        Ok(Outcome::Accepted(Acceptance { id: new.id, seq, targeted, repeated: false, full }))
+        let holder = matches!(new.targets, Targets::Shared(_)).then(|| only(&direct)).flatten();
+        Ok(Outcome::Accepted(Acceptance { id: new.id, seq, targeted, repeated: false, full, holder }))
     }
 
     /// Those of the direct targets that exist and have room, after eviction where that makes room; and how many had none.
@@ -81,7 +89,15 @@ impl State {
         blob: BlobRef,
         effects: &mut Effects,
     ) -> (Vec<Target>, u64) {
-        let Targets::Direct(list) = &new.targets else { return (Vec::new(), 0) };
+        let shared;
+        let list = match &new.targets {
+            Targets::Direct(list) => list,
+            Targets::Broadcast(_) => return (Vec::new(), 0),
+            Targets::Shared(_) => {
+                shared = self.shared_target(new, blob).into_iter().collect::<Vec<_>>();
+                &shared
+            }
+        };
         let mut targets = Vec::with_capacity(list.len());
         let mut full = 0;
         for target in list {
@@ -428,7 +444,7 @@ fn only(targets: &[Target]) -> Option<DeviceNo> {
     }
 }
 
-fn take_entry(
+pub(super) fn take_entry(
     inboxes: &mut rustc_hash::FxHashMap<u32, Inbox>,
     device: DeviceNo,
     seq: Seq,

@@ -1,6 +1,7 @@
 //! Devices come, change and go; their sessions open, are left and end.
 
 use super::app::{Device, FirstAnswer, Session};
+use super::shares::handed_on;
 use super::{Effects, State};
 use crate::command::*;
 use crate::id::*;
@@ -109,13 +110,14 @@ impl State {
         self.saw(now);
         self.device_in(at)?;
         self.drop_session(at);
+        let takers = self.leave_to_others(at);
         self.end_inbox(at, |_| true, (Step::Erased, Reason::Unregistered), now, effects);
         self.leave_broadcasts(at, (Step::Erased, Reason::Unregistered), now, effects);
         let app = self.app_mut(at.app)?;
         app.unindex(at.device);
         app.devices[at.device.0 as usize] = None;
         self.proof_keys.remove(&at);
-        Ok(Outcome::Done)
+        Ok(handed_on(takers))
     }
 
     pub(super) fn hear_peers(&mut self, at: DeviceRef, hears: bool) -> Result<Outcome, Refusal> {
@@ -148,9 +150,11 @@ impl State {
         effects: &mut Effects,
     ) -> Result<Outcome, Refusal> {
         self.saw(now);
+        let mut takers = Vec::new();
         if fresh {
             self.device_in(at)?;
             self.drop_session(at);
+            takers = self.leave_to_others(at);
             self.end_inbox(at, |e| !e.push(), (Step::Expired, Reason::SessionEnded), now, effects);
         }
         self.unschedule(at);
@@ -160,7 +164,8 @@ impl State {
             Some(session) => session.stored = stored,
             none => *none = Some(Box::new(Session { stored, subscriptions: Vec::new() })),
         }
-        Ok(Outcome::Done)
+        self.sort_into_shares(at);
+        Ok(handed_on(takers))
     }
 
     pub(super) fn leave_session(
@@ -180,6 +185,7 @@ impl State {
         if let Some(end) = session.ends_at() {
             self.session_ends.insert((end, at));
         }
+        self.sort_into_shares(at);
         Ok(Outcome::Done)
     }
 
@@ -195,8 +201,9 @@ impl State {
             return self.delete_device(at, now, effects);
         }
         self.drop_session(at);
+        let takers = self.leave_to_others(at);
         self.end_inbox(at, |e| !e.push(), (Step::Expired, Reason::SessionEnded), now, effects);
-        Ok(Outcome::Done)
+        Ok(handed_on(takers))
     }
 
     pub(super) fn subscribe(
@@ -214,6 +221,7 @@ impl State {
                 None => session.subscriptions.push(subscription.clone()),
             }
         }
+        self.sort_into_shares(at);
         Ok(Outcome::Done)
     }
 
@@ -222,10 +230,12 @@ impl State {
         at: DeviceRef,
         filters: &[(Option<String>, String)],
     ) -> Result<Outcome, Refusal> {
+        self.app_mut(at.app)?.leave_shares(at.device);
         let session = self.device_in(at)?.session.as_deref_mut().ok_or(Refusal::NoSuchDevice)?;
         session
             .subscriptions
             .retain(|s| !filters.iter().any(|(share, filter)| s.filter == *filter && s.share == *share));
+        self.sort_into_shares(at);
         Ok(Outcome::Done)
     }
 
@@ -233,8 +243,19 @@ impl State {
         self.app_mut(at.app)?.device_mut(at.device).ok_or(Refusal::NoSuchDevice)
     }
 
+    /// The session or its connection has changed.
+    fn sort_into_shares(&mut self, at: DeviceRef) {
+        if let Ok(app) = self.app_mut(at.app) {
+            app.leave_shares(at.device);
+            app.join_shares(at.device);
+        }
+    }
+
     fn drop_session(&mut self, at: DeviceRef) {
         self.unschedule(at);
+        if let Ok(app) = self.app_mut(at.app) {
+            app.leave_shares(at.device);
+        }
         if let Ok(device) = self.device_in(at) {
             device.session = None;
         }

@@ -13,6 +13,8 @@ use rustc_hash::FxHashMap;
 pub(super) struct Leaving {
     direct: FxHashMap<DeviceRef, Vec<Left>>,
     broadcasts: Vec<(AppNo, DeviceSet, Left)>,
+    /// Deliveries that came from another device's inbox, and the numbers of the commands that brought them.
+    arriving: FxHashMap<(DeviceRef, Seq), Seq>,
 }
 
 /// A delivery as it was, and the number of the command that ended it.
@@ -34,6 +36,15 @@ impl Leaving {
 
     pub fn some(&mut self, app: AppNo, devices: DeviceSet, by: Seq, pending: Pending) {
         self.broadcasts.push((app, devices, Left { by, pending }));
+    }
+
+    /// A delivery comes from another device: seen here once that is on stable storage.
+    pub fn arrives(&mut self, at: DeviceRef, seq: Seq, by: Seq) {
+        self.arriving.insert((at, seq), by);
+    }
+
+    pub fn is_arriving(&self, at: DeviceRef, seq: Seq, durable: Seq) -> bool {
+        !self.arriving.is_empty() && self.arriving.get(&(at, seq)).is_some_and(|by| *by > durable)
     }
 
     /// What commands above `durable` ended for a device, in order.
@@ -61,6 +72,7 @@ impl Leaving {
             !all.is_empty()
         });
         self.broadcasts.retain(|(_, _, left)| left.by > durable);
+        self.arriving.retain(|_, by| *by > durable);
     }
 
     pub fn blobs_mut(&mut self) -> impl Iterator<Item = &mut BlobRef> {

@@ -31,6 +31,8 @@ pub(crate) enum Whom {
     Few,
     /// In `extra.broadcast`.
     Broadcast,
+    /// One member of a shared subscription, in `extra.few`; `extra.share` names the subscription.
+    Shared,
 }
 
 #[derive(Debug)]
@@ -42,6 +44,8 @@ pub(crate) struct Extra {
     /// Hash of the collapse key, and how many pending ones of it a device keeps.
     pub group: Option<(u64, u16)>,
     pub collapse_key: Option<String>,
+    /// Of a message of a shared subscription: its name, by [`share_name`].
+    pub share: Option<String>,
     pub report: Option<Report>,
 }
 
@@ -95,6 +99,7 @@ impl Message {
         };
         let (whom, few, broadcast) = match (&new.targets, targets) {
             (Targets::Broadcast(_), _) => (Whom::Broadcast, Vec::new(), true),
+            (Targets::Shared(_), list) => (Whom::Shared, list.iter().map(|t| t.device).collect(), false),
             (Targets::Direct(_), [one]) => (Whom::One(one.device), Vec::new(), false),
             (Targets::Direct(_), list) => (Whom::Few, list.iter().map(|t| t.device).collect(), false),
         };
@@ -112,9 +117,21 @@ impl Message {
             cancelled_at: None,
             position: 0,
         });
-        let extra = (!plain || matches!(whom, Whom::Few)).then(|| {
+        let extra = (!plain || matches!(whom, Whom::Few | Whom::Shared)).then(|| {
             let collapse_key = new.collapse_key.clone();
-            Box::new(Extra { few, broadcast: None, priority: new.priority, group, collapse_key, report })
+            let share = match &new.targets {
+                Targets::Shared(shared) => Some(shared.share.clone()),
+                _ => None,
+            };
+            Box::new(Extra {
+                few,
+                broadcast: None,
+                priority: new.priority,
+                group,
+                collapse_key,
+                share,
+                report,
+            })
         });
         let (accepted_at, expires_at) = (new.accepted_at, new.expires_at);
         Message { accepted_at, expires_at, blob, app: new.app, open: 0, whom, extra }
@@ -145,6 +162,21 @@ impl Message {
         self.extra.as_ref().map_or(Priority::Normal, |e| e.priority)
     }
 
+    /// The name of the shared subscription that it is a message of.
+    pub fn share(&self) -> Option<&str> {
+        match (&self.whom, &self.extra) {
+            (Whom::Shared, Some(extra)) => extra.share.as_deref(),
+            _ => None,
+        }
+    }
+
+    /// Another member has it now.
+    pub fn set_holder(&mut self, device: DeviceNo) {
+        if let Some(extra) = &mut self.extra {
+            extra.few = vec![device];
+        }
+    }
+
     /// The broadcast's open devices.
     pub fn broadcast(&self) -> Option<&DeviceSet> {
         self.extra.as_ref()?.broadcast.as_ref()
@@ -158,7 +190,7 @@ impl Message {
     pub fn direct(&self) -> Vec<DeviceNo> {
         match (&self.whom, &self.extra) {
             (Whom::One(device), _) => vec![*device],
-            (Whom::Few, Some(extra)) => extra.few.clone(),
+            (Whom::Few | Whom::Shared, Some(extra)) => extra.few.clone(),
             _ => Vec::new(),
         }
     }

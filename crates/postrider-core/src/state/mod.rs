@@ -23,6 +23,7 @@ pub(crate) mod message;
 mod read;
 mod report;
 pub(crate) mod rows;
+mod shares;
 #[cfg(test)]
 mod tests;
 
@@ -113,6 +114,7 @@ impl State {
             Command::RenameApp { app, name } => self.rename_app(*app, name),
             Command::CloseApp { app, now } => self.close_app(*app, *now),
             Command::EmptyApp { app, limit, now } => self.empty_app(*app, *limit, *now, effects),
+            Command::HandOn(hand_on) => self.hand_on_command(hand_on),
         };
         result.unwrap_or_else(|refusal| {
             if blob.len > 0 {
@@ -215,7 +217,7 @@ impl State {
     ) -> Outcome {
         self.saw(now);
         let messages = self.expire_messages(now, limit, effects);
-        let sessions = self.expire_sessions(now, limit, effects);
+        let (sessions, handed_on) = self.expire_sessions(now, limit, effects);
         let reports_left = self.forget_old(limit, history);
         let mut requests = limit;
         for app in &mut self.apps {
@@ -224,7 +226,7 @@ impl State {
         }
         let more = self.next_due().is_some_and(|due| due <= now) || reports_left || requests == 0;
         // With no room for anything, asking again is of no use.
-        Outcome::Expired { messages, sessions, more: more && limit > 0 }
+        Outcome::Expired { messages, sessions, handed_on, more: more && limit > 0 }
     }
 
     /// A message counts as many times as it has devices of its own; a broadcast ends for all of them at once.
@@ -240,9 +242,14 @@ impl State {
         messages
     }
 
-    /// A session counts once, and once for each message of its inbox.
-    fn expire_sessions(&mut self, now: UnixMillis, limit: u32, effects: &mut Effects) -> Vec<DeviceRef> {
-        let (mut sessions, mut left) = (Vec::new(), limit);
+    /// The sessions, and who got messages of them. A session counts once, and once for each message of its inbox.
+    fn expire_sessions(
+        &mut self,
+        now: UnixMillis,
+        limit: u32,
+        effects: &mut Effects,
+    ) -> (Vec<DeviceRef>, Vec<DeviceRef>) {
+        let (mut sessions, mut handed_on, mut left) = (Vec::new(), Vec::new(), limit);
         while left > 0
             && let Some((end, at)) = self.session_ends.first().copied().filter(|(end, _)| *end <= now)
         {
@@ -250,11 +257,13 @@ impl State {
             let inbox = self.app_ref(at.app).and_then(|app| app.inboxes.get(&at.device.0));
             let waiting = inbox.map_or(0, |inbox| inbox.entries.len() as u32);
             left = left.saturating_sub(waiting.saturating_add(1));
-            if self.end_session(at, now, effects).is_ok() {
-                sessions.push(at);
+            let Ok(outcome) = self.end_session(at, now, effects) else { continue };
+            sessions.push(at);
+            if let Outcome::HandedOn(takers) = outcome {
+                handed_on.extend(takers);
             }
         }
-        sessions
+        (sessions, handed_on)
     }
 
     /// Forgets reports of messages that ended before `before`, and of each app the oldest above `max`; true if there are

@@ -66,7 +66,7 @@ impl State {
             [Lane { urgent: true, after: position.urgent }, Lane { urgent: false, after: position.normal }]
         {
             let wanted = max - found.len();
-            let open = self.pending_lane(app, at.device, lane, (now, durable));
+            let open = self.pending_lane(app, at, lane, (now, durable));
             let leaving =
                 leaving.iter().copied().filter(|p| lane.holds(p) && p.seq <= durable && p.expires_at > now);
             found.extend(in_order(open, leaving.cloned(), |p| p.seq).take(wanted));
@@ -100,7 +100,7 @@ impl State {
     fn pending_lane<'a>(
         &'a self,
         app: &'a App,
-        device: DeviceNo,
+        DeviceRef { app: app_no, device }: DeviceRef,
         Lane { urgent, after }: Lane,
         (now, durable): (UnixMillis, Seq),
     ) -> impl Iterator<Item = Pending> + 'a {
@@ -110,7 +110,10 @@ impl State {
         let own = own.filter(move |e| e.urgent() == urgent).map(|e| (e.seq(), Some(*e)));
         let casts = app.casts.lane(urgent).open_for(device, after, &self.messages);
         let merged = in_order(own, casts.map(|seq| (seq, None)), |(seq, _)| *seq);
-        let on_disk = merged.take_while(move |(seq, _)| *seq <= durable);
+        let at = DeviceRef { app: app_no, device };
+        let on_disk = merged
+            .take_while(move |(seq, _)| *seq <= durable)
+            .filter(move |(seq, _)| !self.leaving.is_arriving(at, *seq, durable));
         let known = on_disk.filter_map(move |(seq, entry)| Some((seq, entry, self.messages.get(&seq)?)));
         let alive =
             known.filter(move |(_, _, message)| message.expires_at > now || seeded::is(Bug::ExpiryOnlySwept));
@@ -307,8 +310,8 @@ impl State {
         self.app_ref(app).map_or(0, |a| a.broadcasts.len())
     }
 
-    pub fn knows_request(&self, app: AppNo, key: u128) -> bool {
-        self.app_ref(app).is_some_and(|a| a.requests.contains_key(&key))
+    pub fn request_of(&self, app: AppNo, key: u128) -> Option<u128> {
+        Some(self.app_ref(app)?.requests.get(&key)?.0.request)
     }
 
     pub fn audit(&self) -> Audit {
@@ -394,6 +397,7 @@ pub(super) fn pending_of_all(seq: Seq, message: &Message) -> Pending {
         retain: false,
         subscription_ids: Vec::new(),
         sent_before: false,
+        is_shared: message.share().is_some(),
     }
 }
 

@@ -71,5 +71,6 @@ commands! {
     records {
         4 Register
         12 Accept
+        25 HandOn
     }
 }

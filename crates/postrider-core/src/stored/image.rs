@@ -103,7 +103,7 @@ record!(Device {
 });
 record!(Session { 1 stored, 2 subscriptions });
 record!(Message { 1 accepted_at, 2 expires_at, 3 blob, 4 app, 5 open, 6 whom, 7 extra });
-record!(Extra { 1 few, 2 broadcast, 3 priority, 4 group, 5 collapse_key, 6 report });
+record!(Extra { 1 few, 2 broadcast, 3 priority, 4 group, 5 collapse_key, 6 report, 7 share });
 record!(Report { 1 id, 2 targeted, 3 reached, 4 rows, 5 bulk, 6 cancelled_at, 7 position });
 record!(Row { 1 device, 2 after_ms, 3 step, 4 reason });
 record!(Bulk { 1 devices, 2 step, 3 reason, 4 at });
@@ -133,6 +133,7 @@ impl Record for Whom {
             Whom::One(device) => device.put_value(1, out),
             Whom::Few => {}
             Whom::Broadcast => true.put_value(2, out),
+            Whom::Shared => true.put_value(3, out),
         }
     }
 
@@ -141,6 +142,7 @@ impl Record for Whom {
             None => Ok(Whom::Few),
             Some((1, raw)) => Value::get_value(raw).map(Whom::One),
             Some((2, _)) => Ok(Whom::Broadcast),
+            Some((3, _)) => Ok(Whom::Shared),
             Some((tag, _)) => Err(Bad::UnknownField(tag)),
         }
     }

@@ -30,6 +30,8 @@ record!(ContentProperties {
     1 payload_is_utf8, 2 expires, 3 content_type, 4 response_topic, 5 correlation, 6 user,
 });
 record!(Target { 1 device, 2 qos, 3 retain, 4 subscription_ids });
+record!(SharedTarget { 1 share, 2 member, 3 qos, 4 retain });
+record!(HandOn { 1 at, 2 stay, 3 shares, 4 only_here, 5 inbox_max, 6 inbox_bytes_max });
 record!(ReceiptEvent { 1 position, 2 at, 3 app, 4 message, 5 device, 6 step, 7 reason, 8 count, 9 submission });
 record!(Submission { 1 key, 2 audience, 3 exclude, 4 title, 5 body });
 record!(BlobRef { 1 file, 2 offset, 3 len });
@@ -67,12 +69,13 @@ macro_rules! choice {
 choice!(Attribute { 1 Text, 2 Number, 3 Bool, 4 Integer });
 choice!(Which { 1 Seq, 2 Id });
 
-/// Numbered devices, or a set of them where the second field is there.
+/// Numbered devices, or a set of them, or the member of a shared subscription where the second or third field is there.
 impl Record for Targets {
     fn put(&self, out: &mut Vec<u8>) {
         match self {
             Targets::Direct(list) => list.put_field(1, out),
             Targets::Broadcast(set) => set.put_value(2, out),
+            Targets::Shared(target) => target.put_value(3, out),
         }
     }
 
@@ -82,6 +85,7 @@ impl Record for Targets {
             match field? {
                 (1, raw) => list.gather(raw)?,
                 (2, raw) => return DeviceSet::get_value(raw).map(Targets::Broadcast),
+                (3, raw) => return Value::get_value(raw).map(Targets::Shared),
                 (tag, _) => return Err(Bad::UnknownField(tag)),
             }
         }

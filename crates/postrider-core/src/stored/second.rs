@@ -727,6 +727,7 @@ impl Extra2 {
             priority: variant(self.priority)?,
             group: self.group,
             collapse_key: self.collapse_key,
+            share: None,
             report: self.report.map(Report2::today).transpose()?,
         })
     }

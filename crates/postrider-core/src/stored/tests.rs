@@ -62,6 +62,12 @@ fn message(targets: Targets) -> Command {
     }))
 }
 
+fn hand_on(shares: Option<Vec<String>>) -> Command {
+    let at = DeviceRef { app: AppNo(0), device: DeviceNo(3) };
+    let (stay, only_here) = (vec![0, 1 << 60], shares.is_some());
+    Command::HandOn(Box::new(HandOn { at, stay, shares, only_here, inbox_max: 1, inbox_bytes_max: u32::MAX }))
+}
+
 /// One of each kind, with what is easily lost: empty texts within options, zeros, both ends.
 fn commands() -> Vec<Command> {
     let at = DeviceRef { app: AppNo(2), device: DeviceNo(0) };
@@ -108,6 +114,15 @@ fn commands() -> Vec<Command> {
         message(Targets::Direct(Vec::new())),
         message(Targets::Broadcast((0..100_000).collect())),
         message(Targets::Broadcast(DeviceSet::new())),
+        message(Targets::Shared(Box::new(SharedTarget {
+            share: "g/a/b".into(),
+            member: DeviceNo(0),
+            qos: 2,
+            retain: true,
+        }))),
+        hand_on(None),
+        hand_on(Some(Vec::new())),
+        hand_on(Some(vec!["g/a".into(), String::new()])),
         Command::Progress {
             app: AppNo(0),
             steps: vec![progress(Which::Seq(0)), progress(Which::Id(MessageId(0)))],

@@ -73,6 +73,8 @@ pub struct ServerConnection {
     level: Level,
     /// The peer is another broker: it gets none of its own messages back, and retain flags as they were published.
     is_bridge: bool,
+    /// A packet came after our CONNACK went out, so the peer knows what that said.
+    has_heard: bool,
     /// The keep-alive is ours and not the one that the peer asked for.
     is_keepalive_ours: bool,
     /// The session expiry was lowered to our maximum.
@@ -102,6 +104,7 @@ impl ServerConnection {
             phase: Phase::AwaitConnect,
             level: Level::V311,
             is_bridge: false,
+            has_heard: false,
             is_keepalive_ours: false,
             is_expiry_lowered: false,
             is_expiry_zero: false,
@@ -111,6 +114,11 @@ impl ServerConnection {
     /// The peer's protocol level, once its CONNECT was read.
     pub fn level(&self) -> Option<Level> {
         (self.phase != Phase::AwaitConnect).then_some(self.level)
+    }
+
+    /// The peer has said something since it was let in. What came together with its CONNECT shows nothing.
+    pub fn has_heard(&self) -> bool {
+        self.has_heard
     }
 
     /// The keep-alive in force; 0 for none.
@@ -276,6 +284,7 @@ impl ServerConnection {
 impl ServerProtocol for ServerConnection {
     fn handle_bytes(&mut self, bytes: &[u8], now: Millis, out: &mut Output) {
         let mut rest = bytes;
+        self.has_heard |= self.phase == Phase::Connected;
         // First the cut packet, with no byte more than it needs: so it is freed, and what follows is read in place.
         while !self.held.is_empty()
             && !rest.is_empty()

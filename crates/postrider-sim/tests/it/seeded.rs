@@ -5,7 +5,7 @@ use postrider_proto::seeded as proto;
 use postrider_sim::run;
 
 /// Within so many seeds each bug must be found.
-const SEEDS_MAX: u64 = 200;
+const SEEDS_MAX: u64 = 1_000;
 
 /// What a bug is, in a sentence, and its number in the catalogue of `reliability.md` §4.7, where it has one.
 fn what(bug: Bug) -> (&'static str, &'static str) {

@@ -169,7 +169,7 @@ fn what_expires_leaves_the_inbox_and_is_counted(make: Make<'_>) {
     assert!(store.next_expiry().unwrap() <= NOW + 5_000);
     assert_eq!(store.pending(device(0), Position::default(), 9, NOW + 5_000).len(), 1);
     let outcome = run_one(&*store, expire(NOW + 6_000));
-    assert_eq!(outcome, Outcome::Expired { messages: 1, sessions: vec![], more: false });
+    assert_eq!(outcome, Outcome::Expired { messages: 1, sessions: vec![], handed_on: vec![], more: false });
     assert_eq!(store.app(APP).unwrap().counters.ended[Step::Expired as usize], 1);
     assert_eq!(store.last_time(), NOW + 6_000);
     assert_balanced(&*store);
@@ -241,7 +241,7 @@ fn a_session_outlives_its_connection_until_it_expires(make: Make<'_>) {
     assert_eq!(sign_in.subscriptions, vec![filter("a/#")]);
     assert_eq!(store.sessions().len(), 1);
     let ended = run_one(&*store, expire(NOW + 62_000));
-    assert_eq!(ended, Outcome::Expired { messages: 0, sessions: vec![at], more: false });
+    assert_eq!(ended, Outcome::Expired { messages: 0, sessions: vec![at], handed_on: vec![], more: false });
     assert_eq!(store.sessions(), vec![]);
 }
 

@@ -52,6 +52,8 @@ struct Noted(Mutex<Vec<u32>>);
 impl Connections for Noted {
     fn wake(&self, _: &[ConnectionRef]) {}
 
+    fn wake_anew(&self, _: &[ConnectionRef]) {}
+
     fn deliver(&self, _: &Live, targets: Vec<LiveTarget>) {
         self.0.lock().unwrap().extend(targets.iter().map(|t| t.connection.slot));
     }

@@ -13,3 +13,4 @@ mod golden;
 mod ill;
 mod kit;
 mod rot;
+mod shared;

@@ -13,7 +13,7 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, header};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use postrider_core::delivery::accept::digest;
+use postrider_core::delivery::request::digest;
 use postrider_core::devices::Author;
 use postrider_core::id::*;
 use postrider_core::model::{KeyScope, Origin, ProfileChange};

@@ -13,7 +13,7 @@ use axum::{Extension, Json};
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use postrider_core::command::{Command, Outcome, Refusal};
-use postrider_core::delivery::accept::digest;
+use postrider_core::delivery::request::digest;
 use postrider_core::devices::{Author, DeviceError, NewDevice, Registered};
 use postrider_core::id::*;
 use postrider_core::model::{Attribute, DeviceView, Origin, Platform, Profile, ProfileChange};

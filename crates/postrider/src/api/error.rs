@@ -320,6 +320,7 @@ impl From<PublishError> for ApiError {
             PublishError::RetainedFull => Code::RetainedFull.into(),
             PublishError::AppFull => Code::AppFull.retry_after(60),
             PublishError::TooLarge => Code::PayloadTooLarge.into(),
+            PublishError::IdempotencyMismatch => Code::IdempotencyMismatch.into(),
         }
     }
 }

@@ -196,7 +196,9 @@ impl StoreCollector {
         let help = "Acknowledgements that wait until the store takes them";
         gauge(encoder, "acks_put_off", help, None, self.engine.put_off_acks() as u64)?;
         let signed_in = self.engine.connected_count() as u64;
-        gauge(encoder, "sessions_connected", "Sessions with a connection", None, signed_in)
+        gauge(encoder, "sessions_connected", "Sessions with a connection", None, signed_in)?;
+        let help = "Idempotency keys of transient messages and of publishes on topics that are remembered";
+        gauge(encoder, "transient_keys", help, None, self.engine.transient_keys() as u64)
     }
 
     fn encode_apps(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {

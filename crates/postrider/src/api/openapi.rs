@@ -186,7 +186,7 @@ const OPERATIONS: &[Operation] = &[
     call(("post", "/v1/topics/publish"), "publishByName", "Publish to the MQTT topic that the body names, also behind proxies that decode paths", SEND, (202, Some("Published"))).body("PublishRequest"),
     call(("get", "/v1/topics/publish"), "getTopicPublish", "Show the topic that is called `publish`", READ, (200, Some("Topic"))),
     call(("get", "/v1/topics/{topic}"), "getTopic", "Show a topic (its slashes written %2F)", READ, (200, Some("Topic"))),
-    call(("post", "/v1/topics/{topic}/publish"), "publish", "Publish to an MQTT topic (its slashes written %2F)", SEND, (202, Some("Published"))).body("PublishRequest"),
+    call(("post", "/v1/topics/{topic}/publish"), "publish", "Publish to an MQTT topic (its slashes written %2F)", SEND, (202, Some("Published"))).body("PublishRequest").idempotent(),
     call(("post", "/v1/apps"), "createApp", "Make an app", ADMIN, (201, Some("App"))).body("NewApp"),
     call(("get", "/v1/apps"), "listApps", "List apps", ADMIN, (200, Some("AppPage"))).query(PAGE_QUERY),
     call(("get", "/v1/apps/{id}"), "getApp", "Show an app and its books", ADMIN, (200, Some("App"))),

@@ -3,14 +3,15 @@
 use super::auth::{ByApp, Reads, Sends};
 use super::error::{ApiError, Code};
 use super::json::{Body, Input, Path, Query, on_one_line};
-use super::{Api, Time, ask};
+use super::{Api, Time, ask, idempotency_key};
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
-use postrider_core::delivery::publish::Publish;
+use postrider_core::delivery::accept::check_name;
+use postrider_core::delivery::publish::{Publish, Taken};
 use postrider_core::id::{AppNo, UnixMillis};
 use postrider_core::model::{Content, ContentProperties};
 use serde::{Deserialize, Serialize};
@@ -58,39 +59,48 @@ pub struct Published {
     topic: String,
     /// Sessions that it went to, connected or not.
     sessions: usize,
+    /// The request was a repetition: nothing was done, this is the first answer.
+    #[serde(skip_serializing_if = "super::is_false")]
+    repeated: bool,
 }
 
 /// `POST /v1/topics/{topic}/publish`.
 pub async fn publish(
-    ByApp(app, _): ByApp<Sends>,
+    ByApp(app, caller): ByApp<Sends>,
     State(api): State<Api>,
     Path(topic): Path<String>,
+    headers: HeaderMap,
     Body(request): Body<PublishRequest>,
 ) -> Result<(StatusCode, Json<Published>), ApiError> {
     if request.topic.as_ref().is_some_and(|named| *named != topic) {
         return Err(Code::InvalidField.at("/topic", "The path names another topic."));
     }
-    publish_to(&api, app, topic, request).await
+    let key = (caller.idempotency_owner(), idempotency_key(&headers)?);
+    publish_to(&api, app, key, topic, request).await
 }
 
 /// `POST /v1/topics/publish`: the same behind proxies that decode paths, where `%2F` becomes `/`.
 pub async fn publish_named(
-    ByApp(app, _): ByApp<Sends>,
+    ByApp(app, caller): ByApp<Sends>,
     State(api): State<Api>,
+    headers: HeaderMap,
     Body(mut request): Body<PublishRequest>,
 ) -> Result<(StatusCode, Json<Published>), ApiError> {
     let topic = request.topic.take();
     let topic = topic.ok_or_else(|| Code::InvalidField.at("/topic", "The body has to name the `topic`."))?;
-    publish_to(&api, app, topic, request).await
+    let key = (caller.idempotency_owner(), idempotency_key(&headers)?);
+    publish_to(&api, app, key, topic, request).await
 }
 
 async fn publish_to(
     api: &Api,
     app: AppNo,
+    (owner, key): (u128, Option<String>),
     topic: String,
     request: PublishRequest,
 ) -> Result<(StatusCode, Json<Published>), ApiError> {
     check_topic(&topic)?;
+    check_key(api, key.as_deref())?;
     let qos = request.qos.unwrap_or(1);
     if qos > 2 {
         return Err(Code::InvalidField.at("/qos", "`qos` is 0, 1 or 2."));
@@ -110,11 +120,31 @@ async fn publish_to(
     let publish =
         Publish { content: Arc::new(content), qos, retain: request.retain, expiry_secs: request.expiry_secs };
     let mut refused = None;
-    let answer = ask(|done| refused = api.engine.publish_from_app(app, publish, done).err()).await;
-    match refused {
-        Some(error) => Err(error.into()),
-        None => Ok((StatusCode::ACCEPTED, Json(Published { topic, sessions: answer?? }))),
+    let answer = ask(|done: Box<dyn FnOnce(_) + Send>| {
+        refused = match &key {
+            Some(key) => {
+                let key = (owner, key.as_str());
+                api.engine.publish_once(app, publish, key, done).err()
+            }
+            None => {
+                let told = |sessions: Result<_, _>| {
+                    done(sessions.map(|sessions| Taken { sessions, repeated: false }));
+                };
+                api.engine.publish_from_app(app, publish, Box::new(told)).err()
+            }
+        };
+    })
+    .await;
+    if let Some(error) = refused {
+        return Err(error.into());
     }
+    let Taken { sessions, repeated } = answer??;
+    Ok((StatusCode::ACCEPTED, Json(Published { topic, sessions, repeated })))
+}
+
+fn check_key(api: &Api, key: Option<&str>) -> Result<(), ApiError> {
+    let max = api.engine.limits.idempotency_key_bytes_max;
+    Ok(check_name("Idempotency-Key", key, max)?)
 }
 
 fn payload(request: &PublishRequest) -> Result<Bytes, ApiError> {

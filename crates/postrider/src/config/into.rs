@@ -41,6 +41,7 @@ impl Config {
             ttl_default: Duration::from_secs(l.ttl_default_secs),
             idempotency_key_bytes_max: l.idempotency_key_bytes_max,
             idempotency_keep: Duration::from_secs(l.idempotency_keep_secs),
+            transient_keys_max: l.transient_keys_max,
             name_bytes_max: l.name_bytes_max,
             tags_max: l.tags_max,
             attributes_max: l.attributes_max,

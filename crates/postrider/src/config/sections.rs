@@ -203,6 +203,9 @@ settings! {
         idempotency_key_bytes_max: usize = core().idempotency_key_bytes_max,
         /// Seconds that an `Idempotency-Key` is remembered at least.
         idempotency_keep_secs: u64 = core().idempotency_keep.as_secs(),
+        /// Keys of transient messages and of publishes on topics that are remembered of an app, in memory; the oldest is
+        /// forgotten for a new one.
+        transient_keys_max: usize = core().transient_keys_max,
         /// Bytes of a tag, an alias, a collapse key, the name of an attribute.
         name_bytes_max: usize = core().name_bytes_max,
         /// Tags of a device.

@@ -572,7 +572,9 @@ impl Driver {
         let saved_bytes = saved_bytes.unwrap_or(0);
         let saved_secs = (conn.protocol.is_xmpp() && saved.is_some()).then_some(resume_secs);
         let only_with_subscriptions = saved_secs.is_none() && conn.protocol.leaves_empty_sessions();
-        let detach = Detach { orderly, expiry_secs, saved, saved_bytes, saved_secs, only_with_subscriptions };
+        let heard = conn.protocol.has_heard();
+        let detach =
+            Detach { orderly, heard, expiry_secs, saved, saved_bytes, saved_secs, only_with_subscriptions };
         let peer = conn.peer;
         self.shared.engine.disconnect(session, at, detach);
         // It counts as signed in until its socket is gone.
@@ -650,6 +652,7 @@ impl Driver {
         for letter in letters.drain(..) {
             match letter {
                 Mail::Wake(at) => self.wake(at),
+                Mail::WakeAnew(at) => self.wake_anew(at),
                 Mail::Live(live, targets) => self.deliver_live_mail(&live, targets),
                 Mail::Close(at, why) => self.guarded_if_there(at, |d| d.farewell(at, why)),
                 Mail::Succeed { old, new } => self.make_way(old, new),

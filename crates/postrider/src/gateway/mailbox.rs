@@ -11,6 +11,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// What can be told to a worker.
 pub enum Mail {
     Wake(ConnectionRef),
+    /// The same, and what was seen is to be looked at again.
+    WakeAnew(ConnectionRef),
     Live(Live, Vec<LiveTarget>),
     Close(ConnectionRef, Farewell),
     /// The first is taken over by the second: it leaves, and then tells.
@@ -144,6 +146,14 @@ impl Connections for Workers {
             let mut mine = connections.iter().filter(|c| usize::from(c.shard) == shard).peekable();
             if mine.peek().is_some() {
                 _ = mailbox.post_all(mine.map(|c| Mail::Wake(*c)));
+            }
+        }
+    }
+
+    fn wake_anew(&self, connections: &[ConnectionRef]) {
+        for connection in connections {
+            if let Some(mailbox) = self.of(*connection) {
+                mailbox.post(Mail::WakeAnew(*connection));
             }
         }
     }

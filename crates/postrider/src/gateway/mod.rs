@@ -144,6 +144,15 @@ impl Protocol {
         }
     }
 
+    /// Whether the peer has said something since it was let in. Of other protocols nobody asks: their sessions are never told.
+    pub fn has_heard(&self) -> bool {
+        match self {
+            Protocol::Mqtt(mqtt) => mqtt.has_heard(),
+            Protocol::MqttOverWebSocket(tunnel) => tunnel.inner().has_heard(),
+            _ => false,
+        }
+    }
+
     pub fn is_xmpp(&self) -> bool {
         matches!(self, Protocol::Xmpp(_) | Protocol::XmppOverWebSocket(_))
     }

@@ -104,7 +104,7 @@ pub(crate) fn outcome_of(error: postrider_core::delivery::publish::PublishError)
     use postrider_core::delivery::publish::PublishError as E;
     match error {
         E::NotAllowed | E::RetainNotAllowed => PublishOutcome::NotAuthorized,
-        E::RetainedFull | E::AppFull => PublishOutcome::QuotaExceeded,
+        E::RetainedFull | E::AppFull | E::IdempotencyMismatch => PublishOutcome::QuotaExceeded,
         E::TooLarge => PublishOutcome::PayloadInvalid,
     }
 }

@@ -166,6 +166,14 @@ impl Driver {
         }
     }
 
+    /// Something older than what was seen came to lie in the inbox. What is in flight is not sent again.
+    pub(super) fn wake_anew(&mut self, at: ConnectionRef) {
+        if let Some(conn) = self.find(at) {
+            conn.position = Position::default();
+        }
+        self.wake(at);
+    }
+
     pub(super) fn want_drain(&mut self, slot: u32) {
         if let Some(conn) = self.conn(slot).filter(|c| !c.is_draining && c.is_open() && c.session.is_some()) {
             conn.is_draining = true;
@@ -183,14 +191,20 @@ impl Driver {
     }
 
     fn drain(&mut self, slot: u32) {
+        // What is in flight already takes up a drain that began anew: then it goes on behind that.
+        while self.drain_once(slot) {}
+    }
+
+    /// True when there was something, and all of it was in flight.
+    fn drain_once(&mut self, slot: u32) -> bool {
         let out_max = self.shared.config.out_bytes_max;
-        let Some(conn) = self.conn(slot).filter(|c| c.is_open()) else { return };
+        let Some(conn) = self.conn(slot).filter(|c| c.is_open()) else { return false };
         let window = conn.protocol.as_mut().window();
         if window == 0 || conn.backlog() > out_max {
             conn.more = true;
-            return;
+            return false;
         }
-        let Some(session) = conn.session else { return };
+        let Some(session) = conn.session else { return false };
         let mut position = conn.position;
         let held_back = conn.protocol.as_mut().holds_back().then_some(position.normal);
         if held_back.is_some() {
@@ -199,13 +213,15 @@ impl Driver {
         }
         let deliveries = self.shared.engine.drain(session, &mut position, window);
         let filled = deliveries.len() == window;
-        let Some(conn) = self.conn(slot) else { return };
+        let Some(conn) = self.conn(slot) else { return false };
         position.normal = held_back.unwrap_or(position.normal);
         conn.position = position;
         conn.more = filled;
         let mut sent = Vec::with_capacity(deliveries.len());
+        let mut in_flight = 0;
         for delivery in deliveries {
             if self.conn(slot).is_some_and(|c| c.is_sent(delivery.seq)) {
+                in_flight += 1;
                 continue;
             }
             self.send(slot, delivery, &mut sent);
@@ -216,6 +232,7 @@ impl Driver {
                 conn.busy().sent.extend(sent.iter().map(|seq| (*seq, at)));
             }
         }
+        filled && in_flight == window
     }
 
     fn send(&mut self, slot: u32, delivery: Outgoing, sent: &mut Vec<u64>) {

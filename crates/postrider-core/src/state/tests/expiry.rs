@@ -23,9 +23,9 @@ fn a_command_ends_so_many_deliveries_and_says_that_there_are_more() {
     w.send(|m| m.targets = broadcast(&[0, 1, 2, 3]));
     let due = w.now + HOUR;
     let first = w.run(expire(due, 4));
-    assert_eq!(first, Outcome::Expired { messages: 2, sessions: vec![], more: true });
+    assert_eq!(first, Outcome::Expired { messages: 2, sessions: vec![], handed_on: vec![], more: true });
     let second = w.run(expire(due, 4));
-    assert_eq!(second, Outcome::Expired { messages: 2, sessions: vec![], more: false });
+    assert_eq!(second, Outcome::Expired { messages: 2, sessions: vec![], handed_on: vec![], more: false });
     assert_eq!(w.gap(), 0);
 }
 
@@ -89,5 +89,5 @@ fn old_reports_and_request_keys_go_in_bounded_commands() {
     let far = w.now + 40 * 24 * HOUR;
     let commands = (0..10).take_while(|_| more(&w.run(expire(far, 3)))).count();
     assert_eq!(commands, 2);
-    assert!(w.state.messages(APP, None, 10).is_empty() && !w.state.knows_request(APP, 6));
+    assert!(w.state.messages(APP, None, 10).is_empty() && w.state.request_of(APP, 6).is_none());
 }

@@ -54,7 +54,7 @@ fn an_app_keeps_so_many_request_keys_and_the_oldest_go() {
     for key in 0..5 {
         assert!(!w.send(|m| m.idempotency = request(key)).repeated);
     }
-    assert!(!w.state.knows_request(APP, 1) && w.state.knows_request(APP, 2));
+    assert!(w.state.request_of(APP, 1).is_none() && w.state.request_of(APP, 2).is_some());
     assert!(w.send(|m| m.idempotency = request(4)).repeated);
 }
 

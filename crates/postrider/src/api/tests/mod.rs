@@ -12,6 +12,7 @@ mod hostile_h2;
 mod lists;
 mod places;
 mod proxied;
+mod repeats;
 mod serving;
 mod tokens;
 mod trail;
@@ -81,6 +82,7 @@ impl Door for NoDoor {
 struct Watched(Arc<Mutex<Vec<Farewell>>>);
 
 impl Connections for Watched {
+    fn wake_anew(&self, _: &[ConnectionRef]) {}
     fn wake(&self, _: &[ConnectionRef]) {}
     fn deliver(&self, _: &Live, _: Vec<LiveTarget>) {}
     fn close(&self, _: ConnectionRef, why: Farewell) {
