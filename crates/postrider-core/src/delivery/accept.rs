@@ -356,15 +356,6 @@ enum Ready {
     Sent(Accepted),
 }
 
-/// Few devices each get an entry of their own.
-fn targets_of(set: DeviceSet, direct_max: usize) -> Targets {
-    if set.len() as usize > direct_max {
-        return Targets::Broadcast(set);
-    }
-    let target = |no| Target { device: DeviceNo(no), qos: 1, retain: false, subscription_ids: Vec::new() };
-    Targets::Direct(set.iter().map(target).collect())
-}
-
 /// The answer to a transient message that came before.
 fn told_again(first: First) -> Accepted {
     Accepted {
