@@ -249,7 +249,8 @@ for field in ("title", "subtitle", "body", "image", "icon", "color", "sound", "g
 for wrong in (-1, 1.5, 4294967296, "1", []):
     send(85, f"notification with badge = {json.dumps(wrong)}", "/v1/messages", {"audience": "all", "notification": {"badge": wrong}}, 400,
          "invalid_field", "/notification/badge")
-for name, wrong, place in (("a number", 1, ""), ("one without a title", [{"id": "a"}], "/0"), ("one without an id", [{"title": "a"}], "/0"),
+for name, wrong, place in (("a number", 1, ""), ("one without a title", [{"id": "a"}], "/0/title"),
+                           ("one without an id", [{"title": "a"}], "/0/id"),
                            ("a number in the list", [1], "/0"), ("an unknown field", [{"id": "a", "title": "b", "x": 1}], "/0/x")):
     send(85, f"actions: {name}", "/v1/messages", {"audience": "all", "notification": {"actions": wrong}}, 400, "invalid_field",
          f"/notification/actions{place}")
@@ -421,7 +422,8 @@ MESSAGE = "/v1/messages/00000000000000000000000000000001"
 BY_APP = [("GET", "/v1/devices"), ("POST", "/v1/devices"), ("POST", "/v1/messages"), ("GET", "/v1/messages"), ("POST", "/v1/messages/batch"), ("POST", ESTIMATE),
           ("GET", MESSAGE), ("DELETE", MESSAGE), ("GET", f"{MESSAGE}/deliveries"), ("GET", f"{MESSAGE}/deliveries/x"), ("GET", "/v1/events"), ("GET", "/v1/topics/x"),
           ("POST", "/v1/topics/x/publish")]
-BY_ADMIN = [("POST", "/v1/apps"), ("GET", "/v1/apps"), ("GET", "/v1/apps/default"), ("POST", "/v1/apps/default/keys"), ("GET", "/v1/apps/default/keys"),
+BY_ADMIN = [("POST", "/v1/apps"), ("GET", "/v1/apps"), ("GET", "/v1/apps/default"), ("PATCH", "/v1/apps/default"),
+            ("DELETE", "/v1/apps/default"), ("POST", "/v1/apps/default/keys"), ("GET", "/v1/apps/default/keys"),
             ("DELETE", "/v1/apps/default/keys/x"), ("POST", "/v1/admin/audit")]
 BY_OWNER = [("GET", DEVICE), ("PATCH", DEVICE), ("DELETE", DEVICE), ("PUT", f"{DEVICE}/tags/x"), ("DELETE", f"{DEVICE}/tags/x"), ("PUT", f"{DEVICE}/alias"),
             ("DELETE", f"{DEVICE}/alias")]

@@ -95,7 +95,7 @@ def use_python_client(target, client):
 
     device = call("devices", "register_device", body=models.NewDeviceRequest(platform=models.Platform.ANDROID, tags=["generated"]))
     audience = models.AudienceAnd(and_=[
-        models.AudienceDevice(device=device.device_id), models.AudienceNot(not_=models.AudienceTag(tag="other")),
+        models.AudienceDevice(device=device.device_id), models.AudienceNot(not_=models.AudienceTag(tag="no-device-has-it")),
     ])
     request = models.MessageRequest(
         audience=audience, notification=models.Notification(title="t"), priority=models.Priority.HIGH,

@@ -68,6 +68,18 @@ fn hand_on(shares: Option<Vec<String>>) -> Command {
     Command::HandOn(Box::new(HandOn { at, stay, shares, only_here, inbox_max: 1, inbox_bytes_max: u32::MAX }))
 }
 
+fn change() -> ProfileChange {
+    ProfileChange {
+        platform: Some(Platform::Android),
+        alias: Some(None),
+        tags: Some(Vec::new()),
+        add_tags: vec!["x".into()],
+        remove_tags: vec!["y".into()],
+        attributes: [("gone".to_owned(), None), ("on".to_owned(), Some(Attribute::Bool(true)))].into(),
+        provider_tokens: [("fcm".to_owned(), None)].into(),
+    }
+}
+
 /// One of each kind, with what is easily lost: empty texts within options, zeros, both ends.
 fn commands() -> Vec<Command> {
     let at = DeviceRef { app: AppNo(2), device: DeviceNo(0) };
@@ -78,15 +90,6 @@ fn commands() -> Vec<Command> {
         hash: [3; 32],
         created_at: 5,
         revoked_at: Some(0),
-    };
-    let change = ProfileChange {
-        platform: Some(Platform::Android),
-        alias: Some(None),
-        tags: Some(Vec::new()),
-        add_tags: vec!["x".into()],
-        remove_tags: vec!["y".into()],
-        attributes: [("gone".to_owned(), None), ("on".to_owned(), Some(Attribute::Bool(true)))].into(),
-        provider_tokens: [("fcm".to_owned(), None)].into(),
     };
     let target = Target { device: DeviceNo(0), qos: 0, retain: true, subscription_ids: vec![0, 300] };
     let progress = |which| Progress {
@@ -102,7 +105,7 @@ fn commands() -> Vec<Command> {
         Command::AddKey { app: Some(AppNo(0)), key },
         Command::RevokeKey { app: None, key_id: "k".into(), at: 2 },
         Command::Register(registration()),
-        Command::ChangeDevice { at, change },
+        Command::ChangeDevice { at, change: change() },
         Command::ChangeDevice { at, change: ProfileChange::default() },
         Command::DeleteDevice { at, now: 1 },
         Command::OpenSession { at, expiry_secs: u32::MAX, fresh: true, now: 1 },
