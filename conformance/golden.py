@@ -119,7 +119,7 @@ def main():
         server.kill()
         os.makedirs(options.into, exist_ok=True)
         for name in sorted(os.listdir(data)):
-            if name.endswith((".log", ".state")) or name.startswith("STORE"):
+            if name.endswith((".log", ".state")) or name.startswith(("STORE", "HISTORY")):
                 shutil.copy(os.path.join(data, name), os.path.join(options.into, name))
 
 

@@ -150,6 +150,15 @@ fn a_folder_of_the_second_format_shows_what_it_showed_then() {
 }
 
 #[test]
+fn a_folder_of_the_third_format_shows_what_it_showed_then() {
+    let once = assert_shows(&folder("third"), "third");
+    let store = kit::open(&once).unwrap();
+    store.checkpoint_now().unwrap();
+    drop(store);
+    assert_shows(&once.kill(), "third");
+}
+
+#[test]
 fn a_folder_without_proof_keys_shows_what_it_showed_then() {
     assert_shows(&folder("second-without-keys"), "second-without-keys");
 }
