@@ -361,3 +361,17 @@ def accepted_to_received_takes_less_than_half_a_second(target):
             took.append(time.monotonic() - begun)
         if sorted(took)[10] > 0.5:
             raise Unmet(f"median {sorted(took)[10]:.3f} s")
+
+
+@case
+def a_client_id_tells_nothing_of_other_devices(target):
+    one, other = target.register(), target.register()
+    with target.sign_in(other) as connection:
+        for name in (other.device_id, "of-nobody-at-all"):
+            for version in (V311, V5):
+                client = target.raw(version, client_id=name)
+                client.connect(user=one.device_id, password=one.secret, clean=True)
+                client.disconnect()
+        # The other's connection is not taken over.
+        message = target.push(to(other), "still there")["message_id"]
+        equal(envelope(connection.message())["id"], message, "the push of the other")

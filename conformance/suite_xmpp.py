@@ -1,5 +1,6 @@
 """XMPP from outside: slixmpp, npm's @xmpp/client, a client on the command line, an androidpn phone, and hostile bytes."""
 
+import base64
 import hashlib
 import shutil
 import socket
@@ -55,6 +56,38 @@ def a_push_reaches_slixmpp_by_scram_over_starttls_and_is_displayed(target):
         target.await_state(message, device, "displayed")
         steps = [entry["step"] for entry in target.delivery(message, device)["timeline"]]
         equal(steps, ["accepted", "queued", "sent", "delivered", "displayed"], "timeline")
+
+
+@case
+def raw_bytes_carry_the_id_of_their_message_and_are_displayed_by_it(target):
+    device = target.register(platform="desktop")
+    for rest in ({"data_text": "hello"}, {"data_base64": "AAEC"}):
+        body = {"audience": to(device), "ttl_secs": 3600, **rest}
+        message = target.call("POST", "/v1/messages", body, expect=202)[1]["message_id"]
+        with session(target, device) as client:
+            came = client.next()
+            equal(came.get("id"), message, "id of the stanza")
+            client.send(f'<message to="localhost"><displayed xmlns="urn:xmpp:chat-markers:0" id="{message}"/></message>')
+            target.await_state(message, device, "displayed")
+
+
+@case
+def salts_do_not_tell_which_devices_and_apps_there_are(target):
+    def salt(name):
+        with Stream(target.xmpp) as client:
+            client.open_socket()
+            client.open_stream()
+            client.start_tls()
+            first = base64.b64encode(f"n,,n={name},r=abcdefghijklmnop".encode()).decode()
+            client.send(f'<auth xmlns="{SASL}" mechanism="SCRAM-SHA-256">{first}</auth>')
+            challenge = base64.b64decode(client.read_stanza().text).decode()
+            return challenge.split(",s=")[1].split(",")[0]
+
+    device = target.register(platform="desktop").device_id
+    for name in (device, "nobody-at-all"):
+        equal(salt(name), salt(f"default/{name}"), f"salt of {name} with and without its app")
+        equal(salt(name), salt(name), f"salt of {name}, asked twice")
+    check(salt("no-app/x") != salt("default/no-app/x"), "whether an app exists shows")
 
 
 @case
@@ -172,6 +205,7 @@ def devices_of_an_app_write_to_each_other_also_while_one_is_away(target):
         with session(target, other) as receiver:
             message = receiver.next()
             equal(text(message, "body"), "wait for me", "offline message")
+            check(message.find("{urn:xmpp:delay}delay") is not None, "what waited, however shortly, has no stamp")
         sender.call(sender.client.send_message, mto="nobody-at-all@localhost", mbody="x")
         refused = sender.wait_for(lambda m: m["type"] == "error", "an error for a device that is not there")
         equal(refused["error"]["condition"], "service-unavailable", "condition")

@@ -13,6 +13,8 @@ use crate::{Publish, Qos};
 #[derive(Debug)]
 pub struct Fanned {
     publish: Publish,
+    /// The message's id, where its payload does not tell it.
+    id: Option<Box<str>>,
     /// By [`Shape`].
     frames: [Frame; Shape::COUNT],
     is_writable: bool,
@@ -57,8 +59,13 @@ pub(crate) struct Stamp {
 
 impl Fanned {
     pub fn new(publish: Publish) -> Self {
+        Fanned::with_id(publish, None)
+    }
+
+    /// A message whose payload does not tell its id: protocols with a place for it tell it beside.
+    pub fn with_id(publish: Publish, id: Option<Box<str>>) -> Self {
         let is_writable = is_writable(&publish);
-        Fanned { publish, frames: Default::default(), is_writable, json: Vec::new(), body: None }
+        Fanned { publish, id, frames: Default::default(), is_writable, json: Vec::new(), body: None }
     }
 
     pub fn publish(&self) -> &Publish {
@@ -72,14 +79,18 @@ impl Fanned {
     /// What of its JSON frame all receivers share.
     pub(crate) fn json_body(&mut self) -> &[u8] {
         if self.json.is_empty() {
-            self.json = crate::json::body_of(&self.publish);
+            self.json = crate::json::body_of(&self.publish, self.id.as_deref());
         }
         &self.json
     }
 
     /// The inside of its stanza.
     pub(crate) fn body(&mut self) -> &Body {
-        self.body.get_or_insert_with(|| Box::new(Body::of(&self.publish)))
+        self.body.get_or_insert_with(|| {
+            let mut body = Body::of(&self.publish);
+            body.id = body.id.or_else(|| self.id.clone());
+            Box::new(body)
+        })
     }
 
     /// Whether MQTT can carry it at all: its texts have at most 65,535 bytes.

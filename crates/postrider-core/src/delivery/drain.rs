@@ -20,6 +20,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 pub struct Outgoing {
     /// Names the delivery in [`Engine::ack`].
     pub seq: Seq,
+    /// Of messages with a report.
+    pub message: Option<MessageId>,
     pub content: Arc<Content>,
     pub qos: u8,
     pub retain: bool,
@@ -43,6 +45,14 @@ struct Reader {
 
 /// The disk does not give a content out: it and those behind it wait for the next drain, so that none is overtaken.
 struct Unreadable;
+
+impl Outgoing {
+    /// The message's id, where the payload does not tell it: raw bytes travel without an envelope.
+    pub fn unsaid_id(&self) -> Option<MessageId> {
+        let is_raw = self.content.topic.is_none() && self.content.properties.is_some();
+        self.message.filter(|_| is_raw)
+    }
+}
 
 impl Engine {
     /// Takes up to `max` deliveries behind `position`, which moves along. Fewer than `max`: nothing more is there now.
@@ -145,6 +155,7 @@ impl Engine {
         };
         Ok(Some(Outgoing {
             seq: pending.seq,
+            message: pending.id,
             content,
             qos,
             retain: pending.retain,

@@ -236,12 +236,16 @@ fn is_json(text: &str) -> bool {
 }
 
 /// What of a message's frame is the same for all receivers, its closing brace included.
-pub(crate) fn body_of(publish: &Publish) -> Vec<u8> {
+pub(crate) fn body_of(publish: &Publish, id: Option<&str>) -> Vec<u8> {
     let mut body = String::new();
     let content_type = publish.properties.as_ref().and_then(|p| p.content_type.as_deref());
     let is_push = &*publish.topic == PUSH_TOPIC;
     if !is_push {
         _ = write!(body, r#""topic":{},"#, quoted(&publish.topic));
+    }
+    // An envelope tells its id itself.
+    if let Some(id) = id {
+        _ = write!(body, r#""id":{},"#, quoted(id));
     }
     // A push says what it is only where it is not our envelope.
     let may_be_json = content_type == Some("application/json") || (is_push && content_type.is_none());
@@ -317,7 +321,7 @@ mod tests {
             });
             let publish =
                 Publish { topic: topic.into(), payload: payload.into(), properties, ..Publish::default() };
-            String::from_utf8(body_of(&publish)).unwrap()
+            String::from_utf8(body_of(&publish, None)).unwrap()
         };
         assert_eq!(body(PUSH_TOPIC, b"{\"a\":\n1}", None), "\"message\":{\"a\": 1}}");
         assert_eq!(body(PUSH_TOPIC, b"{\"a\":1", None), "\"base64\":\"eyJhIjox\"}");

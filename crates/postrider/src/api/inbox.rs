@@ -285,7 +285,8 @@ fn write(api: &Api, delivery: &Outgoing, body: &mut Vec<u8>) {
         cursor: Some(cursor(api, delivery.position)),
         late_since: None,
     };
-    write_delivery(&mut Fanned::new(publish_of(&delivery.content)), &how, body);
+    let id = delivery.unsaid_id().map(|id| id.to_string().into());
+    write_delivery(&mut Fanned::with_id(publish_of(&delivery.content), id), &how, body);
 }
 
 /// Deliveries to acknowledge.

@@ -32,6 +32,8 @@ pub struct Conn {
     pub phase: Phase,
     pub lane: Lane,
     pub signed_in: bool,
+    /// 0 until then.
+    pub signed_in_at: UnixMillis,
     pub is_dirty: bool,
     pub is_draining: bool,
     /// The peer has sent all that it will send.

@@ -748,6 +748,7 @@ fn new_conn(transport: Transport, protocol: Protocol, generation: u32, peer: Soc
         phase: Phase::Open,
         lane: Lane::Counted(0),
         signed_in: false,
+        signed_in_at: 0,
         is_dirty: false,
         is_draining: false,
         is_ending: false,

@@ -6,6 +6,7 @@ use postrider_core::model::{Content, ContentProperties, Step, StoredSubscription
 use postrider_core::session::{SignInError, Will};
 use postrider_proto as proto;
 use postrider_proto::{ConnectRefusal, PublishOutcome, Qos, RetainHandling, Text};
+use serde_json::Value;
 use std::sync::Arc;
 
 /// One granted filter whose retained messages are wanted.
@@ -125,29 +126,35 @@ pub(crate) fn receipt_of(id: &str, step: &str) -> Option<DeviceReceipt> {
     Some(DeviceReceipt { message: id.parse().ok()?, step }).filter(|_| allowed)
 }
 
-/// `{"id": "…", "step": "displayed"}`, or a list of such.
+/// `{"id": "…", "step": "displayed"}`, or a list of up to 1,000 such. Rows of a list that are none are passed over: MQTT has
+/// no place to say which, and the good ones would be lost with them.
 pub(crate) fn receipts_of(payload: &[u8]) -> Option<Vec<DeviceReceipt>> {
     #[derive(serde::Deserialize)]
     struct One {
         id: String,
         step: Step,
     }
-    #[derive(serde::Deserialize)]
-    #[serde(untagged)]
-    enum Body {
-        One(One),
-        Many(Vec<One>),
-    }
-    let body: Body = serde_json::from_slice(payload).ok()?;
-    let all = match body {
-        Body::One(one) => vec![one],
-        Body::Many(many) => many,
+    let all = match serde_json::from_slice(payload).ok()? {
+        Value::Array(many) => many,
+        one => vec![one],
     };
-    let receipt = |r: One| Some(DeviceReceipt { message: r.id.parse().ok()?, step: r.step });
-    all.into_iter()
-        .map(receipt)
-        .collect::<Option<Vec<_>>>()
-        .filter(|all| all.len() <= 1_000 && all.iter().all(|r| r.step == Step::Delivered || r.step.by_app()))
+    if all.len() > 1_000 {
+        return None;
+    }
+    let is_told = |step: Step| step == Step::Delivered || step.by_app();
+    let receipt = |row: Value| {
+        let is_object = row.is_object();
+        // A list would be read as the fields by position.
+        let One { id, step } = serde_json::from_value(row).ok().filter(|_| is_object)?;
+        let message = id.parse().ok().filter(|_| is_told(step))?;
+        Some(DeviceReceipt { message, step })
+    };
+    let rows = all.len();
+    let good: Vec<DeviceReceipt> = all.into_iter().filter_map(receipt).collect();
+    if good.len() < rows {
+        tracing::debug!(rows, good = good.len(), "a list of receipts has rows that are none");
+    }
+    (!good.is_empty()).then_some(good)
 }
 
 #[cfg(test)]
@@ -163,7 +170,10 @@ mod tests {
             Some(vec![DeviceReceipt { message: id, step: Step::Displayed }])
         );
         assert_eq!(receipts_of(format!("[{one},{one}]").as_bytes()).map(|r| r.len()), Some(2));
-        for bad in ["", "{}", r#"{"id":"x","step":"displayed"}"#, &one.replace("displayed", "expired")] {
+        let mixed = format!(r#"[{{"id":"x","step":"displayed"}},{one},7]"#);
+        assert_eq!(receipts_of(mixed.as_bytes()).map(|r| r.len()), Some(1), "good rows are taken");
+        for bad in ["", "[]", "{}", r#"{"id":"x","step":"displayed"}"#, &one.replace("displayed", "expired")]
+        {
             assert_eq!(receipts_of(bad.as_bytes()), None, "{bad}");
         }
     }

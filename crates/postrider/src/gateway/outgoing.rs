@@ -5,6 +5,7 @@ use super::conn::{Conn, Waiting};
 use super::driver::Driver;
 use super::mqtt::{self, Wanted};
 use crate::planted;
+use postrider_core::access::PEER_TOPIC;
 use postrider_core::delivery::drain::Outgoing;
 use postrider_core::delivery::publish::Publish as CorePublish;
 use postrider_core::delivery::receipt::Ack;
@@ -235,12 +236,23 @@ impl Driver {
         filled && in_flight == window
     }
 
+    /// Whether the receiver is told since when the message was there. What another device sent, and what then lay in the
+    /// inbox before this connection came, is late however short the wait was (XEP-0203, 2).
+    fn is_late(&mut self, slot: u32, delivery: &Outgoing, now: UnixMillis) -> bool {
+        let is_of_peer = delivery.content.topic.as_deref() == Some(PEER_TOPIC);
+        let since = self.conn(slot).map_or(0, |conn| conn.signed_in_at);
+        now.saturating_sub(delivery.accepted_at) > LATE_MS || (is_of_peer && delivery.accepted_at < since)
+    }
+
     fn send(&mut self, slot: u32, delivery: Outgoing, sent: &mut Vec<u64>) {
         planted::panic_in("drain", &delivery.content.payload);
         let place = self.fanned.iter().position(|(seq, _)| *seq == delivery.seq);
         let mut entry = match place.and_then(|p| self.fanned.remove(p)) {
             Some(entry) => entry,
-            None => (delivery.seq, Fanned::new(mqtt::publish_of(&delivery.content))),
+            None => {
+                let id = delivery.unsaid_id().map(|id| id.to_string().into());
+                (delivery.seq, Fanned::with_id(mqtt::publish_of(&delivery.content), id))
+            }
         };
         let Position { urgent, normal } = delivery.position;
         let now = self.shared.engine.clock.now();
@@ -253,7 +265,7 @@ impl Driver {
             subscription_ids: &delivery.subscription_ids,
             expiry_left_secs: None,
             cursor: Some(cursor),
-            late_since: (now.saturating_sub(delivery.accepted_at) > LATE_MS).then_some(delivery.accepted_at),
+            late_since: self.is_late(slot, &delivery, now).then_some(delivery.accepted_at),
         };
         let tells_expiry = delivery.content.properties.as_ref().is_some_and(|p| p.expires);
         let expires_at = tells_expiry.then_some(delivery.expires_at);

@@ -45,8 +45,17 @@ impl Driver {
         let (app, name) = self.app_and_name(user);
         let at = engine.store.device_by_id(app, name);
         let kept = at.and_then(|at| engine.store.sign_in(at)?.proof_keys);
-        kept.and_then(|kept| proof::keys_of(&kept, hash))
-            .unwrap_or_else(|| ScramKeys::fake(hash, user, &fake_secret(&self.shared), proof::ITERATIONS))
+        kept.and_then(|kept| proof::keys_of(&kept, hash)).unwrap_or_else(|| {
+            let name = self.whole_name(user);
+            ScramKeys::fake(hash, &name, &fake_secret(&self.shared), proof::ITERATIONS)
+        })
+    }
+
+    /// A name with its app, as far as the name alone tells: `x` and `default/x` are one device, so they must have one salt
+    /// where there is none too. Which apps there are does not come into it.
+    fn whole_name(&self, user: &str) -> String {
+        let app = || self.shared.engine.store.app(self.shared.config.app).map(|app| app.id);
+        if user.contains('/') { user.to_owned() } else { format!("{}/{user}", app().unwrap_or_default()) }
     }
 
     fn count_wrong_proof(&mut self, slot: u32, user: &str) {
