@@ -10,8 +10,12 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Nodes looked at for one publish, at most (limit L12): beyond it some wildcard subscriber misses the message.
+/// Nodes looked at for one publish, at most: beyond it the publish is refused, since some subscriber would miss it.
 pub const VISITS_MAX: usize = 10_000;
+
+/// So many wildcard filters lie on a topic's way that not all could be looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TooManyFilters;
 
 /// Number of a session in the hub.
 pub type SessionNo = u32;
@@ -160,18 +164,18 @@ impl Topics {
         from: Option<SessionNo>,
         member: impl Fn(SessionNo) -> Option<bool>,
         mut f: impl FnMut(Match),
-    ) {
+    ) -> Result<(), TooManyFilters> {
         let wanted = |sub: &Sub| !(sub.no_local && Some(sub.session) == from);
         let mut lists: Vec<&Vec<Sub>> = Vec::new();
-        self.plain.for_each(topic, |list| lists.push(list));
+        self.plain.for_each(topic, |list| lists.push(list))?;
         let mut picked: Vec<(Sub, &Arc<str>)> = Vec::new();
         if !self.shared.is_empty() {
             self.shared
-                .for_each(topic, |groups| picked.extend(groups.iter().filter_map(|g| g.pick(&member))));
+                .for_each(topic, |groups| picked.extend(groups.iter().filter_map(|g| g.pick(&member))))?;
         }
         if let ([list], true) = (lists.as_slice(), picked.is_empty()) {
             list.iter().filter(|s| wanted(s)).for_each(|sub| f(Match::from(*sub)));
-            return;
+            return Ok(());
         }
         // A shared subscription is a delivery of its own beside the session's plain ones (MQTT 5 §4.8.2).
         picked
@@ -180,13 +184,15 @@ impl Topics {
         let mut all: Vec<Sub> = lists.into_iter().flatten().filter(|s| wanted(s)).copied().collect();
         all.sort_by_key(|s| s.session);
         all.chunk_by(|a, b| a.session == b.session).for_each(|same| f(merge(same)));
+        Ok(())
     }
 
     /// Sessions subscribed to the topic, shared ones included.
     pub fn subscribers(&self, topic: &str) -> Vec<SessionNo> {
         let mut sessions = Vec::new();
-        self.plain.for_each(topic, |list| sessions.extend(list.iter().map(|s| s.session)));
-        self.shared.for_each(topic, |groups| {
+        // For people to look at: what is found within the limit.
+        let _ = self.plain.for_each(topic, |list| sessions.extend(list.iter().map(|s| s.session)));
+        let _ = self.shared.for_each(topic, |groups| {
             sessions.extend(groups.iter().flat_map(|g| &g.members).map(|s| s.session));
         });
         sessions.sort_unstable();
@@ -325,11 +331,13 @@ impl<V: Default> FilterMap<V> {
         }
     }
 
-    fn for_each<'a>(&'a self, topic: &str, mut f: impl FnMut(&'a V)) {
+    fn for_each<'a>(&'a self, topic: &str, mut f: impl FnMut(&'a V)) -> Result<(), TooManyFilters> {
         if let Some(value) = self.exact.get(topic) {
             f(value);
         }
-        let Some(root) = self.nodes.first().filter(|root| !root.children.is_empty()) else { return };
+        let Some(root) = self.nodes.first().filter(|root| !root.children.is_empty()) else {
+            return Ok(());
+        };
         let levels: Vec<&str> = topic.split('/').collect();
         let hidden = topic.starts_with('$');
         let mut todo: Vec<(&Node<V>, usize)> = vec![(root, 0)];
@@ -337,7 +345,7 @@ impl<V: Default> FilterMap<V> {
         while let Some((node, depth)) = todo.pop() {
             visits += 1;
             if visits > VISITS_MAX {
-                break;
+                return Err(TooManyFilters);
             }
             let wildcards = !(hidden && depth == 0);
             if wildcards && let Some(rest) = node.children.get("#") {
@@ -354,6 +362,7 @@ impl<V: Default> FilterMap<V> {
                 todo.push((&self.nodes[*child as usize], depth + 1));
             }
         }
+        Ok(())
     }
 }
 
@@ -368,9 +377,25 @@ mod tests {
 
     fn found(topics: &Topics, topic: &str) -> Vec<Match> {
         let mut found = Vec::new();
-        topics.for_each_match(topic, None, |_| Some(true), |m| found.push(m));
+        topics.for_each_match(topic, None, |_| Some(true), |m| found.push(m)).unwrap();
         found.sort_by_key(|m| m.session);
         found
+    }
+
+    #[test]
+    fn a_topic_with_more_filters_on_its_way_than_can_be_looked_at_matches_nobody() {
+        let mut topics = Topics::default();
+        let depth = 13;
+        for n in 0..1_u32 << depth {
+            let level = |bit: u32| if n >> bit & 1 == 1 { "+" } else { "a" };
+            let filter: Vec<&str> = (0..depth).map(level).collect();
+            topics.subscribe(&filter.join("/").into(), None, sub(n, 1, 0), false);
+        }
+        let mut found = 0;
+        let topic = vec!["a"; depth as usize].join("/");
+        let result = topics.for_each_match(&topic, None, |_| Some(true), |_| found += 1);
+        assert_eq!((result, found), (Err(TooManyFilters), 0), "some and not others would be worse");
+        assert_eq!(topics.for_each_match("b/b", None, |_| Some(true), |_| ()), Ok(()));
     }
 
     #[test]
@@ -433,7 +458,7 @@ mod tests {
         let turns: Vec<_> = (0..6).map(|_| found(&topics, "t")[0].session).collect();
         assert_eq!(turns, [1, 2, 3, 1, 2, 3]);
         let mut only = Vec::new();
-        topics.for_each_match("t", None, |s| Some(s == 2), |m| only.push(m.session));
+        topics.for_each_match("t", None, |s| Some(s == 2), |m| only.push(m.session)).unwrap();
         assert_eq!(only, [2]);
         assert!((1..=3).all(|s| topics.unsubscribe("t", Some("g"), s)));
         assert!(topics.shared.is_empty());

@@ -12,7 +12,7 @@ use crate::delivery::request::{self, digest};
 use crate::id::*;
 use crate::model::*;
 use crate::port::*;
-use crate::topics::SessionNo;
+use crate::topics::{SessionNo, TooManyFilters};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -46,6 +46,8 @@ pub enum PublishError {
     TooLarge,
     #[error("the app's open messages take all the room that they may")]
     AppFull,
+    #[error("too many wildcard filters lie on the way of this topic")]
+    TooManyFilters,
     #[error("the idempotency key was used with another request")]
     IdempotencyMismatch,
 }
@@ -209,7 +211,7 @@ impl Engine {
             let may =
                 |no: SessionNo| hub.get(no).filter(|s| all_may || self.access.may_receive(&s.client, topic));
             let member = |no| may(no).map(|s| s.connection.is_some());
-            app_hub.topics.for_each_match(topic, from, member, |m| {
+            let looked = app_hub.topics.for_each_match(topic, from, member, |m| {
                 let Some(session) = may(m.session) else { return };
                 matched += 1;
                 let qos = m.qos.min(publish.qos);
@@ -227,6 +229,7 @@ impl Engine {
                     (None, None) => {}
                 }
             });
+            looked.map_err(|TooManyFilters| PublishError::TooManyFilters)?;
         }
         let retained = match publish.retain {
             _ if !(stored.is_empty() && shared.is_empty()) && self.is_full(app) => Err(PublishError::AppFull),

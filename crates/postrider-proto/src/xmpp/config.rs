@@ -5,6 +5,8 @@ use super::reader::{StanzaLimits, XmlLimits};
 /// Settings of a server-side connection. The default is for listeners that face the internet (reliability.md §3.2).
 #[derive(Clone, Debug)]
 pub struct ServerConfig {
+    /// The one host that this server is; empty: whatever clients call it.
+    pub host: String,
     pub xml: XmlLimits,
     /// A stanza before and after sign-in (L17). Before, it also bounds what a client may send ahead of an answer.
     pub before_auth: StanzaLimits,
@@ -48,6 +50,7 @@ pub struct ServerConfig {
 impl Default for ServerConfig {
     fn default() -> Self {
         ServerConfig {
+            host: String::new(),
             xml: XmlLimits::default(),
             before_auth: StanzaLimits { bytes_max: 10_000, parts_max: 64 },
             after_auth: StanzaLimits { bytes_max: 64 * 1024, parts_max: 1_024 },

@@ -30,6 +30,7 @@ impl StanzaError {
     pub const NOT_ACCEPTABLE: StanzaError = error("not-acceptable", "modify", 406);
     pub const NOT_ALLOWED: StanzaError = error("not-allowed", "cancel", 405);
     pub const NOT_AUTHORIZED: StanzaError = error("not-authorized", "auth", 401);
+    pub const REMOTE_SERVER_NOT_FOUND: StanzaError = error("remote-server-not-found", "cancel", 404);
     pub const RESOURCE_CONSTRAINT: StanzaError = error("resource-constraint", "wait", 500);
     pub const SERVICE_UNAVAILABLE: StanzaError = error("service-unavailable", "cancel", 503);
     pub const UNEXPECTED_REQUEST: StanzaError = error("unexpected-request", "wait", 400);
@@ -67,6 +68,7 @@ const fn ends(condition: &'static str) -> StreamError {
 impl StreamError {
     pub const CONFLICT: StreamError = ends("conflict");
     pub const CONNECTION_TIMEOUT: StreamError = ends("connection-timeout");
+    pub const HOST_UNKNOWN: StreamError = ends("host-unknown");
     pub const INVALID_FROM: StreamError = ends("invalid-from");
     pub const INVALID_NAMESPACE: StreamError = ends("invalid-namespace");
     pub const NOT_AUTHORIZED: StreamError = ends("not-authorized");

@@ -89,6 +89,8 @@ refusals! {
         "Begin again without `after`, and reconcile what you kept by message id."
     InboxFull 409 "inbox_full" "The inbox of every device of the audience is full, and the message asked not to evict."
         "Send without `\"on_full\": \"reject\"`, or later."
+    TooManyFilters 409 "too_many_filters" "Too many wildcard filters lie on the way of this topic, so nobody got it."
+        "Publish on a topic with fewer levels, or let devices subscribe with fewer filters that mix `+` and names."
     RetainedFull 409 "retained_full" "The app has as many retained messages, or bytes of them, as it may have."
         "Take some away: publish an empty payload with `retain`."
     BodyTooLarge 413 "body_too_large" "The body is larger than this call allows."
@@ -319,6 +321,7 @@ impl From<PublishError> for ApiError {
             }
             PublishError::RetainedFull => Code::RetainedFull.into(),
             PublishError::AppFull => Code::AppFull.retry_after(60),
+            PublishError::TooManyFilters => Code::TooManyFilters.into(),
             PublishError::TooLarge => Code::PayloadTooLarge.into(),
             PublishError::IdempotencyMismatch => Code::IdempotencyMismatch.into(),
         }

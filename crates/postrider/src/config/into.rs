@@ -120,6 +120,7 @@ impl Config {
         let defaults = xmpp::ServerConfig::default();
         let stanza = |bytes_max, like: xmpp::StanzaLimits| xmpp::StanzaLimits { bytes_max, ..like };
         xmpp::ServerConfig {
+            host: x.host.clone(),
             before_auth: stanza(x.stanza_bytes_max_before_auth, defaults.before_auth),
             after_auth: stanza(x.stanza_bytes_max, defaults.after_auth),
             offers_tls,

@@ -346,6 +346,9 @@ settings! {
         account_jobs_max: usize = 64,
         /// Whether clients from before SASL may sign in (XEP-0078), which show their password inside of TLS.
         legacy_sign_in: bool = false,
+        /// The host that this server is, as in `user@host`: streams and stanzas to another are refused. Empty: whatever clients
+        /// call it, which suits phones that are set to an address.
+        host: String = String::new(),
         /// Keep what SCRAM needs of each secret when it is set: some milliseconds of work for each device. Devices registered
         /// while this is off can only sign in with PLAIN.
         scram: bool = true,

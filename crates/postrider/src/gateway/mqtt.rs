@@ -105,7 +105,9 @@ pub(crate) fn outcome_of(error: postrider_core::delivery::publish::PublishError)
     use postrider_core::delivery::publish::PublishError as E;
     match error {
         E::NotAllowed | E::RetainNotAllowed => PublishOutcome::NotAuthorized,
-        E::RetainedFull | E::AppFull | E::IdempotencyMismatch => PublishOutcome::QuotaExceeded,
+        E::RetainedFull | E::AppFull | E::IdempotencyMismatch | E::TooManyFilters => {
+            PublishOutcome::QuotaExceeded
+        }
         E::TooLarge => PublishOutcome::PayloadInvalid,
     }
 }

@@ -1,7 +1,7 @@
 //! What the peer of a session asks and tells: IQ, message, presence (RFC 6120 §8, RFC 6121).
 //!
 //! A device has one connection, so its bare and its full address mean the same, and nothing has to be copied between resources.
-//! Every domain is this server: phones are set to its name or to its address, and there is no federation.
+//! Where no host is set, every domain is this server: phones are set to its name or to its address. There is no federation.
 
 use super::ServerConnection;
 use crate::xmpp::error::{StanzaError, StreamError};
@@ -89,6 +89,8 @@ enum Target {
     Device(Text),
     /// Another domain without a name in front.
     Elsewhere,
+    /// Somebody at a host that this server is not.
+    Foreign,
     Nobody,
 }
 
@@ -139,11 +141,16 @@ impl ServerConnection {
         Ok(())
     }
 
+    fn is_foreign(&self, domain: &str) -> bool {
+        !self.config.host.is_empty() && !domain.eq_ignore_ascii_case(&self.config.host)
+    }
+
     fn target_of(&self, to: Option<&str>) -> Target {
         let Some(session) = &self.session else { return Target::Nobody };
         let Some(to) = to else { return Target::Account };
         match Jid::parse(to) {
             None => Target::Nobody,
+            Some(jid) if self.is_foreign(jid.domain) => Target::Foreign,
             Some(Jid { local: Some(local), .. }) => {
                 let name = unescape_local(local);
                 if name.eq_ignore_ascii_case(&session.user) {
@@ -172,6 +179,7 @@ impl ServerConnection {
             },
             (_, true) => {}
             (Target::Nobody, false) => self.refuse(&element, StanzaError::JID_MALFORMED, out),
+            (Target::Foreign, false) => self.refuse(&element, StanzaError::REMOTE_SERVER_NOT_FOUND, out),
             (Target::Elsewhere, false) => self.refuse(&element, StanzaError::ITEM_NOT_FOUND, out),
             (target, false) => {
                 let handled = Iq::of(&element).and_then(|iq| match iq.child {
@@ -265,6 +273,7 @@ impl ServerConnection {
                 self.forward(element, name, is_lasting, is_lasting, out);
             }
             Target::Nobody => self.refuse(&element, StanzaError::JID_MALFORMED, out),
+            Target::Foreign => self.refuse(&element, StanzaError::REMOTE_SERVER_NOT_FOUND, out),
             Target::Server | Target::Elsewhere => {
                 self.refuse(&element, StanzaError::SERVICE_UNAVAILABLE, out)
             }

@@ -16,11 +16,19 @@ impl ServerConnection {
             return Err(StreamError::from(crate::xmpp::XmlError::InvalidXml));
         }
         let name = if self.is_framed { (ns::FRAMING, "open") } else { (ns::STREAMS, "stream") };
-        // Any host: phones are set to an address as often as to a name. It is taken over before anything is answered.
         let to = header.attribute("to").and_then(Jid::parse).filter(|to| to.resource.is_none());
-        self.domain = to.map_or(NAMELESS, |to| to.domain).into();
+        let asked = to.map(|to| to.domain);
+        let host = self.config.host.as_str();
+        // Where no host is set, any is ours: phones are set to an address as often as to a name. It is taken over before
+        // anything is answered.
+        let is_foreign = !host.is_empty() && asked.is_some_and(|asked| !asked.eq_ignore_ascii_case(host));
+        let own = if host.is_empty() { asked.unwrap_or(NAMELESS) } else { host };
+        self.domain = own.into();
         let version = header.attribute("version").and_then(|v| v.split_once('.'));
         self.write_header(&mut out.bytes);
+        if is_foreign {
+            return Err(StreamError::HOST_UNKNOWN);
+        }
         if !header.is(name.0, name.1) || (!self.is_framed && &*self.reader.content_namespace() != ns::CLIENT)
         {
             return Err(StreamError::INVALID_NAMESPACE);

@@ -332,6 +332,7 @@ fn settings(config: &mut ServerConfig, words: &str) {
         match word {
             "plaintext" => config.allows_plaintext = true,
             "no-tls" => config.offers_tls = false,
+            "host" => config.host = "push.example".to_owned(),
             "registration" => config.offers_registration = true,
             "legacy" => config.offers_legacy_auth = true,
             "small-inflight" => config.inflight_max = 2,
