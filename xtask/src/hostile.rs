@@ -9,11 +9,12 @@ const PLANTED: &str = "target/debug/postrider-planted-panics";
 const FUZZ_SECS: &str = "20";
 const FUZZ_LONG_SECS: &str = "300";
 
-/// Floods, the search for secrets, rights that go in the middle, and panics in a binary that was built to have them.
+/// Floods, the search for secrets, rights that go in the middle, settings at their ends, and panics in a binary that was built to have them.
 pub fn live() -> Done {
     python(&["conformance/floods.py", "--server", SERVER])?;
     python(&["conformance/leaks.py", "--server", SERVER])?;
     python(&["conformance/gate.py", "--server", SERVER])?;
+    python(&["conformance/bounds.py", "--server", SERVER])?;
     cargo(&["build", "--package", "postrider", "--locked", "--features", "planted-panics"])?;
     let copied = std::fs::copy(root().join(SERVER), root().join(PLANTED));
     // The server without them goes back to its place, whatever comes of the copy.

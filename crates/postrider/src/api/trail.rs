@@ -3,7 +3,7 @@
 use super::Api;
 use super::auth::{Caller, Peer};
 use super::error::Code;
-use axum::extract::Request;
+use axum::extract::{MatchedPath, Request};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method};
 use axum::response::Response;
 use postrider_core::port::Chance;
@@ -67,19 +67,20 @@ impl Trail {
             let noted = Noted::default();
             request.extensions_mut().insert(noted.clone());
             let peer = request.extensions().get::<Peer>().map(|peer| peer.0);
-            // The path only: a query may hold what is nobody's business.
-            (noted, request.method().clone(), request.uri().path().to_owned(), peer)
+            // The route, not the path: what callers write into a path or a query by mistake may be a secret.
+            let route = request.extensions().get::<MatchedPath>().map_or("none", |route| route.as_str());
+            (noted, request.method().clone(), route.to_owned(), peer)
         });
         Trail { id, line, start: Instant::now() }
     }
 
     pub fn end(self, api: &Api, response: &mut Response) {
-        if let Some((noted, method, path, peer)) = self.line {
+        if let Some((noted, method, route, peer)) = self.line {
             let (app, by) = noted.0.get().map_or_else(Default::default, |caller| said_of(api, caller));
             let code = response.extensions().get::<Code>().map(|code| code.name());
             let ms = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX);
             let (id, status) = (self.id.to_str().unwrap_or_default(), response.status().as_u16());
-            tracing::debug!(id, %method, path, status, code, app, by, ?peer, ms, "request");
+            tracing::debug!(id, %method, route, status, code, app, by, ?peer, ms, "request");
         }
         response.headers_mut().insert(REQUEST_ID, self.id);
     }

@@ -172,23 +172,33 @@ impl Driver {
         self.want_drain(slot);
     }
 
+    /// A name for the log: only one that a device has. Any other may be a key or a secret in the wrong place.
+    pub(super) fn loggable<'a>(&self, name: Option<&'a str>) -> &'a str {
+        let is_device = |name: &&str| {
+            let (app, id) = self.app_and_name(name);
+            self.shared.engine.store.device_by_id(app, id).is_some()
+        };
+        name.map_or("none", |name| Some(name).filter(is_device).unwrap_or("of no device"))
+    }
+
     /// Wrong credentials are counted by address. Right ones always pass, also from an address that guesses: behind it may
     /// be a thousand honest phones, and a secret of 256 bits is not guessed.
     fn refused(&mut self, slot: u32, connect: &Connect, refusal: ConnectRefusal) -> ConnectRefusal {
         let (peer, now) = (self.conn(slot).map(|c| c.peer), self.now);
-        let (client, user) = (&connect.client_id, &connect.user);
+        let (client, user) =
+            (self.loggable(Some(&connect.client_id)), self.loggable(connect.user.as_deref()));
         match peer.filter(|_| refusal == ConnectRefusal::BadCredentials) {
             Some(peer) if !self.shared.admission.count_failure(peer, now) => {
                 // One line an attempt would let whoever guesses fill the log.
-                tracing::debug!(%peer, ?client, ?user, ?refusal, "a sign-in was refused, one of many");
+                tracing::debug!(%peer, client, user, ?refusal, "a sign-in was refused, one of many");
                 ConnectRefusal::RateExceeded
             }
             _ if refusal == ConnectRefusal::Busy => {
-                tracing::debug!(?peer, ?client, "there was no place for a connection");
+                tracing::debug!(?peer, client, "there was no place for a connection");
                 refusal
             }
             _ => {
-                tracing::info!(?peer, ?client, ?user, ?refusal, "a sign-in was refused");
+                tracing::info!(?peer, client, user, ?refusal, "a sign-in was refused");
                 refusal
             }
         }

@@ -61,7 +61,7 @@ impl Driver {
     fn count_wrong_proof(&mut self, slot: u32, user: &str) {
         let Some(peer) = self.conn(slot).map(|c| c.peer) else { return };
         if self.shared.admission.count_failure(peer, self.now) {
-            tracing::info!(%peer, user, "a proof of a password was wrong");
+            tracing::info!(%peer, user = self.loggable(Some(user)), "a proof of a password was wrong");
         }
     }
 
@@ -85,7 +85,7 @@ impl Driver {
         match (action, own) {
             (AccountAction::Create { password }, None) => {
                 if !shared.admission.count_registration(peer, self.now) {
-                    tracing::info!(%peer, user, "a registration was refused, one of many");
+                    tracing::info!(%peer, "a registration was refused, one of many");
                     return tell(AccountOutcome::Unavailable);
                 }
                 let (name, keys) = (user.to_owned(), shared.clone());

@@ -67,13 +67,13 @@ async fn at_debug_each_request_is_a_line_that_says_who_asked_and_what_came_of_it
         .lines()
         .map(|line| serde_json::from_str::<Value>(line).unwrap())
         .filter(|line| line["message"] == "request")
-        .map(|line| json!([line["path"], line["status"], line["code"], line["app"], line["by"]]))
+        .map(|line| json!([line["route"], line["status"], line["code"], line["app"], line["by"]]))
         .collect();
     let wanted = json!([
         ["/v1/devices", 201, null, "default", "id-of-default-app-key"],
         ["/v1/messages", 403, "not_allowed", "default", "id-of-default-read-key"],
-        ["/v1/devices/d1", 200, null, "default", "d1"],
-        ["/v1/devices/d1", 401, "missing_credentials", null, null],
+        ["/v1/devices/{id}", 200, null, "default", "d1"],
+        ["/v1/devices/{id}", 401, "missing_credentials", null, null],
     ]);
     assert_eq!(Value::from(logged), wanted, "{text}");
     let secret = device.split_once(':').unwrap().1;
