@@ -158,12 +158,13 @@ def attack(h, words, profile=CONFORMANCE, needs_http=False):
 @attack(20, "client id of another device with own valid credential", DEFAULT)
 def foreign_client_id(target):
     victim, thief = target.register(), target.register()
-    for version, code in ((V311, 5), (V5, 0x87)):
+    # The name is passed over: refused, it would tell which devices there are. The session is the thief's own.
+    for version in (V311, V5):
         with target.sign_in(victim, version) as undisturbed:
             client = target.raw(version, victim.device_id, source=target.fresh_source())
             answer = client.connect(user=thief.device_id, password=thief.secret, expect_code=None)
-            equal(answer.reason, code, "CONNACK code")
-            client.wait_closed()
+            equal(answer.reason, 0, "CONNACK code")
+            client.disconnect()
             undisturbed.ping()
 
 
