@@ -128,8 +128,10 @@ impl Shared {
 
     /// The store is over, for this reason; the first one counts.
     fn fail(&self, by: FailedBy, why: &str) {
+        // First the reason: the writer ends when its queue is closed, and that is no failure of its own.
+        let is_first = self.failed.set(why.to_owned()).is_ok();
         self.queue.close(StoreError::Failed(why.to_owned()));
-        if self.failed.set(why.to_owned()).is_ok() {
+        if is_first {
             tracing::error!(why, "the store has failed; nothing more is stored");
             if let Some(hook) = &self.config.on_fatal {
                 hook(by, why);
