@@ -5,7 +5,6 @@ use crate::kit::*;
 use postrider_core::Engine;
 use postrider_core::access::Access;
 use postrider_core::delivery::publish::Publish;
-use postrider_core::id::*;
 use postrider_core::limits::Limits;
 use postrider_core::model::*;
 use postrider_core::port::*;
@@ -27,23 +26,6 @@ enum Way {
 }
 
 const WAYS: [Way; 5] = [Way::Live, Way::Replay, Way::Retained, Way::Will, Way::Shared];
-
-#[derive(Default)]
-struct HandClock(AtomicU64);
-
-impl Clock for HandClock {
-    fn now(&self) -> UnixMillis {
-        NOW + self.0.load(Ordering::SeqCst)
-    }
-}
-
-struct Counting(AtomicU64);
-
-impl Chance for Counting {
-    fn bits128(&self) -> u128 {
-        u128::from(self.0.fetch_add(1, Ordering::SeqCst)) << 64 | 7
-    }
-}
 
 /// Connections that note to which slot a live message goes.
 #[derive(Default)]

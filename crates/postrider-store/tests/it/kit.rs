@@ -9,6 +9,7 @@ use postrider_store::{EmbeddedConfig, EmbeddedStore, OpenError};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 pub const APP: AppNo = AppNo(0);
@@ -16,6 +17,25 @@ pub const DIR: &str = "/data";
 /// The time at which most things happen in tests.
 pub const NOW: UnixMillis = 1_700_000_000_000;
 const LATER: UnixMillis = NOW + 3_600_000;
+
+/// A clock that moves when a test says so: milliseconds since [`NOW`].
+#[derive(Default)]
+pub struct HandClock(pub AtomicU64);
+
+impl Clock for HandClock {
+    fn now(&self) -> UnixMillis {
+        NOW + self.0.load(Ordering::SeqCst)
+    }
+}
+
+/// Numbers that differ, and are the same in each run.
+pub struct Counting(pub AtomicU64);
+
+impl Chance for Counting {
+    fn bits128(&self) -> u128 {
+        u128::from(self.0.fetch_add(1, Ordering::SeqCst)) << 64 | 7
+    }
+}
 
 pub fn device(no: u32) -> DeviceRef {
     DeviceRef { app: APP, device: DeviceNo(no) }

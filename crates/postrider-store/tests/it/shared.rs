@@ -15,23 +15,6 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-#[derive(Default)]
-struct HandClock(AtomicU64);
-
-impl Clock for HandClock {
-    fn now(&self) -> UnixMillis {
-        NOW + self.0.load(Ordering::SeqCst)
-    }
-}
-
-struct Counting(AtomicU64);
-
-impl Chance for Counting {
-    fn bits128(&self) -> u128 {
-        u128::from(self.0.fetch_add(1, Ordering::SeqCst)) << 64 | 9
-    }
-}
-
 /// Connections that note who is told to look from the beginning.
 #[derive(Default)]
 struct Noted(Mutex<Vec<u32>>);
