@@ -99,24 +99,29 @@ def expired(target, found):
     eventually(is_over, "a message expired")
 
 
+def fill(server):
+    target = server.start().target()
+    apps_and_keys(target)
+    found = devices(target)
+    sessions(target, found)
+    for _ in range(4):
+        messages(target, found)
+    server.stop()
+    target = server.start().target()
+    messages(target, found)
+    expired(target, found)
+
+
 def main():
     options = arguments()
     settings = SETTINGS | dict(setting.split("=", 1) for setting in options.set)
     with tempfile.TemporaryDirectory() as work:
         data, log = os.path.join(work, "data"), os.path.join(work, "server.log")
-        server = Server(options.server, data, log_path=log, settings=settings).start()
-        target = server.target()
-        apps_and_keys(target)
-        found = devices(target)
-        sessions(target, found)
-        for _ in range(4):
-            messages(target, found)
-        server.stop()
-        server = Server(options.server, data, log_path=log, settings=settings).start()
-        target = server.target()
-        messages(target, found)
-        expired(target, found)
-        server.kill()
+        server = Server(options.server, data, log_path=log, settings=settings)
+        try:
+            fill(server)
+        finally:
+            server.kill()
         os.makedirs(options.into, exist_ok=True)
         for name in sorted(os.listdir(data)):
             if name.endswith((".log", ".state")) or name.startswith(("STORE", "HISTORY")):
