@@ -4,8 +4,8 @@ use super::auth::{ByApp, Manages, Reads};
 use super::devices::Device;
 use super::error::{ApiError, Code};
 use super::json::{Body, Input, Query};
+use super::times::read_time;
 use super::{Api, aside, ask, cursors, page_size};
-use crate::api::Time;
 use axum::Json;
 use axum::extract::State;
 use postrider_core::command::{Outcome, Refusal};
@@ -143,8 +143,8 @@ pub async fn list(
     let wanted = Wanted {
         app,
         filter,
-        before: time("seen_before", query.seen_before.as_deref())?.unwrap_or(UnixMillis::MAX),
-        after: time("seen_after", query.seen_after.as_deref())?.unwrap_or(0),
+        before: read_time("seen_before", query.seen_before.as_deref())?.unwrap_or(UnixMillis::MAX),
+        after: read_time("seen_after", query.seen_after.as_deref())?.unwrap_or(0),
         connected,
     };
     if query.sort == Sort::LastSeen {
@@ -167,31 +167,6 @@ fn page_of(api: &Api, app: AppNo, page: Vec<DeviceNo>, next_cursor: Option<Strin
     let view = |device| api.engine.store.device(DeviceRef { app, device });
     let devices = page.into_iter().filter_map(view).map(|view| Device::of(api, view)).collect();
     DevicePage { devices, next_cursor }
-}
-
-/// A time in a query: RFC 3339 in UTC, as answers show it, or milliseconds since 1970.
-pub fn time(name: &str, text: Option<&str>) -> Result<Option<UnixMillis>, ApiError> {
-    let Some(text) = text else { return Ok(None) };
-    let sentence = || format!("`{name}` is a time in UTC such as `{}`.", Time(1_700_000_000_000));
-    let parsed = text.parse().ok().or_else(|| rfc3339(text));
-    parsed.map(Some).ok_or_else(|| Code::InvalidParameter.at(name, sentence()))
-}
-
-fn rfc3339(text: &str) -> Option<UnixMillis> {
-    let (date, clock) = text.strip_suffix('Z')?.split_once('T')?;
-    let numbers = |text: &str, by| text.split(by).map(|n| n.parse::<u64>().ok()).collect::<Option<Vec<_>>>();
-    let (clock, fraction) = clock.split_once('.').unwrap_or((clock, "0"));
-    let [year, month, day] = numbers(date, '-')?.try_into().ok()?;
-    let [hour, minute, second] = numbers(clock, ':')?.try_into().ok()?;
-    let fits = (1970..=9999).contains(&year) && (1..=12).contains(&month) && (1..=31).contains(&day);
-    if !fits || hour > 23 || minute > 59 || second > 60 || fraction.len() > 9 {
-        return None;
-    }
-    let millis = format!("{:0<3}", fraction.get(..fraction.len().min(3))?).parse::<u64>().ok()?;
-    // Days since 1970, by the calendar that begins its years in March, so that leap days come last.
-    let (y, m) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
-    let days = 365 * y + y / 4 - y / 100 + y / 400 + (153 * m + 2) / 5 + day - 1;
-    Some(((days.checked_sub(719_468)? * 24 + hour) * 60 + minute) * 60_000 + second * 1000 + millis)
 }
 
 /// Which devices to prune.
@@ -276,20 +251,4 @@ async fn delete(api: &Api, devices: Vec<(DeviceRef, String)>) -> Result<Vec<Stri
         }
     }
     Ok(deleted)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_time_is_read_as_it_is_shown() {
-        for ms in [0, 951_782_400_000, 951_868_800_000, 1_709_164_800_001, 4_107_542_400_000] {
-            assert_eq!(rfc3339(&Time(ms).to_string()), Some(ms));
-        }
-        assert_eq!(rfc3339("2026-08-01T00:00:00Z"), Some(1_785_542_400_000));
-        for bad in ["", "Z", "2026-08-01", "2026-13-01T00:00:00Z", "2026-08-01T25:00:00Z", "-1-1-1T0:0:0Z"] {
-            assert_eq!(rfc3339(bad), None, "{bad}");
-        }
-    }
 }

@@ -1,10 +1,11 @@
 //! The list of messages: newest first, found by time, state, key or text.
 
 use super::auth::{ByApp, Reads};
-use super::error::{ApiError, Code};
+use super::error::ApiError;
 use super::json::Query;
 use super::reports::Message;
-use super::{Api, Time, cursors, page_size};
+use super::times::read_time;
+use super::{Api, cursors, page_size};
 use axum::Json;
 use axum::extract::State;
 use postrider_core::Engine;
@@ -51,6 +52,11 @@ struct Filter {
 }
 
 impl Filter {
+    /// As far as can be told without reading what was sent, which lies on disk.
+    fn fits_unread(&self, view: &MessageView) -> bool {
+        self.state.is_none_or(|state| view.now[state as usize] > 0)
+    }
+
     fn fits(&self, view: &MessageView, sent: Option<&Submission>) -> bool {
         let has = |text: &str| {
             let fields =
@@ -58,8 +64,7 @@ impl Filter {
             let mut texts = fields.flatten().chain(view.collapse_key.as_ref());
             texts.any(|field| field.to_lowercase().contains(text))
         };
-        self.state.is_none_or(|state| view.now[state as usize] > 0)
-            && self.key.as_ref().is_none_or(|key| sent.is_some_and(|s| s.key == *key))
+        self.key.as_ref().is_none_or(|key| sent.is_some_and(|s| s.key == *key))
             && self.text.as_ref().is_none_or(|text| has(text))
     }
 }
@@ -70,9 +75,9 @@ pub async fn list(
     Query(query): Query<MessageQuery>,
 ) -> Result<Json<MessagePage>, ApiError> {
     let limit = page_size(&api, query.limit)?;
-    let until = query.until.as_deref().map(|text| read_time("until", text)).transpose()?;
+    let until = read_time("until", query.until.as_deref())?;
     let filter = Filter {
-        since: query.since.as_deref().map(|text| read_time("since", text)).transpose()?,
+        since: read_time("since", query.since.as_deref())?,
         state: query.state,
         key: query.sent_by,
         text: query.text.map(|text| text.to_lowercase()),
@@ -107,40 +112,13 @@ fn find(
                 return (found, before);
             }
             (before, looked) = (Some(view.id), looked + 1);
+            if !filter.fits_unread(&view) {
+                continue;
+            }
             let sent = engine.submission(app, &view);
             if filter.fits(&view, sent.as_deref()) {
                 found.push(Message::of(view, sent.as_deref()));
             }
         }
-    }
-}
-
-/// A time in a query: RFC 3339, or milliseconds since 1970.
-pub fn read_time(name: &'static str, text: &str) -> Result<UnixMillis, ApiError> {
-    if let Ok(millis) = text.parse::<u64>() {
-        return Ok(millis);
-    }
-    let format = &time::format_description::well_known::Rfc3339;
-    let parsed = time::OffsetDateTime::parse(text, format).ok();
-    let millis = parsed.and_then(|at| u64::try_from(at.unix_timestamp_nanos() / 1_000_000).ok());
-    millis.ok_or_else(|| {
-        let now = Time(1_795_867_200_000);
-        Code::InvalidParameter.at(name, format!("`{name}` is a time like {now}, or milliseconds since 1970."))
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times_are_read_in_both_forms() {
-        assert_eq!(read_time("since", "1795867200000").ok(), Some(1_795_867_200_000));
-        assert_eq!(read_time("since", "2026-11-28T12:00:00Z").ok(), Some(1_795_867_200_000));
-        assert_eq!(read_time("since", "2026-11-28T20:00:00.5+08:00").ok(), Some(1_795_867_200_500));
-        assert_eq!(read_time("since", &Time(1_795_867_200_123).to_string()).ok(), Some(1_795_867_200_123));
-        assert!(
-            read_time("since", "yesterday").is_err() && read_time("since", "1969-01-01T00:00:00Z").is_err()
-        );
     }
 }

@@ -26,6 +26,7 @@ pub mod openapi;
 mod reports;
 mod sockets;
 mod start;
+mod times;
 mod topics;
 mod trail;
 pub mod warnings;
