@@ -51,11 +51,15 @@ fn text(notification: &Map<String, Value>, name: &str, chars_max: usize) -> Opti
 
 /// The audience as JSON. Lists are cut, and say so by a last name `…`.
 fn audience_text(audience: &Audience) -> String {
-    let text = serde_json::to_value(audience).map(cut).unwrap_or_default().to_string();
+    let (clauses, names) = audience.size();
+    // Nearly all name few devices, of which nothing has to be cut.
+    let text = match names <= NAMES_MAX {
+        true => serde_json::to_string(audience).unwrap_or_default(),
+        false => serde_json::to_value(audience).map(cut).unwrap_or_default().to_string(),
+    };
     if text.len() <= AUDIENCE_BYTES_MAX {
         return text;
     }
-    let (clauses, names) = audience.size();
     serde_json::json!({ "too_long": { "clauses": clauses, "names": names } }).to_string()
 }
 

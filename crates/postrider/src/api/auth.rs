@@ -32,8 +32,17 @@ pub struct Peer(pub SocketAddr);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Caller {
     Admin,
-    App { app: AppNo, scope: KeyScope, key: KeyHash },
-    Device { at: DeviceRef, proof: Proof },
+    /// `id` is the one that lists of keys show.
+    App {
+        app: AppNo,
+        scope: KeyScope,
+        key: KeyHash,
+        id: String,
+    },
+    Device {
+        at: DeviceRef,
+        proof: Proof,
+    },
 }
 
 /// The hash of a key, which tells it from every other.
@@ -117,6 +126,7 @@ pub struct ByApp<S>(pub AppNo, pub Key<S>);
 /// Which key it is.
 pub struct Key<S> {
     hash: KeyHash,
+    id: String,
     scope: PhantomData<S>,
 }
 
@@ -128,8 +138,8 @@ impl<S> Key<S> {
     }
 
     /// The id that lists of keys show.
-    pub fn id(&self, api: &Api) -> String {
-        api.engine.store.key(&self.hash).map(|(_, key)| key.id).unwrap_or_default()
+    pub fn id(&self) -> &str {
+        &self.id
     }
 }
 
@@ -201,7 +211,7 @@ impl<S: Scope> FromRequestParts<Api> for ByApp<S> {
 
     async fn from_request_parts(parts: &mut Parts, api: &Api) -> Result<Self, ApiError> {
         match authorize(parts, api, Needs::App(S::SCOPE)).await? {
-            Caller::App { app, key, .. } => Ok(ByApp(app, Key { hash: key, scope: PhantomData })),
+            Caller::App { app, key, id, .. } => Ok(ByApp(app, Key { hash: key, id, scope: PhantomData })),
             _ => Err(Code::NotAllowed.into()),
         }
     }
@@ -266,7 +276,7 @@ impl FromRequestParts<Api> for ByRegistrar {
 
     async fn from_request_parts(parts: &mut Parts, api: &Api) -> Result<Self, ApiError> {
         match authorize(parts, api, Needs::App(KeyScope::Register)).await? {
-            Caller::App { app, scope: KeyScope::Register, key } => {
+            Caller::App { app, scope: KeyScope::Register, key, .. } => {
                 Ok(ByRegistrar { app, origin: Origin::RegisterKey, key })
             }
             Caller::App { app, key, .. } => Ok(ByRegistrar { app, origin: Origin::AppServer, key }),
@@ -403,7 +413,9 @@ impl Credentials {
                 let key = secret_hash(text.as_bytes());
                 match api.engine.store.key(&key) {
                     Some((None, stored)) if stored.scope == KeyScope::Admin => Some((Caller::Admin, None)),
-                    Some((Some(app), stored)) => Some((Caller::App { app, scope: stored.scope, key }, None)),
+                    Some((Some(app), stored)) => {
+                        Some((Caller::App { app, scope: stored.scope, key, id: stored.id }, None))
+                    }
                     Some((None, _)) => None,
                     None => match text.rsplit_once(':') {
                         Some((name, secret)) => Some((device(api, name, secret)?, None)),

@@ -179,8 +179,8 @@ struct Sender {
 }
 
 impl Sender {
-    fn of(key: &Key<Sends>, api: &Api) -> Sender {
-        Sender { key_id: key.id(api), idempotency_owner: key.idempotency_owner() }
+    fn of(key: &Key<Sends>) -> Sender {
+        Sender { key_id: key.id().to_owned(), idempotency_owner: key.idempotency_owner() }
     }
 }
 
@@ -272,7 +272,7 @@ pub async fn send(
     headers: HeaderMap,
     Body(request): Body<MessageRequest>,
 ) -> Result<(StatusCode, Json<AcceptedMessage>), ApiError> {
-    let push = push_of(request, idempotency_key(&headers)?, &Sender::of(&key, &api))?;
+    let push = push_of(request, idempotency_key(&headers)?, &Sender::of(&key))?;
     charge(&api, app, 1)?;
     let results = accept(&api, app, vec![push]).await?;
     let accepted = results.into_iter().next().ok_or(Code::Internal)??;
@@ -328,7 +328,7 @@ pub async fn send_batch(
     if requests.is_empty() || requests.len() > max {
         return Err(Code::InvalidField.at("/messages", format!("From 1 to {max} messages.")));
     }
-    let (batch_key, sender) = (idempotency_key(&headers)?, Sender::of(&key, &api));
+    let (batch_key, sender) = (idempotency_key(&headers)?, Sender::of(&key));
     if batch_key.as_ref().is_some_and(|key| key.len() > api.engine.limits.idempotency_key_bytes_max) {
         let max = api.engine.limits.idempotency_key_bytes_max;
         return Err(Code::InvalidHeader.at("Idempotency-Key", format!("At most {max} bytes.")));

@@ -92,7 +92,7 @@ fn said_of(api: &Api, caller: &Caller) -> (Option<String>, Option<String>) {
     let app_id = |app| store.app(app).map(|view| view.id);
     match caller {
         Caller::Admin => (None, Some("admin".into())),
-        Caller::App { app, key, .. } => (app_id(*app), store.key(key).map(|(_, key)| key.id)),
+        Caller::App { app, id, .. } => (app_id(*app), Some(id.clone())),
         Caller::Device { at, .. } => {
             (app_id(at.app), store.device_ids(at.app, &[at.device]).into_iter().next().flatten())
         }

@@ -239,9 +239,9 @@ impl Driver {
     /// Whether the receiver is told since when the message was there. What another device sent, and what then lay in the
     /// inbox before this connection came, is late however short the wait was (XEP-0203, 2).
     fn is_late(&mut self, slot: u32, delivery: &Outgoing, now: UnixMillis) -> bool {
-        let is_of_peer = delivery.content.topic.as_deref() == Some(PEER_TOPIC);
-        let since = self.conn(slot).map_or(0, |conn| conn.signed_in_at);
-        now.saturating_sub(delivery.accepted_at) > LATE_MS || (is_of_peer && delivery.accepted_at < since)
+        let is_of_peer = || delivery.content.topic.as_deref() == Some(PEER_TOPIC);
+        now.saturating_sub(delivery.accepted_at) > LATE_MS
+            || (is_of_peer() && self.conn(slot).is_some_and(|conn| delivery.accepted_at < conn.signed_in_at))
     }
 
     fn send(&mut self, slot: u32, delivery: Outgoing, sent: &mut Vec<u64>) {
