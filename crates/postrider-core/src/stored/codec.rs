@@ -580,24 +580,19 @@ impl<A: Field, B: Field> Record for (A, B) {
 }
 nested!((A, B) where [A: Field, B: Field]);
 
-impl<T: Record> Record for Box<T> {
-    fn put(&self, out: &mut Vec<u8>) {
-        (**self).put(out);
-    }
+/// What points to a record is stored as the record.
+macro_rules! pointer {
+    ($($pointer:ident),*) => {$(
+        impl<T: Record> Record for $pointer<T> {
+            fn put(&self, out: &mut Vec<u8>) {
+                (**self).put(out);
+            }
 
-    fn get(bytes: &[u8]) -> Result<Self, Bad> {
-        T::get(bytes).map(Box::new)
-    }
+            fn get(bytes: &[u8]) -> Result<Self, Bad> {
+                T::get(bytes).map($pointer::new)
+            }
+        }
+        nested!($pointer<T> where [T: Record]);
+    )*};
 }
-nested!(Box<T> where [T: Record]);
-
-impl<T: Record> Record for Arc<T> {
-    fn put(&self, out: &mut Vec<u8>) {
-        (**self).put(out);
-    }
-
-    fn get(bytes: &[u8]) -> Result<Self, Bad> {
-        T::get(bytes).map(Arc::new)
-    }
-}
-nested!(Arc<T> where [T: Record]);
+pointer!(Box, Arc);
