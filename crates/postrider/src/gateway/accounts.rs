@@ -2,14 +2,18 @@
 //! one account after the other.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
 
 type Job = Box<dyn FnOnce() + Send>;
 
 /// The queue of the one thread; it ends with it.
 pub struct Accounts {
-    jobs: SyncSender<Job>,
+    jobs: Sender<Job>,
+    /// Jobs that wait. A channel with a bound of its own would take memory for all of them at once.
+    waiting: Arc<AtomicUsize>,
+    max: usize,
     /// Until the first job comes: most servers never have one.
     idle: Mutex<Option<Receiver<Job>>>,
 }
@@ -17,20 +21,24 @@ pub struct Accounts {
 impl Accounts {
     /// `max`: jobs that may wait.
     pub fn new(max: usize) -> Accounts {
-        let (jobs, queue) = sync_channel(max.max(1));
-        Accounts { jobs, idle: Mutex::new(Some(queue)) }
+        let (jobs, queue) = channel();
+        Accounts { jobs, waiting: Arc::default(), max: max.max(1), idle: Mutex::new(Some(queue)) }
     }
 
     /// False, and the job is dropped, where too many wait.
     pub fn submit(&self, job: impl FnOnce() + Send + 'static) -> bool {
-        self.jobs.try_send(Box::new(job)).is_ok() && self.is_running()
+        let more = |waiting| (waiting < self.max).then_some(waiting + 1);
+        let has_room = self.waiting.fetch_update(Ordering::AcqRel, Ordering::Acquire, more).is_ok();
+        has_room && self.jobs.send(Box::new(job)).is_ok() && self.is_running()
     }
 
     /// Starts the thread with the first job.
     fn is_running(&self) -> bool {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(queue) = idle.take() else { return true };
-        let started = std::thread::Builder::new().name("accounts".into()).spawn(move || work(&queue));
+        let waiting = self.waiting.clone();
+        let thread = std::thread::Builder::new().name("accounts".into());
+        let started = thread.spawn(move || work(&queue, &waiting));
         if let Err(error) = &started {
             tracing::error!(%error, "no account can be changed: its thread could not be started");
         }
@@ -38,8 +46,9 @@ impl Accounts {
     }
 }
 
-fn work(queue: &Receiver<Job>) {
+fn work(queue: &Receiver<Job>, waiting: &AtomicUsize) {
     while let Ok(job) = queue.recv() {
+        waiting.fetch_sub(1, Ordering::AcqRel);
         if catch_unwind(AssertUnwindSafe(job)).is_err() {
             tracing::error!("a change of an account panicked");
         }
@@ -49,7 +58,14 @@ fn work(queue: &Receiver<Job>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::mpsc::channel;
+
+    #[test]
+    fn room_for_many_takes_no_memory_before_they_come() {
+        let accounts = Accounts::new(usize::MAX);
+        let (tell, told) = channel();
+        assert!(accounts.submit(move || tell.send(()).unwrap()));
+        told.recv().unwrap();
+    }
 
     #[test]
     fn jobs_are_done_in_order_and_only_so_many_may_wait() {
