@@ -254,7 +254,15 @@ fn wrong_field(path: &FieldPath, error: &serde_json::Error) -> ApiError {
         Segment::Map { key } => Some(key.as_str()),
         _ => None,
     });
-    let spoken = spoken(&error.to_string(), named.unwrap_or_default());
+    let said = error.to_string();
+    // A word of a list that also has objects: `"all"` beside `{"tag": …}`.
+    if let Some(Segment::Enum { variant }) = path.iter().last()
+        && said.contains("expected unit")
+    {
+        return code
+            .at(pointer, format!("`{variant}` stands by itself: write `\"{variant}\"`, without an object."));
+    }
+    let spoken = spoken(&said, named.unwrap_or_default());
     if let Some(missing) = spoken.missing {
         pointer += &format!("/{}", escape(&missing));
     }

@@ -27,7 +27,7 @@ use std::process::ExitCode;
 const AFTER_HELP: &str = "\
 First steps:
   postrider demo                          a server, a device and a first push, explained step by step
-  postrider serve --data ./data           a server; prints its keys at the first start
+  postrider serve --data ./data           a server; prints its keys until you have noted them
   postrider listen                        act as a device, and show what arrives
   postrider push --all --title Hello --body 'First push' --wait
 

@@ -308,12 +308,22 @@ async fn refusals_speak_json_and_say_how_to_mend_it() {
             "whole number, 0 or more, not a string",
         ),
         (json!({ "data": 1 }), "/audience", "`audience` is missing."),
+        (
+            json!({ "audience": { "all": true }, "data": 1 }),
+            "/audience/all",
+            "write `\"all\"`, without an object",
+        ),
+        (
+            json!({ "audience": "all", "data": 1, "backlog": { "latest": 1 } }),
+            "/backlog/latest",
+            "write `\"latest\"`, without an object",
+        ),
     ] {
         let (status, answer) = post(body.clone()).await;
         let message = answer["error"]["message"].as_str().unwrap();
         assert_eq!((status, &answer["error"]["field"]), (400, &json!(field)), "{body} {answer}");
         assert!(message.contains(part), "{message}");
-        for word in ["struct", "u64", "variant", "deserialize", "enum"] {
+        for word in ["struct", "u64", "variant", "deserialize", "enum", "unit"] {
             assert!(!message.contains(word), "{message}");
         }
     }
