@@ -1,6 +1,7 @@
 //! `GET /docs/errors`: what each code means, as a page of the running server; the field `docs` of a refusal points into it.
 
 use super::error::Code;
+use super::start;
 use super::warnings::WarningCode;
 use axum::http::{HeaderName, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
@@ -38,17 +39,14 @@ pub async fn serve() -> Response {
     let headers: [(HeaderName, HeaderValue); 3] = [
         (header::CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8")),
         (header::CACHE_CONTROL, HeaderValue::from_static("public, max-age=3600")),
-        (header::CONTENT_SECURITY_POLICY, HeaderValue::from_static("default-src 'none'")),
+        (header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(start::POLICY)),
     ];
     (headers, PAGE.as_str()).into_response()
 }
 
 fn page() -> String {
-    let mut page = String::from(
-        "<!doctype html>\n<html lang=\"en\">\n<meta charset=\"utf-8\">\n\
-         <meta name=\"viewport\" content=\"width=device-width\">\n<title>Errors of the HTTP API</title>\n\
-         <h1>Errors of the HTTP API</h1>\n",
-    );
+    let mut page = start::head("Errors of the HTTP API");
+    page.push_str("<h1>Errors of the HTTP API</h1>\n");
     for Explained { code, status, sentence, remedy } in explained() {
         let status = status.map_or("A warning.".to_owned(), |status| format!("{status}."));
         let (sentence, remedy) = (html(sentence), html(remedy));

@@ -256,7 +256,7 @@ fn wrong_field(path: &FieldPath, error: &serde_json::Error) -> ApiError {
     });
     let said = error.to_string();
     // A word of a list that also has objects: `"all"` beside `{"tag": …}`.
-    if let Some(Segment::Enum { variant }) = path.iter().last()
+    if let Some(Segment::Enum { variant }) = path.iter().next_back()
         && said.contains("expected unit")
     {
         return code

@@ -207,6 +207,10 @@ async fn the_operations_listener_tells_health_and_numbers() {
     ] {
         assert!(text.contains(line), "{line} is not in\n{text}");
     }
+    let told = include_str!("../../../../../docs/metrics.md");
+    let served = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next());
+    let untold: Vec<&str> = served.filter(|name| !told.contains(&format!("| `{name}"))).collect();
+    assert_eq!(untold, [""; 0], "docs/metrics.md does not tell of these");
     world.store.refuse(Some(StoreError::StorageLow { free_bytes: 0 }));
     let (status, text) = get("/readyz").await;
     assert_eq!((status, text.contains("storage is low")), (503, true));
