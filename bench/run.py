@@ -33,6 +33,7 @@ def arguments():
     parser.add_argument("--profile", default=os.path.join(HERE, "../profiles/bench.toml"))
     parser.add_argument("--mosquitto", default="mosquitto", help="path of the binary")
     parser.add_argument("--rumqttd", help="path of the binary; without it rumqttd is not measured")
+    parser.add_argument("--before", help="path of an earlier build of postrider, to be measured beside this one")
     parser.add_argument("--servers", help="names with commas, out of " + ", ".join(KNOWN))
     parser.add_argument("--rows", help="names with commas, out of " + ", ".join(row.name for row in ROWS))
     parser.add_argument("--rounds", type=int, default=3)
@@ -49,10 +50,12 @@ def chosen_servers(options):
     if options.servers:
         names = options.servers.split(",")
     else:
-        names = [name for name in KNOWN if name != "rumqttd" or options.rumqttd]
+        unwanted = {name for name in ("rumqttd", "before") if not getattr(options, name)}
+        names = [name for name in KNOWN if name not in unwanted]
     if RAW_NAME not in names:
         names.insert(0, RAW_NAME)  # Without it there are no ratios.
-    paths = Options(options.loadgen, options.postrider, options.profile, options.mosquitto, options.rumqttd)
+    paths = Options(options.loadgen, options.postrider, options.profile, options.mosquitto, options.rumqttd,
+                    options.before)
     return [KNOWN[name](paths) for name in names]
 
 

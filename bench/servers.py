@@ -20,6 +20,7 @@ class Options:
     profile: str
     mosquitto: str
     rumqttd: str
+    before: str
 
 
 def first_line(command):
@@ -91,6 +92,14 @@ class Postrider(Server):
         return [self.binary, "serve", "--config", self.profile, "--data", data], places
 
 
+class Before(Postrider):
+    """An earlier build, for what a change costs."""
+    name = "before"
+
+    def __init__(self, options):
+        self.binary, self.profile = options.before, options.profile
+
+
 class Mosquitto(Server):
     name = "mosquitto"
     settings = ("max_inflight 100, max_queued 100,000, persistence off; "
@@ -150,4 +159,4 @@ class Rumqttd(Server):
         return [self.binary, "--config", path], {}
 
 
-KNOWN = {made.name: made for made in (Raw, RawCoalesced, Postrider, Mosquitto, Rumqttd)}
+KNOWN = {made.name: made for made in (Raw, RawCoalesced, Postrider, Before, Mosquitto, Rumqttd)}

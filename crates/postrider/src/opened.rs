@@ -151,7 +151,8 @@ impl Seats {
         let kept = DESCRIPTORS_KEPT + DESCRIPTORS_TO_COME + OPS_CONNECTIONS_MAX as u64 + open;
         // With a limit so low that nothing is left the server still answers somebody.
         let left = usize::try_from(limit.saturating_sub(kept)).unwrap_or(usize::MAX).max(16);
-        let http = http.min(left / 2);
+        // Requests are brief, and those that wait move to the gateway: where both do not fit, devices come first.
+        let http = http.min((left / 16).max(left.min(512) / 2));
         Seats { http, gateway: wanted(gateway).min(left - http) }
     }
 }
@@ -168,6 +169,7 @@ mod tests {
             assert!(taken as u64 + DESCRIPTORS_KEPT <= limit, "{limit}: {seats:?}");
             assert!(seats.http > 0 && seats.gateway > 0, "{limit}: {seats:?}");
         }
+        assert!(Seats::new(Some(20_000), 40, 10_000, 0).gateway > 18_000, "devices come first");
         assert_eq!(Seats::new(Some(1 << 20), 40, 10_000, 0).http, 10_000, "a wish that can be granted is");
         assert_eq!(Seats::new(Some(1 << 20), 40, 10, 7), Seats { http: 10, gateway: 7 });
         assert_eq!(Seats::new(None, 40, 10, 0), Seats { http: 10, gateway: 0 });
