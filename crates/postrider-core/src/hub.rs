@@ -28,10 +28,18 @@ pub struct Hub {
     pub(crate) idle: BTreeSet<(UnixMillis, SessionNo)>,
     /// Sessions with a connection.
     connected: usize,
-    /// What protocols saved, by age: whose it is, and its bytes.
-    saved: BTreeMap<u64, (SessionNo, usize)>,
+    /// What protocols saved for sessions that are away, and whose it is by age.
+    saved: FxHashMap<SessionNo, Kept>,
+    saved_by_age: BTreeMap<u64, SessionNo>,
     saved_bytes: usize,
     last_saved: u64,
+}
+
+/// What a protocol saved, and how old that is among all that was.
+struct Kept {
+    saved: Saved,
+    bytes: usize,
+    age: u64,
 }
 
 /// The part of one app.
@@ -73,9 +81,6 @@ pub(crate) struct Session {
     /// Grows with each change of them: what a commit says of older ones counts no more.
     pub sub_changes: u32,
     pub will: Option<Box<crate::session::Will>>,
-    pub saved: Option<Saved>,
-    /// Names what is saved among all that is; 0 for nothing.
-    pub saved_ticket: u64,
     /// What its last connection left was lost: with an earlier life of the server, or to a connection that could not use it.
     pub state_lost: bool,
 }
@@ -166,8 +171,6 @@ impl Hub {
             subscriptions: Vec::new(),
             sub_changes: 0,
             will: None,
-            saved: None,
-            saved_ticket: 0,
             state_lost: false,
         };
         let no = match self.free.pop() {
@@ -220,13 +223,11 @@ impl Hub {
     pub(crate) fn save(&mut self, no: SessionNo, saved: Saved, bytes: usize, bytes_max: usize) {
         _ = self.take_saved(no);
         self.last_saved += 1;
-        let ticket = self.last_saved;
-        self.saved.insert(ticket, (no, bytes));
+        self.saved_by_age.insert(self.last_saved, no);
         self.saved_bytes += bytes;
-        let session = &mut self.sessions[no as usize];
-        (session.saved, session.saved_ticket) = (Some(saved), ticket);
+        self.saved.insert(no, Kept { saved, bytes, age: self.last_saved });
         while self.saved_bytes > bytes_max
-            && let Some((_, (oldest, _))) = self.saved.first_key_value()
+            && let Some((_, oldest)) = self.saved_by_age.first_key_value()
         {
             let oldest = *oldest;
             _ = self.take_saved(oldest);
@@ -236,11 +237,10 @@ impl Hub {
 
     /// What was saved for the session, which has it no more.
     pub(crate) fn take_saved(&mut self, no: SessionNo) -> Option<Saved> {
-        let session = &mut self.sessions[no as usize];
-        if let Some((_, bytes)) = self.saved.remove(&std::mem::take(&mut session.saved_ticket)) {
-            self.saved_bytes -= bytes;
-        }
-        session.saved.take()
+        let Kept { saved, bytes, age } = self.saved.remove(&no)?;
+        self.saved_by_age.remove(&age);
+        self.saved_bytes -= bytes;
+        Some(saved)
     }
 
     /// Bytes of all that is saved.
@@ -415,6 +415,12 @@ impl Hub {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// What ten million sessions cost: nothing may grow unseen.
+    #[test]
+    fn a_session_is_as_small_as_the_figures_say() {
+        assert!(size_of::<Session>() <= 120, "{}", size_of::<Session>());
+    }
 
     #[test]
     fn what_protocols_save_is_bounded_in_bytes_and_the_oldest_goes_first() {

@@ -160,9 +160,7 @@ impl Driver {
                 if let Some(conn) = self.conn(slot) {
                     conn.only_reads = matches!(proof, Proof::Ticket { .. });
                     conn.rest();
-                    conn.signed_in = true;
                 }
-                self.waits_no_longer(slot);
                 Ok(Box::new(accepted))
             }
             Err(refusal) => Err(self.refused(slot, &connect, refusal)),
@@ -236,9 +234,10 @@ impl Driver {
         let now = self.shared.engine.clock.now();
         if let Some(conn) = self.conn(slot) {
             conn.session = Some(attached.session);
-            conn.signed_in_at = now;
             // Tokens of an earlier connection may still be in flight: begin elsewhere.
             conn.next_live = first_token;
+            let (address, ticket) = (conn.peer, conn.sign_in(now));
+            self.shared.admission.waits_no_longer(address, ticket);
         }
         let (inflight, stream) = match attached.saved.map(|saved| saved.downcast::<proto::mqtt::Inflight>()) {
             Some(Ok(inflight)) => (Some(inflight), None),

@@ -32,8 +32,8 @@ pub struct Conn {
     pub phase: Phase,
     pub lane: Lane,
     pub signed_in: bool,
-    /// 0 until then.
-    pub signed_in_at: UnixMillis,
+    /// The ticket of its place until it has signed in, then the time of that: one number, since every connection has it.
+    pub(super) ticket_or_time: u64,
     pub is_dirty: bool,
     pub is_draining: bool,
     /// The peer has sent all that it will send.
@@ -95,8 +95,8 @@ pub struct Waiting {
 /// How a connection counts (`admission.rs`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lane {
-    /// With its ticket while it has not signed in; 0 after that.
-    Counted(u64),
+    /// With its ticket ([`Conn::ticket`]) while it has not signed in.
+    Counted,
     /// It is let in only to be told that there is no place.
     Refused,
     /// Its proxy has not said yet for whom it is.
@@ -216,6 +216,28 @@ impl Reads {
 }
 
 impl Conn {
+    /// Names its place while it has not signed in; 0 when it is known.
+    pub fn ticket(&self) -> u64 {
+        if self.signed_in { 0 } else { self.ticket_or_time }
+    }
+
+    /// It waits no longer to sign in; gives the ticket by which it did.
+    pub fn take_ticket(&mut self) -> u64 {
+        if self.signed_in { 0 } else { std::mem::take(&mut self.ticket_or_time) }
+    }
+
+    /// It signed in; gives the ticket by which it waited.
+    pub fn sign_in(&mut self, at: UnixMillis) -> u64 {
+        let ticket = self.take_ticket();
+        (self.signed_in, self.ticket_or_time) = (true, at);
+        ticket
+    }
+
+    /// 0 until it has.
+    pub fn signed_in_at(&self) -> UnixMillis {
+        if self.signed_in { self.ticket_or_time } else { 0 }
+    }
+
     /// Bytes not yet taken by the socket.
     pub fn backlog(&self) -> usize {
         self.out.len() - self.written as usize
@@ -300,6 +322,12 @@ impl Conn {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// What ten million connections cost: nothing may grow unseen.
+    #[test]
+    fn a_connection_at_rest_is_as_small_as_the_figures_say() {
+        assert!(size_of::<Conn>() <= 232, "{}", size_of::<Conn>());
+    }
 
     #[test]
     fn a_flood_of_reads_is_stopped_until_the_next_second() {

@@ -224,7 +224,7 @@ impl Driver {
         self.conn(at.slot).filter(|c| c.generation == at.generation)
     }
 
-    pub(super) fn add(&mut self, incoming: Incoming, lane: Lane) -> io::Result<()> {
+    pub(super) fn add(&mut self, incoming: Incoming, (lane, ticket): (Lane, u64)) -> io::Result<()> {
         let Incoming { mut stream, peer, speaks, first, .. } = incoming;
         let slot = self.free.pop().unwrap_or_else(|| {
             self.conns.push(None);
@@ -249,7 +249,7 @@ impl Driver {
         let is_poll = matches!(protocol, Protocol::Poll(_));
         let mut conn = new_conn(transport, protocol, generation, peer);
         conn.awaits_tls = awaits_tls;
-        conn.lane = lane;
+        (conn.lane, conn.ticket_or_time) = (lane, ticket);
         self.conns[slot as usize] = Some(Box::new(conn));
         self.rearm(slot);
         match begin {
@@ -602,7 +602,7 @@ impl Driver {
     /// Takes a connection out of the worker's books.
     pub(super) fn take_out(&mut self, slot: u32) -> Option<Box<Conn>> {
         let conn = self.conns.get_mut(slot as usize).and_then(Option::take)?;
-        self.leave_lane(conn.peer, conn.lane);
+        self.leave_lane(conn.peer, (conn.lane, conn.ticket()));
         self.generations[slot as usize] = self.generations[slot as usize].wrapping_add(1);
         self.free.push(slot);
         Some(conn)
@@ -746,9 +746,9 @@ fn new_conn(transport: Transport, protocol: Protocol, generation: u32, peer: Soc
         next_live: 0,
         uncommitted: 0,
         phase: Phase::Open,
-        lane: Lane::Counted(0),
+        lane: Lane::Counted,
         signed_in: false,
-        signed_in_at: 0,
+        ticket_or_time: 0,
         is_dirty: false,
         is_draining: false,
         is_ending: false,

@@ -75,45 +75,42 @@ impl Driver {
     }
 
     /// A place for the connection. Where there is none it is let in all the same, to be told so; `None`: not even that.
-    fn enter_lane(&mut self, incoming: &mut Incoming) -> Option<Lane> {
+    fn enter_lane(&mut self, incoming: &mut Incoming) -> Option<(Lane, u64)> {
         let at = self.next_reference();
         let admission = &self.shared.admission;
         if let Some((peer, ticket)) = incoming.place.take().and_then(Place::take) {
             incoming.peer = peer;
             admission.arrived(peer.ip(), ticket, at);
-            return Some(Lane::Counted(ticket));
+            return Some((Lane::Counted, ticket));
         }
         let peer = incoming.peer;
         match admission.enter(peer.ip(), incoming.speaks.road(), Some(at)) {
             Ok(entered) => {
                 self.shared.push_out(&entered, &self.workers);
-                Some(Lane::Counted(entered.ticket))
+                Some((Lane::Counted, entered.ticket))
             }
             Err(full) => {
                 self.shared.count_refused(full);
                 tracing::debug!(%peer, ?full, "there is no place for a connection");
-                admission.enter_refused().then_some(Lane::Refused)
+                admission.enter_refused().then_some((Lane::Refused, 0))
             }
         }
     }
 
-    pub(super) fn leave_lane(&self, peer: IpAddr, lane: Lane) {
+    pub(super) fn leave_lane(&self, peer: IpAddr, (lane, ticket): (Lane, u64)) {
         let admission = &self.shared.admission;
         match lane {
-            Lane::Counted(ticket) => admission.leave(peer, ticket),
+            Lane::Counted => admission.leave(peer, ticket),
             Lane::Refused => admission.refused_left(),
             Lane::Unnamed => admission.unnamed_left(),
         }
     }
 
-    /// The connection signed in, or only lingers: it is not one of those who wait to sign in any more.
+    /// The connection only lingers: it is not one of those who wait to sign in any more.
     pub(super) fn waits_no_longer(&mut self, slot: u32) {
         let Some(conn) = self.conn(slot) else { return };
-        if let Lane::Counted(ticket @ 1..) = conn.lane {
-            conn.lane = Lane::Counted(0);
-            let peer = conn.peer;
-            self.shared.admission.waits_no_longer(peer, ticket);
-        }
+        let (peer, ticket) = (conn.peer, conn.take_ticket());
+        self.shared.admission.waits_no_longer(peer, ticket);
     }
 
     /// It has not signed in, and a newer connection has got its place.

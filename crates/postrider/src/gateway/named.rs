@@ -67,7 +67,7 @@ impl Driver {
         }
         let waits = AwaitsHeader { then: Some(then), peer, until: self.now + HEADER_MS };
         let incoming = Incoming::new(stream, peer, Speaks::AfterHeader(Box::new(waits)));
-        if let Err(error) = self.add(incoming, Lane::Unnamed) {
+        if let Err(error) = self.add(incoming, (Lane::Unnamed, 0)) {
             tracing::debug!(%peer, %error, "a connection could not begin");
             self.shared.admission.unnamed_left();
         }

@@ -241,7 +241,8 @@ impl Driver {
     fn is_late(&mut self, slot: u32, delivery: &Outgoing, now: UnixMillis) -> bool {
         let is_of_peer = || delivery.content.topic.as_deref() == Some(PEER_TOPIC);
         now.saturating_sub(delivery.accepted_at) > LATE_MS
-            || (is_of_peer() && self.conn(slot).is_some_and(|conn| delivery.accepted_at < conn.signed_in_at))
+            || (is_of_peer()
+                && self.conn(slot).is_some_and(|conn| delivery.accepted_at < conn.signed_in_at()))
     }
 
     fn send(&mut self, slot: u32, delivery: Outgoing, sent: &mut Vec<u64>) {
