@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """What one tenant, device or address does to another app: its push latency while the first one is at it, over that at rest.
 
-    fairness.py --server PATH [--seconds 5] [--rows WORD,WORD] [--list]
+    fairness.py --server PATH [--seconds 3] [--rounds 3] [--rows WORD,WORD] [--list]
 
 Each row starts a server of its own on loopback. An app "other" pushes to a device of its own at a steady rate, and another of
-its devices signs in again and again; first nobody else does anything, then the row's attack runs in processes of their own.
+its devices signs in again and again. In turn nobody else does anything, and the row's attack runs in processes of their own.
 A push is timed from the moment at which it was due. The table has
 the ratio of the 99th percentiles and the share of sign-ins that failed; the target is a ratio of 2 at most, and none.
 """
@@ -127,23 +127,25 @@ def mqtt_connect(device):
     return b"\x10" + bytes([len(body) & 0x7f | 0x80, len(body) >> 7]) + body
 
 
-class Other(threading.Thread):
+class Other:
     """Pushes at a steady rate, by several connections in turn, so that one that waits holds up no other; and signs in."""
 
     def __init__(self, place, key):
-        super().__init__(daemon=True)
         self.place, self.key, self.over = place, key, threading.Event()
         api = Http(place.http, bearer(key))
         self.target, self.comer = register(api), register(api)
         self.late, self.sign_ins, self.failed = [], 0, 0
-        self.signing = threading.Thread(target=self.sign_in_again, daemon=True)
 
-    def run(self):
+    def go_on(self, seconds):
+        self.over.clear()
         begun = time.monotonic() + 0.1
         crowd = [threading.Thread(target=self.push, args=(begun, n), daemon=True) for n in range(PUSHERS)]
-        for thread in (self.signing, *crowd):
+        crowd.append(threading.Thread(target=self.sign_in_again, daemon=True))
+        for thread in crowd:
             thread.start()
-        for thread in (self.signing, *crowd):
+        time.sleep(seconds)
+        self.over.set()
+        for thread in crowd:
             thread.join()
 
     def push(self, begun, count):
@@ -169,10 +171,6 @@ class Other(threading.Thread):
                     self.failed += sock.recv(4) != b"\x20\x02\0\0"
             except OSError:
                 self.failed += 1
-
-    def end(self):
-        self.over.set()
-        self.join()
 
 
 def p99(values):
@@ -338,14 +336,28 @@ def honest(place, end):
 
 def attacker(attack, place, end):
     # Real attackers have machines of their own: what they take of this one is not the server's doing.
-    os.nice(19)
+    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     try:
         attack(place, end)
     except Exception as error:  # The row is about the other app.
         print(f"{attack.__name__}: {error}", file=sys.stderr)
 
 
-def judge(binary, seconds, setup, attack, copies, settings):
+def with_crowd(place, attack, copies, seconds, under):
+    end = time.monotonic() + seconds + 0.5
+    fork = multiprocessing.get_context("fork")
+    crowd = [fork.Process(target=attacker, args=(attack, place, end)) for _ in range(copies)]
+    for one in crowd:
+        one.start()
+    time.sleep(0.5)
+    under.go_on(seconds)
+    for one in crowd:
+        one.join(10)
+        if one.is_alive():
+            one.kill()
+
+
+def judge(binary, seconds, rounds, setup, attack, copies, settings):
     with tempfile.TemporaryDirectory() as folder:
         server = Server(binary, os.path.join(folder, "data"), settings={**SETTINGS, **settings})
         server.log_path = os.path.join(folder, "server.log")
@@ -357,24 +369,10 @@ def judge(binary, seconds, setup, attack, copies, settings):
             key = admin.call("POST", "/v1/apps/other/keys", {"name": "o", "scope": "app"})[1]["key"]
             if setup:
                 setup(place)
-            rest = Other(place, key)
-            rest.start()
-            time.sleep(seconds)
-            rest.end()
-            end = time.monotonic() + seconds + 0.5
-            fork = multiprocessing.get_context("fork")
-            crowd = [fork.Process(target=attacker, args=(attack, place, end)) for _ in range(copies)]
-            for one in crowd:
-                one.start()
-            time.sleep(0.5)
-            under = Other(place, key)
-            under.start()
-            time.sleep(seconds)
-            under.end()
-            for one in crowd:
-                one.join(10)
-                if one.is_alive():
-                    one.kill()
+            rest, under = Other(place, key), Other(place, key)
+            for _ in range(rounds):
+                rest.go_on(seconds)
+                with_crowd(place, attack, copies, seconds, under)
             return rest, under
         finally:
             server.kill()
@@ -383,7 +381,8 @@ def judge(binary, seconds, setup, attack, copies, settings):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--server", help="path of the postrider binary")
-    parser.add_argument("--seconds", type=float, default=5, help="of rest, and of each attack (5)")
+    parser.add_argument("--seconds", type=float, default=3, help="of rest, and of an attack, in each round (3)")
+    parser.add_argument("--rounds", type=int, default=3, help="of rest and attack in turn (3)")
     parser.add_argument("--rows", default="", help="only rows whose name contains one of these words")
     parser.add_argument("--list", action="store_true")
     options = parser.parse_args()
@@ -399,7 +398,7 @@ def main():
     print("| --- | --- | --- | --- | --- | --- |", flush=True)
     worst = 0.0
     for name, setup, attack, copies, settings in chosen:
-        rest, under = judge(options.server, options.seconds, setup, attack, copies, settings)
+        rest, under = judge(options.server, options.seconds, options.rounds, setup, attack, copies, settings)
         idle, busy = p99(rest.late), p99(under.late)
         worst = max(worst, busy / idle)
         print(f"| {name} | {idle * 1e3:.1f} ms | {busy * 1e3:.1f} ms | {busy / idle:.1f} | "

@@ -6,6 +6,7 @@
 
 use super::error::{ApiError, Code};
 use super::trail::Noted;
+use super::turns::Turn;
 use super::{Api, ask};
 use crate::tokens::{Proof, keep_what_is_said};
 use axum::extract::FromRequestParts;
@@ -43,6 +44,17 @@ pub enum Caller {
         at: DeviceRef,
         proof: Proof,
     },
+}
+
+impl Caller {
+    /// The app that it is of.
+    fn app(&self) -> Option<AppNo> {
+        match self {
+            Caller::Admin => None,
+            Caller::App { app, .. } => Some(*app),
+            Caller::Device { at, .. } => Some(at.app),
+        }
+    }
 }
 
 /// The hash of a key, which tells it from every other.
@@ -324,6 +336,11 @@ async fn authenticate(credentials: &Credentials, parts: &Parts, api: &Api) -> Re
     let checked = credentials.check(api);
     if let (Some((caller, _)), Some(noted)) = (&checked, parts.extensions.get::<Noted>()) {
         noted.note(caller);
+    }
+    if let (Some((caller, _)), Some(turn)) = (&checked, parts.extensions.get::<Turn>())
+        && let Some(app) = caller.app()
+    {
+        turn.take(&api.turns, app, api.engine.clock.now()).await;
     }
     match checked {
         Some((caller, None)) => Ok(caller),

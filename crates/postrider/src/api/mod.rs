@@ -29,6 +29,7 @@ mod start;
 mod times;
 mod topics;
 mod trail;
+mod turns;
 pub mod warnings;
 pub mod wording;
 
@@ -60,6 +61,7 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 use trail::Trail;
+use turns::{InTurns, Turn, Turns};
 
 /// What all handlers share. Cheap to clone.
 #[derive(Clone)]
@@ -91,6 +93,7 @@ pub struct Api {
     /// Devices that change what is stored of them.
     changes: Arc<Buckets<DeviceRef>>,
     request_ids: Arc<trail::RequestIds>,
+    turns: Arc<Turns>,
 }
 
 impl Api {
@@ -106,6 +109,7 @@ impl Api {
         let every = |per_sec: u64| if per_sec == 0 { 0 } else { second / per_sec.min(second) };
         Api {
             request_ids: Arc::new(trail::RequestIds::new(&OsChance)),
+            turns: Arc::new(Turns::new(limits.threads)),
             engine,
             events_changed,
             metrics: ApiMetrics::default(),
@@ -196,6 +200,8 @@ pub struct ApiLimits {
     pub origins: Vec<String>,
     /// The page for trying it out, where any visitor gets a device.
     pub demo: bool,
+    /// Threads that run handlers.
+    pub threads: usize,
     /// `/_test/echo`.
     pub echo: bool,
     /// permessage-deflate for clients that offer it (L23).
@@ -236,6 +242,7 @@ impl Default for ApiLimits {
             bad_acks_per_minute_max: 100,
             origins: Vec::new(),
             demo: false,
+            threads: 2,
             echo: false,
             compression: false,
             xmpp: false,
@@ -351,7 +358,10 @@ async fn around(State(api): State<Api>, mut request: Request, next: Next) -> Res
     if method == Method::OPTIONS && origin.is_some() && request.headers().contains_key(ASKS_METHOD) {
         return allow(StatusCode::NO_CONTENT.into_response(), origin, true);
     }
-    let mut response = contained(next.run(request)).await.unwrap_or_else(|| {
+    let turn = Turn::default();
+    request.extensions_mut().insert(turn.clone());
+    let handled = InTurns::new(contained(next.run(request)), turn);
+    let mut response = handled.await.unwrap_or_else(|| {
         api.metrics.panics.inc();
         tracing::error!(%method, route, "a request handler panicked");
         ApiError::from(Code::Internal).into_response()
@@ -413,6 +423,12 @@ pub async fn ask<T: Send + 'static>(start: impl FnOnce(Box<dyn FnOnce(T) + Send>
 
 /// Runs what takes long aside, so that other requests go on.
 async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, ApiError> {
+    let turn = turns::aside().await;
+    let work = move || {
+        let done = work();
+        drop(turn);
+        done
+    };
     tokio::task::spawn_blocking(work).await.map_err(|_| Code::Internal.into())
 }
 

@@ -264,6 +264,7 @@ impl Config {
     pub fn api_limits(&self) -> ApiLimits {
         let h = &self.http;
         ApiLimits {
+            threads: self.http_workers(),
             body_bytes_max: h.body_bytes_max,
             batch_bytes_max: h.batch_bytes_max,
             batch_max: h.batch_max,
