@@ -26,10 +26,11 @@ pub enum Bug {
     WakeLost,
     UndoForgotten,
     CheckpointDropsContent,
+    SeenWithoutCommand,
 }
 
 impl Bug {
-    pub const ALL: [Bug; 21] = [
+    pub const ALL: [Bug; 22] = [
         Bug::ToldBeforeSync,
         Bug::SyncSkipped,
         Bug::SyncErrorIgnored,
@@ -51,6 +52,7 @@ impl Bug {
         Bug::WakeLost,
         Bug::UndoForgotten,
         Bug::CheckpointDropsContent,
+        Bug::SeenWithoutCommand,
     ];
 }
 

@@ -268,6 +268,21 @@ impl World {
             self.reckon_device(device);
         }
         self.reckon_pushes();
+        self.reckon_state();
+    }
+
+    /// What the server has in memory is what its journal says, and nothing else changed it.
+    fn reckon_state(&mut self) {
+        while let Some(server) = self.server.as_mut().filter(|server| !server.stepper.is_idle()) {
+            server.stepper.step();
+        }
+        let Some(server) = &self.server else { return };
+        let wrong = match server.stepper.live_and_replayed() {
+            Ok((live, replayed)) if live == replayed => return,
+            Ok((live, replayed)) => format!("live {live:032x}, replayed {replayed:032x}"),
+            Err(error) => format!("the files cannot be replayed: {error}"),
+        };
+        self.ledger.break_rule("replay is the same", About::default(), wrong);
     }
 
     /// A long backlog on a slow link with a small window is no standstill: as long as acknowledgements come, they are waited

@@ -9,7 +9,7 @@ use postrider_core::command::{Command, Outcome};
 use postrider_core::id::*;
 use postrider_core::model::*;
 use postrider_core::port::*;
-use postrider_core::state::{Effects, State};
+use postrider_core::state::{Effects, Live};
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -26,7 +26,7 @@ pub struct MemoryStore {
 
 #[derive(Default)]
 struct Inner {
-    state: State,
+    state: Live,
     contents: HashMap<BlobRef, Arc<Content>>,
     /// Where the next content would lie.
     next_place: u64,
@@ -62,15 +62,15 @@ impl Default for MemoryStore {
 struct StateGuard<'a>(MutexGuard<'a, Inner>);
 
 impl std::ops::Deref for StateGuard<'_> {
-    type Target = State;
+    type Target = Live;
 
-    fn deref(&self) -> &State {
+    fn deref(&self) -> &Live {
         &self.0.state
     }
 }
 
 impl std::ops::DerefMut for StateGuard<'_> {
-    fn deref_mut(&mut self) -> &mut State {
+    fn deref_mut(&mut self) -> &mut Live {
         &mut self.0.state
     }
 }

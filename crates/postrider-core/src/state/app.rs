@@ -135,7 +135,8 @@ pub(crate) struct Entry(pub(crate) u64);
 impl Entry {
     const QOS: u64 = 0b11;
     const RETAIN: u64 = 1 << 2;
-    const SENT: u64 = 1 << 3;
+    /// Releases before 0.2 marked here what was written to a connection.
+    const SENT_BEFORE: u64 = 1 << 3;
     const PUSH: u64 = 1 << 4;
     const PRIORITY_SHIFT: u32 = 5;
     /// A message of another device: the first to give way.
@@ -164,12 +165,11 @@ impl Entry {
         self.0 & Entry::PUSH != 0
     }
 
-    pub fn sent(self) -> bool {
-        self.0 & Entry::SENT != 0
-    }
-
-    pub fn mark_sent(&mut self) {
-        self.0 |= Entry::SENT;
+    /// Takes the mark of an earlier release away; whether there was one.
+    pub fn take_sent_before(&mut self) -> bool {
+        let marked = self.0 & Entry::SENT_BEFORE != 0;
+        self.0 &= !Entry::SENT_BEFORE;
+        marked
     }
 
     pub fn priority(self) -> u64 {

@@ -3,6 +3,7 @@
 use super::app::{Entry, FirstAnswer, Inbox};
 use super::leaving::comes_from_outside;
 use super::message::{Message, Targeted};
+use super::volatile::Over;
 use super::{Effects, Ledger, State};
 use crate::command::*;
 use crate::id::*;
@@ -262,6 +263,7 @@ impl State {
         if !was_open {
             return false;
         }
+        effects.over.push(Over::Delivery(at, seq));
         app.entry_ids.remove(&(at.device.0, seq));
         app.open -= 1;
         message.open -= 1;
@@ -414,7 +416,10 @@ impl State {
                 app.history_ends.push_back(message.ended_at());
                 app.history.push_back(seq);
             }
-            None => _ = self.messages.remove(&seq),
+            None => {
+                effects.over.push(Over::Message(seq));
+                self.messages.remove(&seq);
+            }
         }
         self.expiries
             .count_ended(second, |seq| self.messages.get(&seq).is_some_and(|message| message.open > 0));

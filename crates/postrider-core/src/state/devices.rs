@@ -110,7 +110,7 @@ impl State {
         self.saw(now);
         self.device_in(at)?;
         self.drop_session(at);
-        let takers = self.leave_to_others(at);
+        let takers = self.leave_to_others(at, effects);
         self.end_inbox(at, |_| true, (Step::Erased, Reason::Unregistered), now, effects);
         self.leave_broadcasts(at, (Step::Erased, Reason::Unregistered), now, effects);
         let app = self.app_mut(at.app)?;
@@ -154,7 +154,7 @@ impl State {
         if fresh {
             self.device_in(at)?;
             self.drop_session(at);
-            takers = self.leave_to_others(at);
+            takers = self.leave_to_others(at, effects);
             self.end_inbox(at, |e| !e.push(), (Step::Expired, Reason::SessionEnded), now, effects);
         }
         self.unschedule(at);
@@ -201,7 +201,7 @@ impl State {
             return self.delete_device(at, now, effects);
         }
         self.drop_session(at);
-        let takers = self.leave_to_others(at);
+        let takers = self.leave_to_others(at, effects);
         self.end_inbox(at, |e| !e.push(), (Step::Expired, Reason::SessionEnded), now, effects);
         Ok(handed_on(takers))
     }

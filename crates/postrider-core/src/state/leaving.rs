@@ -59,10 +59,12 @@ impl Leaving {
         found
     }
 
-    /// It was written to its device all the same.
-    pub fn mark_sent(&mut self, at: DeviceRef, seq: Seq) {
-        let left = self.direct.get_mut(&at).into_iter().flatten();
-        left.filter(|left| left.pending.seq == seq).for_each(|left| left.pending.sent_before = true);
+    /// Whether the delivery is shown on, so that it may still be written to its device.
+    pub fn holds(&self, at: DeviceRef, seq: Seq) -> bool {
+        let is_it = |left: &Left| left.pending.seq == seq;
+        let is_of = |app: AppNo, set: &DeviceSet| app == at.app && set.contains(at.device.0);
+        self.direct.get(&at).is_some_and(|all| all.iter().any(is_it))
+            || self.broadcasts.iter().any(|(app, set, left)| is_it(left) && is_of(*app, set))
     }
 
     /// All up to `durable` is on stable storage.

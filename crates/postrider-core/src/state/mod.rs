@@ -19,6 +19,7 @@ mod deliver;
 mod devices;
 mod expiries;
 mod leaving;
+mod live;
 pub(crate) mod message;
 mod read;
 mod report;
@@ -26,6 +27,7 @@ pub(crate) mod rows;
 mod shares;
 #[cfg(test)]
 mod tests;
+pub(crate) mod volatile;
 
 use crate::command::*;
 use crate::id::*;
@@ -36,9 +38,11 @@ use app::App;
 pub use devices::apply_change;
 use expiries::Expiries;
 use leaving::Leaving;
+pub use live::Live;
 use message::Message;
 use rustc_hash::FxHashMap;
 use std::collections::{BTreeSet, HashMap};
+pub use volatile::{Over, Volatile};
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -75,6 +79,8 @@ pub struct Effects {
     pub events: Vec<ReceiptEvent>,
     /// Contents that nobody needs any more.
     pub released: Vec<BlobRef>,
+    /// For what is known beside the state: deliveries that ended.
+    pub over: Vec<Over>,
 }
 
 impl State {
@@ -114,7 +120,7 @@ impl State {
             Command::RenameApp { app, name } => self.rename_app(*app, name),
             Command::CloseApp { app, now } => self.close_app(*app, *now),
             Command::EmptyApp { app, limit, now } => self.empty_app(*app, *limit, *now, effects),
-            Command::HandOn(hand_on) => self.hand_on_command(hand_on),
+            Command::HandOn(hand_on) => self.hand_on_command(hand_on, effects),
         };
         result.unwrap_or_else(|refusal| {
             if blob.len > 0 {
@@ -218,7 +224,7 @@ impl State {
         self.saw(now);
         let messages = self.expire_messages(now, limit, effects);
         let (sessions, handed_on) = self.expire_sessions(now, limit, effects);
-        let reports_left = self.forget_old(limit, history);
+        let reports_left = self.forget_old(limit, history, effects);
         let mut requests = limit;
         for app in &mut self.apps {
             requests -= app.forget_requests(now, requests);
@@ -268,15 +274,15 @@ impl State {
 
     /// Forgets reports of messages that ended before `before`, and of each app the oldest above `max`; true if there are
     /// more of them. A busy app so never takes the reports of another.
-    fn forget_old(&mut self, limit: u32, (before, max): (UnixMillis, u32)) -> bool {
+    fn forget_old(&mut self, limit: u32, (before, max): (UnixMillis, u32), effects: &mut Effects) -> bool {
         let mut left = limit;
         for app in &mut self.apps {
             while left > 0 && app.has_old_report(before, max) {
                 left -= 1;
                 app.history_ends.pop_front();
-                if let Some(seq) = app.history.pop_front()
-                    && let Some(id) = self.messages.remove(&seq).and_then(|message| message.id())
-                {
+                let Some(seq) = app.history.pop_front() else { continue };
+                effects.over.push(Over::Message(seq));
+                if let Some(id) = self.messages.remove(&seq).and_then(|message| message.id()) {
                     app.reports.remove(&id);
                 }
             }

@@ -1,4 +1,4 @@
-//! Questions to the state. Nothing here changes it, except what is kept in memory only (`sent`, `seen`).
+//! Questions to the state. Nothing here changes it. Those that [`super::Live`] answers better are its own.
 
 use super::State;
 use super::app::{App, Entry};
@@ -9,31 +9,6 @@ use crate::port::*;
 use crate::seeded::{self, Bug};
 
 impl State {
-    /// See [`Store::sent`].
-    pub fn sent(&mut self, app: AppNo, deliveries: &[(DeviceNo, Seq)], now: UnixMillis) {
-        let Some(tenant) = self.apps.get_mut(app.0 as usize) else { return };
-        for (device, seq) in deliveries {
-            if let Some(inbox) = tenant.inboxes.get_mut(&device.0)
-                && let Some(place) = inbox.place(*seq)
-            {
-                inbox.entries[place].mark_sent();
-            } else {
-                self.leaving.mark_sent(DeviceRef { app, device: *device }, *seq);
-            }
-            let open = |m: &&mut Message| m.app == app && m.report().is_some() && m.open > 0;
-            if let Some(message) = self.messages.get_mut(seq).filter(open) {
-                message.note(*device, Step::Sent, Reason::None, now);
-            }
-        }
-    }
-
-    /// See [`Store::seen`].
-    pub fn seen(&mut self, at: DeviceRef, now: UnixMillis) {
-        if let Some(device) = self.apps.get_mut(at.app.0 as usize).and_then(|a| a.device_mut(at.device)) {
-            device.last_seen_at = device.last_seen_at.max(Some(now));
-        }
-    }
-
     /// See [`Store::is_never_seen`].
     pub fn is_never_seen(&self, at: DeviceRef) -> bool {
         self.app_ref(at.app).is_some_and(|app| app.never_seen.contains(at.device.0))
@@ -51,7 +26,7 @@ impl State {
     }
 
     /// See [`Store::pending`]; what is above `durable` is not on stable storage yet and stays hidden.
-    pub fn pending(
+    pub(super) fn pending(
         &self,
         at: DeviceRef,
         position: Position,
@@ -163,7 +138,7 @@ impl State {
         Some(DeviceRef { app, device: *of.by_id.get(id)? })
     }
 
-    pub fn device(&self, at: DeviceRef) -> Option<DeviceView> {
+    pub(super) fn device(&self, at: DeviceRef) -> Option<DeviceView> {
         let app = self.app_ref(at.app)?;
         let device = app.device(at.device)?;
         let session = device.session.as_deref();
@@ -210,7 +185,7 @@ impl State {
         })
     }
 
-    pub fn devices(
+    pub(super) fn devices(
         &self,
         app: AppNo,
         filter: &DeviceFilter,
@@ -223,7 +198,7 @@ impl State {
     }
 
     /// See [`Store::devices_seen`].
-    pub fn devices_seen(
+    pub(super) fn devices_seen(
         &self,
         app: AppNo,
         filter: &DeviceFilter,
@@ -352,6 +327,11 @@ impl State {
         self.last_time
     }
 
+    /// Equal for two states that are the same: see [`crate::stored::digest`].
+    pub fn digest(&self) -> u128 {
+        crate::stored::digest(self)
+    }
+
     pub fn last_event(&self) -> u64 {
         self.events
     }
@@ -403,12 +383,11 @@ pub(super) fn pending_of_all(seq: Seq, message: &Message) -> Pending {
 
 fn pending_of(app: &App, device: DeviceNo, seq: Seq, message: &Message, entry: Option<Entry>) -> Pending {
     let report = message.report();
-    let broadcast_sent = || report.is_some_and(|r| r.has(device, Step::Sent));
     Pending {
         qos: entry.map_or(1, |e| e.qos()),
         retain: entry.is_some_and(|e| e.retain()),
         subscription_ids: app.entry_ids.get(&(device.0, seq)).cloned().unwrap_or_default(),
-        sent_before: entry.map_or_else(broadcast_sent, |e| e.sent()),
+        sent_before: report.is_some_and(|report| report.has(device, Step::Sent)),
         ..pending_of_all(seq, message)
     }
 }

@@ -4,6 +4,7 @@
 
 use super::State;
 use super::message::{Message, Report, Targeted};
+use super::volatile::Volatile;
 use crate::id::*;
 use crate::model::*;
 use crate::port::*;
@@ -15,51 +16,70 @@ use std::ops::Bound;
 type Sets<'a> = BTreeMap<Step, Cow<'a, DeviceSet>>;
 
 impl State {
-    fn tracked(&self, app: AppNo, id: MessageId) -> Option<&Message> {
-        self.messages.get(self.app_ref(app)?.reports.get(&id)?)
+    fn tracked_seq(&self, app: AppNo, id: MessageId) -> Option<Seq> {
+        self.app_ref(app)?.reports.get(&id).copied().filter(|seq| self.messages.contains_key(seq))
     }
 
     pub fn knows_message(&self, app: AppNo, id: MessageId) -> bool {
-        self.tracked(app, id).is_some()
+        self.tracked_seq(app, id).is_some()
     }
 
-    pub fn message(&self, app: AppNo, id: MessageId) -> Option<MessageView> {
-        let message = self.tracked(app, id)?;
-        Some(view_of(message, message.report()?))
+    /// `beside` knows who was sent it and has not answered.
+    pub(super) fn message_with(&self, app: AppNo, id: MessageId, beside: &Volatile) -> Option<MessageView> {
+        Told::of(self.tracked_seq(app, id)?, self, beside).map(|told| told.view())
     }
 
-    pub fn messages(&self, app: AppNo, before: Option<MessageId>, max: usize) -> Vec<MessageView> {
+    pub(super) fn messages_with(
+        &self,
+        app: AppNo,
+        before: Option<MessageId>,
+        max: usize,
+        beside: &Volatile,
+    ) -> Vec<MessageView> {
         let end = before.map_or(Bound::Unbounded, Bound::Excluded);
         let Some(app) = self.app_ref(app) else { return Vec::new() };
         let newest_first = app.reports.range((Bound::Unbounded, end)).rev();
-        let mine = newest_first.filter_map(|(_, seq)| self.messages.get(seq));
-        mine.filter_map(|m| Some(view_of(m, m.report()?))).take(max).collect()
+        let mine = newest_first.filter_map(|(_, seq)| Told::of(*seq, self, beside));
+        mine.map(|told| told.view()).take(max).collect()
     }
 
-    pub fn deliveries(
+    pub(super) fn deliveries_with(
         &self,
         app: AppNo,
         id: MessageId,
-        step: Option<Step>,
-        after: Option<DeviceNo>,
-        max: usize,
+        (step, after, max): (Option<Step>, Option<DeviceNo>, usize),
+        beside: &Volatile,
     ) -> Vec<DeliveryView> {
-        let Some(message) = self.tracked(app, id) else { return Vec::new() };
-        let Some(report) = message.report() else { return Vec::new() };
+        let told = self.tracked_seq(app, id).and_then(|seq| Told::of(seq, self, beside));
+        let Some(told) = told else { return Vec::new() };
         let devices = match step {
-            Some(step) => Cow::Owned(report.in_step(message, step)),
-            None => report.targeted_set(message),
+            Some(step) => Cow::Owned(told.in_step(step)),
+            None => told.report.targeted_set(told.message),
         };
         let from = after.map_or(Bound::Unbounded, |after| Bound::Excluded(after.0));
         let page = devices.range((from, Bound::Unbounded)).take(max);
-        page.map(|no| delivery_of(message, report, DeviceNo(no))).collect()
+        page.map(|no| told.delivery(DeviceNo(no))).collect()
     }
 
-    pub fn delivery(&self, app: AppNo, id: MessageId, device: DeviceNo) -> Option<DeliveryView> {
-        let message = self.tracked(app, id)?;
-        let report = message.report()?;
-        message.is_for(device).then(|| delivery_of(message, report, device))
+    pub(super) fn delivery_with(
+        &self,
+        app: AppNo,
+        id: MessageId,
+        device: DeviceNo,
+        beside: &Volatile,
+    ) -> Option<DeliveryView> {
+        let told = Told::of(self.tracked_seq(app, id)?, self, beside)?;
+        told.message.is_for(device).then(|| told.delivery(device))
     }
+}
+
+/// A tracked message, and what is known of its deliveries in the state and beside it.
+#[derive(Clone, Copy)]
+struct Told<'a> {
+    seq: Seq,
+    message: &'a Message,
+    report: &'a Report,
+    beside: &'a Volatile,
 }
 
 impl Report {
@@ -69,27 +89,39 @@ impl Report {
             Targeted::Direct => Cow::Owned(message.direct().into_iter().map(|d| d.0).collect()),
         }
     }
+}
 
-    fn reached(&self, message: &Message) -> Sets<'_> {
-        let mut sets: Sets<'_> = self.reached.iter().map(|(step, set)| (*step, Cow::Borrowed(set))).collect();
-        if matches!(self.targeted, Targeted::Direct) {
-            for row in self.rows.iter() {
+impl<'a> Told<'a> {
+    fn of(seq: Seq, state: &'a State, beside: &'a Volatile) -> Option<Told<'a>> {
+        let message = state.messages.get(&seq)?;
+        Some(Told { seq, message, report: message.report()?, beside })
+    }
+
+    fn reached(self) -> Sets<'a> {
+        let Told { report, message, .. } = self;
+        let mut sets: Sets<'_> =
+            report.reached.iter().map(|(step, set)| (*step, Cow::Borrowed(set))).collect();
+        if matches!(report.targeted, Targeted::Direct) {
+            for row in report.rows.iter() {
                 sets.entry(row.step).or_default().to_mut().insert(row.device.0);
             }
         }
-        for bulk in &self.bulk {
+        for bulk in &report.bulk {
             match sets.get_mut(&bulk.step) {
                 Some(set) => *set.to_mut() |= &bulk.devices,
                 None => _ = sets.insert(bulk.step, Cow::Borrowed(&bulk.devices)),
             }
         }
-        sets.insert(Step::Queued, self.targeted_set(message));
+        if let Some(sent) = self.beside.sent_to(self.seq) {
+            *sets.entry(Step::Sent).or_default().to_mut() |= sent;
+        }
+        sets.insert(Step::Queued, report.targeted_set(message));
         sets
     }
 
     /// The devices that are in the step now: it is the highest that they reached.
-    fn in_step(&self, message: &Message, step: Step) -> DeviceSet {
-        let mut sets = self.reached(message);
+    fn in_step(self, step: Step) -> DeviceSet {
+        let mut sets = self.reached();
         let mut devices = sets.remove(&step).unwrap_or_default().into_owned();
         sets.range(step..).for_each(|(_, higher)| devices -= &**higher);
         devices
@@ -118,40 +150,47 @@ fn count_reached(sets: &Sets<'_>) -> [u64; Step::ALL.len()] {
     counts
 }
 
-fn view_of(message: &Message, report: &Report) -> MessageView {
-    let mut reasons = report.rows.reasons();
-    for bulk in report.bulk.iter().filter(|bulk| bulk.reason != Reason::None) {
-        reasons.entry((bulk.step, bulk.reason as u8)).or_insert((bulk.reason, 0)).1 += bulk.devices.len();
+impl Told<'_> {
+    fn view(self) -> MessageView {
+        let Told { message, report, .. } = self;
+        let mut reasons = report.rows.reasons();
+        for bulk in report.bulk.iter().filter(|bulk| bulk.reason != Reason::None) {
+            let of = reasons.entry((bulk.step, bulk.reason as u8)).or_insert((bulk.reason, 0));
+            of.1 += bulk.devices.len();
+        }
+        let extra = message.extra.as_deref();
+        let sets = self.reached();
+        MessageView {
+            id: report.id,
+            accepted_at: message.accepted_at,
+            expires_at: message.expires_at,
+            priority: message.priority(),
+            collapse_key: extra.and_then(|e| e.collapse_key.clone()),
+            targeted: sets.get(&Step::Queued).map_or(0, |set| set.len()),
+            now: count_now(&sets),
+            reached: count_reached(&sets),
+            reasons: reasons.into_iter().map(|((step, _), (reason, n))| (step, reason, n)).collect(),
+            cancelled_at: report.cancelled_at,
+            submission_at: report.position,
+            blob: (message.blob.len > 0).then_some(message.blob),
+        }
     }
-    let extra = message.extra.as_deref();
-    let sets = report.reached(message);
-    MessageView {
-        id: report.id,
-        accepted_at: message.accepted_at,
-        expires_at: message.expires_at,
-        priority: message.priority(),
-        collapse_key: extra.and_then(|e| e.collapse_key.clone()),
-        targeted: sets.get(&Step::Queued).map_or(0, |set| set.len()),
-        now: count_now(&sets),
-        reached: count_reached(&sets),
-        reasons: reasons.into_iter().map(|((step, _), (reason, n))| (step, reason, n)).collect(),
-        cancelled_at: report.cancelled_at,
-        submission_at: report.position,
-        blob: (message.blob.len > 0).then_some(message.blob),
-    }
-}
 
-fn delivery_of(message: &Message, report: &Report, device: DeviceNo) -> DeliveryView {
-    let start = message.accepted_at;
-    let mut timeline = vec![(Step::Accepted, Reason::None, start), (Step::Queued, Reason::None, start)];
-    timeline.extend(report.steps_of(device).map(|r| (r.step, r.reason, start + u64::from(r.after_ms))));
-    let bulks = report.bulk.iter().filter(|b| b.devices.contains(device.0));
-    timeline.extend(bulks.map(|b| (b.step, b.reason, b.at)));
-    timeline.sort_by_key(|(step, _, at)| (*at, *step));
-    let (step, reason, _) = timeline.iter().copied().max_by_key(|(step, _, _)| *step).unwrap_or((
-        Step::Queued,
-        Reason::None,
-        start,
-    ));
-    DeliveryView { device, step, reason, timeline }
+    fn delivery(self, device: DeviceNo) -> DeliveryView {
+        let Told { message, report, .. } = self;
+        let start = message.accepted_at;
+        let mut timeline = vec![(Step::Accepted, Reason::None, start), (Step::Queued, Reason::None, start)];
+        timeline.extend(report.steps_of(device).map(|r| (r.step, r.reason, start + u64::from(r.after_ms))));
+        let bulks = report.bulk.iter().filter(|b| b.devices.contains(device.0));
+        timeline.extend(bulks.map(|b| (b.step, b.reason, b.at)));
+        if let Some(at) = self.beside.sent_at(self.seq, device)
+            && timeline.iter().all(|(step, ..)| *step != Step::Sent)
+        {
+            timeline.push((Step::Sent, Reason::None, at));
+        }
+        timeline.sort_by_key(|(step, _, at)| (*at, *step));
+        let last = timeline.iter().copied().max_by_key(|(step, _, _)| *step);
+        let (step, reason, _) = last.unwrap_or((Step::Queued, Reason::None, start));
+        DeliveryView { device, step, reason, timeline }
+    }
 }

@@ -57,6 +57,20 @@ impl Rows {
         few.into_iter().flatten().chain(many.into_iter().flatten())
     }
 
+    /// In an order that depends on the rows and not on how they came to lie.
+    pub fn for_each_in_order(&self, mut f: impl FnMut(&Row)) {
+        match self {
+            Rows::Few(rows) => rows.iter().for_each(f),
+            Rows::Many(chunks) => {
+                for chunk in chunks.by_device.values() {
+                    let mut rows: Vec<&Row> = chunk.iter().collect();
+                    rows.sort_by_key(|row| row.device);
+                    rows.into_iter().for_each(&mut f);
+                }
+            }
+        }
+    }
+
     pub fn of(&self, device: DeviceNo) -> impl Iterator<Item = &Row> {
         let rows: &[Row] = match self {
             Rows::Few(rows) => rows,

@@ -4,8 +4,9 @@
 //! A member is a device whose session has the subscription. Members with a connection come first. What is under way is
 //! the connection's matter: who asks for a message to be handed on says which ones stay.
 
-use super::State;
 use super::app::{App, Entry};
+use super::volatile::Over;
+use super::{Effects, State};
 use crate::command::*;
 use crate::id::*;
 use crate::model::*;
@@ -132,6 +133,7 @@ impl State {
         stays: impl Fn(Entry, &str) -> bool,
         only_here: bool,
         room: Room,
+        effects: &mut Effects,
     ) -> Vec<DeviceRef> {
         let mut takers: Vec<DeviceRef> = Vec::new();
         let Some(app) = self.app_ref(at.app).filter(|app| !app.shares.is_empty()) else { return takers };
@@ -149,7 +151,7 @@ impl State {
                 continue;
             };
             let Some(target) = app.target_for(to, &share, entry.qos(), entry.retain()) else { continue };
-            self.move_entry(at, entry.seq(), &target);
+            self.move_entry(at, entry.seq(), &target, effects);
             let to = DeviceRef { app: at.app, device: to };
             if !takers.contains(&to) {
                 takers.push(to);
@@ -159,7 +161,7 @@ impl State {
     }
 
     /// The delivery stays what it is, open and in its place of the order; only its device is another.
-    fn move_entry(&mut self, from: DeviceRef, seq: Seq, target: &Target) {
+    fn move_entry(&mut self, from: DeviceRef, seq: Seq, target: &Target, effects: &mut Effects) {
         let Some(message) = self.messages.get_mut(&seq) else { return };
         let app = &mut self.apps[from.app.0 as usize];
         if !super::deliver::take_entry(&mut app.inboxes, from.device, seq, message.blob.len) {
@@ -172,11 +174,16 @@ impl State {
             app.entry_ids.insert((target.device.0, seq), target.subscription_ids.clone());
         }
         message.set_holder(target.device);
+        effects.over.push(Over::Delivery(from, seq));
         // Shown too early it could be handled there, and be with the first one again after a crash.
         self.leaving.arrives(DeviceRef { app: from.app, device: target.device }, seq, self.seq);
     }
 
-    pub(super) fn hand_on_command(&mut self, hand_on: &HandOn) -> Result<Outcome, Refusal> {
+    pub(super) fn hand_on_command(
+        &mut self,
+        hand_on: &HandOn,
+        effects: &mut Effects,
+    ) -> Result<Outcome, Refusal> {
         let HandOn { at, stay, shares, only_here, inbox_max, inbox_bytes_max } = hand_on;
         self.app_mut(at.app)?;
         // It has come back meanwhile, and may have been sent anything.
@@ -191,23 +198,23 @@ impl State {
         let stays = |entry: Entry, share: &str| {
             stay.contains(&entry.seq()) || shares.as_ref().is_some_and(|all| all.iter().all(|s| s != share))
         };
-        Ok(handed_on(self.hand_on(*at, stays, *only_here, room)))
+        Ok(handed_on(self.hand_on(*at, stays, *only_here, room, effects)))
     }
 
     /// A session is over. QoS 2 that is under way may go to nobody else, and here nobody knows whether it is.
-    pub(super) fn leave_to_others(&mut self, at: DeviceRef) -> Vec<DeviceRef> {
-        self.hand_on(at, |entry, _| entry.qos() == 2, false, Room::ANY)
+    pub(super) fn leave_to_others(&mut self, at: DeviceRef, effects: &mut Effects) -> Vec<DeviceRef> {
+        self.hand_on(at, |entry, _| entry.qos() == 2, false, Room::ANY, effects)
     }
 
     /// See [`crate::port::Store::shared_entries`].
-    pub fn shared_entries(&self, at: DeviceRef) -> Vec<SharedEntry> {
+    pub(super) fn shared_entries(&self, at: DeviceRef) -> Vec<SharedEntry> {
         let Some(inbox) = self.app_ref(at.app).and_then(|app| app.inboxes.get(&at.device.0)) else {
             return Vec::new();
         };
         let shared = inbox.entries.iter().filter(|e| !e.push()).filter_map(|e| {
             let message = self.messages.get(&e.seq()).filter(|m| m.share().is_some())?;
             let accepted_at = message.accepted_at;
-            Some(SharedEntry { seq: e.seq(), qos: e.qos(), is_sent: e.sent(), accepted_at })
+            Some(SharedEntry { seq: e.seq(), qos: e.qos(), is_sent: false, accepted_at })
         });
         shared.collect()
     }

@@ -2,6 +2,7 @@
 
 mod backlog;
 mod expiry;
+mod replay;
 mod shares;
 
 use super::*;
@@ -14,24 +15,37 @@ const HOUR: u64 = 3_600_000;
 
 /// A state with one app and some devices, driven by hand.
 struct World {
-    state: State,
+    state: Live,
     effects: Effects,
     now: UnixMillis,
     ids: u128,
+    /// What a restart would find: an image, and the commands behind it.
+    image: Vec<u8>,
+    journal: Vec<(Vec<u8>, BlobRef)>,
 }
 
 impl World {
     fn new(devices: u32) -> World {
-        let mut world =
-            World { state: State::default(), effects: Effects::default(), now: 1_000_000, ids: 0 };
+        let mut world = World {
+            state: Live::default(),
+            effects: Effects::default(),
+            now: 1_000_000,
+            ids: 0,
+            image: Vec::new(),
+            journal: Vec::new(),
+        };
         world.run(Command::CreateApp { id: "a".into(), name: "A".into(), at: 1 });
         (0..devices).for_each(|n| _ = world.register(&format!("d{n}")));
         world
     }
 
-    fn run(&mut self, command: Command) -> Outcome {
+    fn run(&mut self, mut command: Command) -> Outcome {
         let len = command.content().map_or(0, |c| c.payload.len() as u32);
         let blob = BlobRef { file: 1, offset: self.state.seq() as u32, len };
+        command.take_content();
+        let mut bytes = Vec::new();
+        crate::stored::put_command(&command, &mut bytes);
+        self.journal.push((bytes, blob));
         self.state.execute(&command, blob, &mut self.effects)
     }
 
@@ -105,9 +119,11 @@ impl World {
 }
 
 /// The state as it comes back from a checkpoint.
-fn restarted(state: &State) -> State {
+fn restarted(state: &Live) -> Live {
     let mut bytes = Vec::new();
     crate::stored::write_state(state, &mut bytes).unwrap();
+    let mut written = crate::stored::Written::default();
+    while crate::stored::write_volatile(state.volatile(), &mut written, &mut bytes) {}
     let mut back = crate::stored::read_state(3, &bytes).unwrap();
     back.rebuild();
     back
@@ -479,10 +495,7 @@ fn perform(w: &mut World, sent: &mut Vec<Acceptance>, act: Act) {
             w.run(Command::Expire { now: w.now, limit: 100, history_before: 0, history_max: 1_000 });
         }
         Act::Reload => {
-            let mut bytes = Vec::new();
-            crate::stored::write_state(&w.state, &mut bytes).unwrap();
-            w.state = crate::stored::read_state(3, &bytes).unwrap();
-            w.state.rebuild();
+            w.state = restarted(&w.state);
         }
     }
 }

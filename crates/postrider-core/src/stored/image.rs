@@ -1,20 +1,22 @@
 //! The stored form of the whole state: a list of fields, each a part small enough to be written on
 //! its own, so that writing a large state needs no second one in memory.
 
+use super::beside;
 use super::codec::*;
 use super::second;
 use crate::command::Idempotency;
 use crate::id::*;
 use crate::model::*;
 use crate::port::Counters;
-use crate::state::State;
 use crate::state::app::{App, Device, Entry, FirstAnswer, Inbox, Session};
 use crate::state::message::{Bulk, Extra, Message, Report, Row, Targeted, Whom};
 use crate::state::rows::Rows;
+use crate::state::{Live, State, Volatile};
+use rustc_hash::FxHashMap;
 use std::io::{self, Write};
 
 /// Numbers in one field of a long list.
-const LIST_PART: usize = 4096;
+pub(super) const LIST_PART: usize = 4096;
 
 /// What an image begins with.
 struct Head {
@@ -113,7 +115,7 @@ impl Field for Rows {
     type Gathered = Rows;
 
     fn put_field(&self, tag: u32, out: &mut Vec<u8>) {
-        self.iter().for_each(|row| row.put_value(tag, out));
+        self.for_each_in_order(|row| row.put_value(tag, out));
     }
 
     fn gather(gathered: &mut Rows, raw: Raw<'_>) -> Result<(), Bad> {
@@ -195,7 +197,7 @@ impl Record for FirstAnswer {
 nested!(FirstAnswer);
 
 /// Many numbers, eight bytes each.
-struct Numbers(Vec<u64>);
+pub(super) struct Numbers(pub Vec<u64>);
 
 impl Value for Numbers {
     fn put_value(&self, tag: u32, out: &mut Vec<u8>) {
@@ -259,25 +261,54 @@ impl Parts<'_> {
 
 /// Writes the whole state.
 pub fn write_state(state: &State, out: &mut dyn Write) -> io::Result<()> {
+    write_parts(state, Order::AsTheyLie, out)
+}
+
+/// Writes the whole state so that equal states give equal bytes.
+pub(super) fn write_state_in_order(state: &State, out: &mut dyn Write) -> io::Result<()> {
+    write_parts(state, Order::Sorted, out)
+}
+
+/// In which order the entries of a hash map are written: it is no part of what they say.
+#[derive(Clone, Copy)]
+enum Order {
+    AsTheyLie,
+    Sorted,
+}
+
+impl Order {
+    fn of<'a, K: Ord, V>(self, map: &'a FxHashMap<K, V>) -> Box<dyn Iterator<Item = (&'a K, &'a V)> + 'a> {
+        match self {
+            Order::AsTheyLie => Box::new(map.iter()),
+            Order::Sorted => {
+                let mut entries: Vec<(&K, &V)> = map.iter().collect();
+                entries.sort_unstable_by(|a, b| a.0.cmp(b.0));
+                Box::new(entries.into_iter())
+            }
+        }
+    }
+}
+
+fn write_parts(state: &State, order: Order, out: &mut dyn Write) -> io::Result<()> {
     let mut parts = Parts { out, part: Vec::new() };
     let head = Head { seq: state.seq, last_time: state.last_time, events: state.events };
     parts.write(HEAD, |out| head.put(out))?;
     for (i, app) in state.apps.iter().enumerate() {
-        write_app(&mut parts, AppNo(i as u32), app)?;
+        write_app(&mut parts, AppNo(i as u32), app, order)?;
     }
     for key in &state.platform_keys {
         parts.write(PLATFORM_KEY, |out| key.put(out))?;
     }
-    for (seq, message) in &state.messages {
+    for (seq, message) in order.of(&state.messages) {
         parts.write_of(MESSAGE, seq, |out| message.put_value(2, out))?;
     }
-    for (at, keys) in &state.proof_keys {
+    for (at, keys) in order.of(&state.proof_keys) {
         parts.write_of(PROOF, at, |out| keys.put_value(2, out))?;
     }
     Ok(())
 }
 
-fn write_app(parts: &mut Parts<'_>, no: AppNo, app: &App) -> io::Result<()> {
+fn write_app(parts: &mut Parts<'_>, no: AppNo, app: &App, order: Order) -> io::Result<()> {
     let part = AppPart {
         id: app.id.clone(),
         name: app.name.clone(),
@@ -295,7 +326,7 @@ fn write_app(parts: &mut Parts<'_>, no: AppNo, app: &App) -> io::Result<()> {
             parts.write_of(DEVICE, &at(i as u32), |out| device.put_value(2, out))?;
         }
     }
-    for (device, inbox) in &app.inboxes {
+    for (device, inbox) in order.of(&app.inboxes) {
         let Inbox { entries, bytes, urgent } = inbox;
         parts.write_of(INBOX, &at(*device), |out| {
             Numbers(entries.iter().map(|entry| entry.0).collect()).put_value(2, out);
@@ -329,17 +360,43 @@ fn write_app(parts: &mut Parts<'_>, no: AppNo, app: &App) -> io::Result<()> {
     Ok(())
 }
 
-/// Reads an image of the format's version. Its indexes are not made yet: `State::rebuild`.
-pub fn read_state(version: u32, bytes: &[u8]) -> Result<State, Bad> {
+/// Reads an image of the format's version, and what was known beside it. Its indexes are not made
+/// yet: `Live::rebuild`.
+pub fn read_state(version: u32, bytes: &[u8]) -> Result<Live, Bad> {
+    let (mut state, mut volatile) = (State::default(), Volatile::default());
     if version < 3 {
-        return second::state(bytes);
+        state = second::state(bytes)?;
+    } else {
+        for field in Fields(bytes) {
+            match field? {
+                (tag @ (beside::SENT | beside::SEEN), raw) => {
+                    let devices = |app: AppNo| state.apps.get(app.0 as usize).map_or(0, |a| a.devices.len());
+                    beside::read_part(&mut volatile, devices, (tag, raw.bytes()?))?;
+                }
+                (tag, raw) => read_part(&mut state, tag, raw.bytes()?)?,
+            }
+        }
     }
-    let mut state = State::default();
-    for field in Fields(bytes) {
-        let (tag, raw) = field?;
-        read_part(&mut state, tag, raw.bytes()?)?;
+    take_sent_marks(&mut state, &mut volatile);
+    Ok(Live::beside(state, volatile))
+}
+
+/// Earlier releases marked in the inboxes what was written to a connection. Where there is a report,
+/// it has a row of it.
+fn take_sent_marks(state: &mut State, volatile: &mut Volatile) {
+    for app in &mut state.apps {
+        for (device, inbox) in &mut app.inboxes {
+            for entry in inbox.entries.iter_mut() {
+                if !entry.take_sent_before() {
+                    continue;
+                }
+                let message = state.messages.get(&entry.seq());
+                if let Some(message) = message.filter(|message| message.report().is_none()) {
+                    volatile.mark_sent(entry.seq(), DeviceNo(*device), message.accepted_at);
+                }
+            }
+        }
     }
-    Ok(state)
 }
 
 fn read_part(state: &mut State, tag: u32, bytes: &[u8]) -> Result<(), Bad> {

@@ -4,6 +4,7 @@
 //! - [`codec`]: tagged fields.
 //! - `nouns`, `commands`, `image`: the form that is written today, the third. A command, a content
 //!   and a state are lists of tagged fields.
+//! - `beside`: what goes into a checkpoint beside the state, which no command made.
 //! - `second`: the form of releases before 0.2, postcard of structs, frozen. Only read.
 //!
 //! **To store one field more**: add it to the type in memory, and to its list here with the next
@@ -16,8 +17,10 @@
 //! The records name no release. Whoever writes a folder writes the format's version into the head
 //! of each file; an older program refuses such a file in words, before it reads a record.
 
+mod beside;
 pub mod codec;
 mod commands;
+mod digest;
 mod image;
 mod nouns;
 mod second;
@@ -28,6 +31,8 @@ use crate::command::Command;
 use crate::model::{Content, ReceiptEvent};
 use codec::{Bad, Record};
 
+pub use beside::{Written, write_volatile};
+pub use digest::digest;
 pub use image::{read_state, write_state};
 
 /// In front of a command or a content of the third form. None of the second form begins so: there,

@@ -89,7 +89,7 @@ fn load(shared: &Shared, base: Seq, segments: &[Segment]) -> Result<State, Failu
         let name = Name::Checkpoint { seq: base }.text();
         let bytes = folder.read(&name)?;
         match recover::read_checkpoint(folder, &name, &bytes, true) {
-            Ok((_, state)) => state.unwrap_or_default(),
+            Ok((_, live)) => live.unwrap_or_default().into_parts().0,
             Err(Unusable::Damaged(at)) => return Err(Failure::Damaged(format!("{name} at {at}"))),
             Err(Unusable::Refuse(error)) => return Err(Failure::Damaged(error.to_string())),
         }
@@ -126,7 +126,11 @@ fn load(shared: &Shared, base: Seq, segments: &[Segment]) -> Result<State, Failu
 fn finish(shared: &Shared, mut state: State) -> Result<(), Failure> {
     // The receipts of all that is in it were appended long ago; from now the journal is not needed for them.
     shared.events.sync(&shared.folder)?;
-    let (moved, written) = write(&shared.folder, &mut state)?;
+    shared.notes.apply(&mut shared.state_mut());
+    // A slice at a time: the live state is free in between.
+    let mut place = stored::Written::default();
+    let mut beside = |out: &mut Vec<u8>| stored::write_volatile(shared.state().volatile(), &mut place, out);
+    let (moved, written) = write(&shared.folder, &mut state, &mut beside)?;
     // Freed before the live state is walked: for a moment there were two.
     drop(state);
     let _calm = shared.maintenance.lock().unwrap_or_else(PoisonError::into_inner);
@@ -148,7 +152,11 @@ pub fn of_live_state(shared: &Shared) -> Result<(), Failure> {
         if shared.folder.inventory().checkpoints.last().is_some_and(|last| last.seq >= live.seq()) {
             return Ok(());
         }
-        write(&shared.folder, &mut live)?.1
+        shared.notes.apply(&mut live);
+        let (state, volatile) = live.parts_mut();
+        let mut place = stored::Written::default();
+        let mut beside = |out: &mut Vec<u8>| stored::write_volatile(volatile, &mut place, out);
+        write(&shared.folder, state, &mut beside)?.1
     };
     shared.folder.inventory().checkpoints.push(written);
     done(shared)
@@ -198,8 +206,15 @@ impl Moved {
     }
 }
 
+/// Appends the next slice of what is known beside the state; false where there is none any more.
+type Beside<'a> = dyn FnMut(&mut Vec<u8>) -> bool + 'a;
+
 /// Copies contents, rewrites the references of `state` and writes it: steps 1 to 3.
-fn write(folder: &Folder, state: &mut State) -> Result<(Moved, Checkpoint), Failure> {
+fn write(
+    folder: &Folder,
+    state: &mut State,
+    beside: &mut Beside<'_>,
+) -> Result<(Moved, Checkpoint), Failure> {
     let mut blobs = Vec::new();
     state.for_each_blob(&mut |blob| blobs.push(*blob));
     blobs.sort_unstable_by_key(place);
@@ -229,7 +244,7 @@ fn write(folder: &Folder, state: &mut State) -> Result<(Moved, Checkpoint), Fail
     contents.extend(made.iter().map(|contents| (contents.number, contents.len)));
     let seq = state.seq();
     let manifest = Manifest { seq, next_file: folder.next_file_number(), contents };
-    let state_bytes = write_state(folder, state, &manifest)?;
+    let state_bytes = write_state(folder, state, beside, &manifest)?;
     let copied: u64 = made.iter().map(|contents| contents.len).sum();
     Ok((moved, Checkpoint { seq, bytes: state_bytes + copied, state_bytes, contents: manifest.contents }))
 }
@@ -353,7 +368,12 @@ impl Ahead {
 }
 
 /// Writes the state under its name: header, manifest, the state in frames, and a frame of nothing as the end.
-fn write_state(folder: &Folder, state: &State, manifest: &Manifest) -> Result<u64, Failure> {
+fn write_state(
+    folder: &Folder,
+    state: &State,
+    beside: &mut Beside<'_>,
+    manifest: &Manifest,
+) -> Result<u64, Failure> {
     let name = Name::Checkpoint { seq: manifest.seq }.text();
     let unfinished = folder.path(&format!("{name}.tmp"));
     folder.remove(&format!("{name}.tmp"))?;
@@ -366,6 +386,11 @@ fn write_state(folder: &Folder, state: &State, manifest: &Manifest) -> Result<u6
         {
             let mut buffered = io::BufWriter::with_capacity(64 * 1024, &mut frames);
             stored::write_state(state, &mut buffered)?;
+            let mut slice = Vec::new();
+            while beside(&mut slice) {
+                buffered.write_all(&slice)?;
+                slice.clear();
+            }
             buffered.flush()?;
         }
         frames.end_frame()?;

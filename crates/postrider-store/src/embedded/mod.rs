@@ -27,7 +27,7 @@ use folder::{EMPTY_LEN, Folder, Identity, LOCK, Name};
 use history::{Found, History, Start};
 use notes::Notes;
 use postrider_core::port::StoreError;
-use postrider_core::state::State;
+use postrider_core::state::Live;
 use queue::{Errand, Item, Queue};
 use recover::{Recovered, Repair};
 use space::SpaceWatch;
@@ -100,7 +100,7 @@ struct Stats {
 struct Shared {
     config: EmbeddedConfig,
     folder: Folder,
-    state: RwLock<State>,
+    state: RwLock<Live>,
     notes: Notes,
     /// Number of the last command on stable storage.
     durable: AtomicU64,
@@ -151,11 +151,11 @@ impl Shared {
         }
     }
 
-    fn state(&self) -> RwLockReadGuard<'_, State> {
+    fn state(&self) -> RwLockReadGuard<'_, Live> {
         self.state.read().unwrap_or_else(|_| self.half_changed())
     }
 
-    fn state_mut(&self) -> RwLockWriteGuard<'_, State> {
+    fn state_mut(&self) -> RwLockWriteGuard<'_, Live> {
         self.state.write().unwrap_or_else(|_| self.half_changed())
     }
 
@@ -228,8 +228,9 @@ impl EmbeddedStore {
             Waiting::TooMuch => Err(io::Error::other("they cannot be written, and too many wait")),
             Waiting::Little => Ok(()),
         };
-        let Recovered { mut state, problems, inventory, clean, relaxed, records } =
+        let Recovered { state, volatile, problems, inventory, clean, relaxed, records } =
             recover::recover(&folder, Repair::Yes, &mut sink)?;
+        let mut state = Live::new(state, volatile);
         tracing::info!(seq = state.seq(), records, millis = began.elapsed().as_millis(), "recovered");
         if relaxed && !clean {
             tracing::warn!("it was written with sync relaxed and not closed in order: its end may be lost");
@@ -250,7 +251,7 @@ impl EmbeddedStore {
     fn start(
         config: EmbeddedConfig,
         folder: Folder,
-        (state, events): (State, EventLog),
+        (state, events): (Live, EventLog),
         history: History,
         problems: Vec<Problem>,
         lock: Box<dyn Send + Sync>,

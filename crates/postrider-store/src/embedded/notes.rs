@@ -1,12 +1,12 @@
-//! What is kept in memory only and noted all the time: which deliveries were written to connections, and when devices were seen.
+//! What was noted a moment ago: which deliveries were written to connections, and when devices were seen.
 //!
-//! It goes into the state now and then, with a group of commands that has the state in hand anyway. Until then it
+//! It is put beside the state now and then, with a group of commands that has the state in hand anyway. Until then it
 //! lies here under a lock of its own, so that those who write to connections do not wait for the state, nor stop its readers.
 //! Who holds both took the state first.
 
 use postrider_core::id::*;
 use postrider_core::port::Pending;
-use postrider_core::state::State;
+use postrider_core::state::Live;
 use rustc_hash::FxHashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -72,8 +72,8 @@ impl Notes {
         self.counted(&inner)
     }
 
-    /// Puts all notes into the state.
-    pub fn apply(&self, state: &mut State) {
+    /// Puts all notes beside the state.
+    pub fn apply(&self, state: &mut Live) {
         if self.is_empty() {
             return;
         }

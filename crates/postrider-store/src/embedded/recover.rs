@@ -9,13 +9,15 @@ use super::record::{self, BadHeader, HEADER_LEN, Header, Manifest};
 use super::replay::{Replay, Sink, Source};
 use super::{OpenError, Problem};
 use postrider_core::id::Seq;
-use postrider_core::state::State;
+use postrider_core::state::{Live, State, Volatile};
 use postrider_core::stored;
 use std::collections::BTreeSet;
 
 /// What was found.
 pub struct Recovered {
     pub state: State,
+    /// As the newest checkpoint has it.
+    pub volatile: Volatile,
     pub problems: Vec<Problem>,
     pub inventory: Inventory,
     /// The store was closed in order.
@@ -40,6 +42,7 @@ pub fn recover<'a>(folder: &Folder, repair: Repair, sink: &'a mut Sink<'a>) -> R
     let names: Vec<Name> = names.iter().map(|name| Name::parse(name)).collect();
     let mut journals = journals(folder, &names);
     let (base, inventory, mut problems) = newest_checkpoint(folder, &names, repair)?;
+    let (base, volatile) = base.into_parts();
     if base.seq() == 0 && journals.first().is_some_and(|first| first.first > 1) {
         return Err(OpenError::Damaged("every checkpoint, and the journal's beginning is gone".to_owned()));
     }
@@ -75,7 +78,7 @@ pub fn recover<'a>(folder: &Folder, repair: Repair, sink: &'a mut Sink<'a>) -> R
     problems.append(&mut replay.problems);
     let (state, records) = (replay.state, replay.records);
     let inventory = Inventory { segments: journals, ..inventory };
-    Ok(Recovered { state, problems, inventory, clean, relaxed, records })
+    Ok(Recovered { state, volatile, problems, inventory, clean, relaxed, records })
 }
 
 fn journals(folder: &Folder, names: &[Name]) -> Vec<Segment> {
@@ -126,7 +129,7 @@ fn newest_checkpoint(
     folder: &Folder,
     names: &[Name],
     repair: Repair,
-) -> Result<(State, Inventory, Vec<Problem>), OpenError> {
+) -> Result<(Live, Inventory, Vec<Problem>), OpenError> {
     let seqs: BTreeSet<Seq> = names
         .iter()
         .filter_map(|name| match name {
@@ -166,12 +169,12 @@ fn newest_checkpoint(
 /// The checkpoints looked at so far, newest first.
 #[derive(Default)]
 struct Found {
-    base: Option<State>,
+    base: Option<Live>,
     inventory: Inventory,
     problems: Vec<Problem>,
     unusable: Vec<String>,
     /// Whole, but contents that it needs are not: the last resort.
-    incomplete: Option<(String, Checkpoint, State)>,
+    incomplete: Option<(String, Checkpoint, Live)>,
 }
 
 impl Found {
@@ -180,7 +183,7 @@ impl Found {
         folder: &Folder,
         name: String,
         (manifest, bytes): (Manifest, u64),
-        state: Option<State>,
+        state: Option<Live>,
     ) {
         folder.has_file_number(manifest.next_file.saturating_sub(1));
         let before = self.problems.len();
@@ -249,7 +252,7 @@ pub fn read_checkpoint(
     name: &str,
     bytes: &[u8],
     with_state: bool,
-) -> Result<(Manifest, Option<State>), Unusable> {
+) -> Result<(Manifest, Option<Live>), Unusable> {
     match Header::decode(bytes, record::CHECKPOINT) {
         Ok(header) if header.store_id != folder.store_id => {
             return Err(Unusable::Refuse(OpenError::Foreign(name.to_owned())));

@@ -140,6 +140,7 @@ impl<'a> Replay<'a> {
         self.state.execute(&command, blob, &mut self.effects);
         self.state.settle(head.seq);
         self.effects.released.clear();
+        self.effects.over.clear();
         self.records += 1;
         if self.effects.events.len() >= EVENTS_AT_ONCE {
             self.flush()?;

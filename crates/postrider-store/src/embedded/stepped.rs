@@ -3,6 +3,7 @@
 
 use super::config::EmbeddedConfig;
 use super::queue::Errand;
+use super::recover::{self, Repair};
 use super::writer::{Staged, Stored, Writer};
 use super::{EmbeddedStore, OpenError, Shared, checkpoint};
 use crate::files::Files;
@@ -83,6 +84,13 @@ impl Stepper {
         let (tell, told) = std::sync::mpsc::sync_channel(1);
         self.writer.errand(Errand::Roll(tell));
         matches!(told.recv(), Ok(Ok(()))) && matches!(checkpoint::in_background(&self.shared), Ok(true))
+    }
+
+    /// Digests of the live state, and of the one that the files give anew; between two groups only.
+    pub fn live_and_replayed(&self) -> Result<(u128, u128), OpenError> {
+        let mut no_events = |_| Ok(());
+        let replayed = recover::recover(&self.shared.folder, Repair::No, &mut no_events)?;
+        Ok((self.shared.state().digest(), replayed.state.digest()))
     }
 
     /// Number of the last command on stable storage.

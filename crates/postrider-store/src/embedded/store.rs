@@ -9,21 +9,21 @@ use postrider_core::id::*;
 use postrider_core::model::*;
 use postrider_core::port::*;
 use postrider_core::seeded::{self, Bug};
-use postrider_core::state::State;
+use postrider_core::state::Live;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, RwLockReadGuard, RwLockWriteGuard};
 
 impl EmbeddedStore {
-    fn state(&self) -> RwLockReadGuard<'_, State> {
+    fn state(&self) -> RwLockReadGuard<'_, Live> {
         self.shared.state()
     }
 
-    fn state_mut(&self) -> RwLockWriteGuard<'_, State> {
+    fn state_mut(&self) -> RwLockWriteGuard<'_, Live> {
         self.shared.state_mut()
     }
 
     /// The state with everything that was noted, for those who report on it.
-    fn noted_state(&self) -> RwLockReadGuard<'_, State> {
+    fn noted_state(&self) -> RwLockReadGuard<'_, Live> {
         if !self.shared.notes.is_empty() {
             self.shared.notes.apply(&mut self.state_mut());
         }

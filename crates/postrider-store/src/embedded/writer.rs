@@ -335,7 +335,7 @@ impl Writer {
             return Err(format!("found {} commands instead of {durable}", recovered.state.seq()));
         }
         shared.note_problems(&recovered.problems);
-        *shared.state_mut() = recovered.state;
+        shared.state_mut().undo_to(recovered.state);
         Ok(())
     }
 

@@ -3,6 +3,7 @@
 use crate::contract::{assert_same, random_command};
 use crate::kit::*;
 use postrider_core::command::*;
+use postrider_core::model::*;
 use postrider_core::port::*;
 use postrider_store::faulty::FaultyFiles;
 use postrider_store::{EmbeddedStore, MemoryStore, check};
@@ -62,6 +63,31 @@ fn a_reference_from_before_a_checkpoint_is_still_readable_after_it() {
     store.checkpoint_now().unwrap();
     assert_eq!(store.content(old), Err(StoreError::Missing));
     assert_eq!(*store.content(inbox(&store, 0)[0].blob).unwrap(), *content(1));
+}
+
+#[test]
+fn what_was_sent_and_seen_comes_back_with_the_checkpoint_that_followed() {
+    let files = FaultyFiles::new(1);
+    let store = open(&files).unwrap();
+    populate(&store, 2);
+    run_one(&store, accept(1, &[0, 1]));
+    let seq = inbox(&store, 1)[0].seq;
+    store.sent(APP, &[(device(1).device, seq)], NOW + 3);
+    store.seen(device(1), NOW + 5);
+    assert!(store.checkpoint_now().unwrap());
+    store.seen(device(1), NOW + 9);
+    let shown = |store: &EmbeddedStore| {
+        let timeline = store.delivery(APP, id(1), device(1).device).unwrap().timeline;
+        (timeline, store.device(device(1)).unwrap().last_seen_at, inbox(store, 1)[0].sent_before)
+    };
+    let (timeline, seen, sent_before) = shown(&store);
+    assert_eq!((seen, sent_before), (Some(NOW + 9), true));
+    assert_eq!(timeline.last(), Some(&(Step::Sent, Reason::None, NOW + 3)));
+    // Killed: nothing more is written.
+    let files = files.kill();
+    std::mem::forget(store);
+    let store = open(&files).unwrap();
+    assert_eq!(shown(&store), (timeline, Some(NOW + 5), true));
 }
 
 #[test]
