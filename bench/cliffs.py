@@ -36,6 +36,7 @@ ADMIN_KEY = "prk_bench-key-of-the-admin-0123456789abcdef"
 SETTINGS = {
     "xmpp.scram": "false",
     "http.pushes_per_sec": "0",
+    "http.bytes_per_sec": "0",
     "limits.broadcasts_max": "1000000",
     "limits.direct_max": "10",
     # Checkpoints would be measured with whatever happens to be going on.

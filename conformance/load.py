@@ -36,7 +36,7 @@ OPEN_TO_ALL = {
     "gateway.per_address_max": 0,
     "gateway.unauthenticated_per_address_max": 0,
     "gateway.failures_burst": 0,
-    "http.pushes_per_sec": 0,
+    "http.pushes_per_sec": 0, "http.bytes_per_sec": 0,
     "store.min_free_bytes": 0,
     "store.min_free_percent": 0,
 }

@@ -58,7 +58,7 @@ def settings(options):
     return {
         "xmpp.allow_plaintext": "true", "xmpp.scram": "false", "xmpp.resume_secs": LONG_AWAY_SECS,
         "xmpp.probe_after_secs": PROBE_SECS, "xmpp.answer_timeout_secs": ANSWER_SECS,
-        "http.pushes_per_sec": 0, "limits.connects_per_minute_max": 0, "limits.idempotency_keep_secs": LIFE_SECS,
+        "http.pushes_per_sec": 0, "http.bytes_per_sec": 0, "limits.connects_per_minute_max": 0, "limits.idempotency_keep_secs": LIFE_SECS,
         "limits.history_max": 5 * options.rate, "limits.content_cache_bytes_max": 1 << 18,
         "store.checkpoint_bytes": CHECKPOINT_BYTES, "store.segment_bytes": CHECKPOINT_BYTES,
         "store.min_free_bytes": 0, "store.min_free_percent": 0,

@@ -30,7 +30,7 @@ from server import APP_KEY, Server
 from xmpp_wire import BIND, CLIENT, SASL, SM, Living, Lost
 
 # Of the settings: a lost path is found out within three times as long.
-PROMPT = {"xmpp.probe_after_secs": 2, "xmpp.answer_timeout_secs": 3, "xmpp.scram": "false", "http.pushes_per_sec": 0}
+PROMPT = {"xmpp.probe_after_secs": 2, "xmpp.answer_timeout_secs": 3, "xmpp.scram": "false", "http.pushes_per_sec": 0, "http.bytes_per_sec": 0}
 COMES_BACK = 1.0
 SETTLES_WITHIN = 60
 

@@ -92,7 +92,7 @@ async fn form(
         return Ok(Vec::new());
     }
     let bytes_max = bytes_max.min(api.limits.body_bytes_max);
-    let bytes = read_form(&parts.headers, body, bytes_max, &api.limits).await?;
+    let bytes = read_form(parts, body, bytes_max, api).await?;
     Ok(form_urlencoded::parse(&bytes).into_owned().collect())
 }
 

@@ -5,6 +5,7 @@
 
 use super::error::{ApiError, Code};
 use super::objects::Objects;
+use super::turns::Bill;
 use super::wording::spoken;
 use super::{Api, ApiLimits};
 use axum::body::Body as HttpBody;
@@ -43,7 +44,7 @@ impl<T: Input> FromRequest<Api> for Body<T> {
 
     async fn from_request(request: Request, api: &Api) -> Result<Self, ApiError> {
         let (parts, body) = request.into_parts();
-        let bytes = read(&parts.headers, body, T::bytes_max(&api.limits), &api.limits).await?;
+        let bytes = read(&parts, body, T::bytes_max(&api.limits), api).await?;
         parse(&bytes).map(Body)
     }
 }
@@ -70,7 +71,7 @@ impl<T: Input> FromRequest<Api> for RawBody<T> {
 
     async fn from_request(request: Request, api: &Api) -> Result<Self, ApiError> {
         let (parts, body) = request.into_parts();
-        let bytes = read(&parts.headers, body, T::bytes_max(&api.limits), &api.limits).await?;
+        let bytes = read(&parts, body, T::bytes_max(&api.limits), api).await?;
         check(&bytes)?;
         Ok(RawBody(bytes, std::marker::PhantomData))
     }
@@ -117,25 +118,51 @@ fn wrong_parameter(text: &str) -> ApiError {
 }
 
 /// Reads a JSON body.
-async fn read(
-    headers: &HeaderMap,
-    body: HttpBody,
-    bytes_max: usize,
-    limits: &ApiLimits,
-) -> Result<Bytes, ApiError> {
-    check_headers(headers, JSON)?;
-    read_bytes(headers, body, bytes_max, limits).await
+async fn read(parts: &Parts, body: HttpBody, bytes_max: usize, api: &Api) -> Result<Bytes, ApiError> {
+    check_headers(&parts.headers, JSON)?;
+    read_charged(parts, body, bytes_max, api).await
 }
 
 /// Reads a form, as web pages and old clients send it.
 pub async fn read_form(
-    headers: &HeaderMap,
+    parts: &Parts,
     body: HttpBody,
     bytes_max: usize,
-    limits: &ApiLimits,
+    api: &Api,
 ) -> Result<Bytes, ApiError> {
-    check_headers(headers, FORM)?;
-    read_bytes(headers, body, bytes_max, limits).await
+    check_headers(&parts.headers, FORM)?;
+    read_charged(parts, body, bytes_max, api).await
+}
+
+/// Reads a body whose bytes are taken out of the caller's allowance: before it is read, where the request says how many.
+async fn read_charged(parts: &Parts, body: HttpBody, bytes_max: usize, api: &Api) -> Result<Bytes, ApiError> {
+    let declared = declared_bytes(&parts.headers);
+    if declared.is_some_and(|n| n > bytes_max as u64) {
+        return Err(too_large(bytes_max));
+    }
+    let payer = parts.extensions.get::<Bill>().and_then(|bill| bill.0.get().copied());
+    let charge = |bytes: u64| match payer {
+        Some(payer) => api.bodies.take(payer, bytes.div_ceil(1024), api.engine.clock.now()).map_err(|secs| {
+            ApiError { message: Some(TOO_MANY_BYTES.into()), ..Code::RateLimited.retry_after(secs) }
+        }),
+        None => Ok(()),
+    };
+    declared.map_or(Ok(()), charge)?;
+    let bytes = read_bytes(body, bytes_max, &api.limits).await?;
+    if declared.is_none() {
+        charge(bytes.len() as u64)?;
+    }
+    Ok(bytes)
+}
+
+const TOO_MANY_BYTES: &str = "The app's requests bring more bytes than they may.";
+
+fn declared_bytes(headers: &HeaderMap) -> Option<u64> {
+    headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok())
+}
+
+fn too_large(bytes_max: usize) -> ApiError {
+    Code::BodyTooLarge.because(format!("The body has more than {bytes_max} bytes."))
 }
 
 /// Whether the request says that its body is JSON. A page of another site cannot say so without asking first.
@@ -144,17 +171,7 @@ pub fn check_is_json(headers: &HeaderMap) -> Result<(), ApiError> {
 }
 
 /// Reads a body within its limits of size and time (L25, L26).
-async fn read_bytes(
-    headers: &HeaderMap,
-    mut body: HttpBody,
-    bytes_max: usize,
-    limits: &ApiLimits,
-) -> Result<Bytes, ApiError> {
-    let too_large = || Code::BodyTooLarge.because(format!("The body has more than {bytes_max} bytes."));
-    let declared = headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
-    if declared.is_some_and(|n| n > bytes_max as u64) {
-        return Err(too_large());
-    }
+async fn read_bytes(mut body: HttpBody, bytes_max: usize, limits: &ApiLimits) -> Result<Bytes, ApiError> {
     let start = Instant::now();
     let mut first: Option<Bytes> = None;
     let mut rest = Vec::new();
@@ -172,7 +189,7 @@ async fn read_bytes(
         };
         let Ok(data) = frame.into_data() else { continue };
         if received + data.len() > bytes_max {
-            return Err(too_large());
+            return Err(too_large(bytes_max));
         }
         // Nearly always the whole body comes in one piece: then it is not copied.
         match &first {

@@ -61,7 +61,7 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 use trail::Trail;
-use turns::{InTurns, Turn, Turns};
+use turns::{Bill, InTurns, Payer, Turn, Turns};
 
 /// What all handlers share. Cheap to clone.
 #[derive(Clone)]
@@ -81,6 +81,8 @@ pub struct Api {
     document: Arc<OnceLock<String>>,
     failures: Arc<Buckets<IpAddr>>,
     pushes: Arc<Buckets<AppNo>>,
+    /// KiB of bodies.
+    bodies: Arc<Buckets<Payer>>,
     polls: Arc<events::Polls>,
     /// Pulls that found nothing, and those that found something.
     pulls: Arc<Buckets<DeviceRef>>,
@@ -141,6 +143,11 @@ impl Api {
                 limits.auth_addresses_max,
             )),
             pushes: Arc::new(Buckets::new(limits.pushes_burst, every(limits.pushes_per_sec), usize::MAX)),
+            bodies: Arc::new(Buckets::new(
+                limits.bytes_burst / 1024,
+                every(limits.bytes_per_sec / 1024),
+                usize::MAX,
+            )),
             polls: Arc::default(),
             document: Arc::default(),
             limits: Arc::new(limits),
@@ -183,6 +190,10 @@ pub struct ApiLimits {
     /// Messages of an app (L35); 0 a second: no limit.
     pub pushes_per_sec: u64,
     pub pushes_burst: u64,
+    /// Bytes of the bodies of an app's requests: in a second, 0 for no limit, and at once all the same. Requests by
+    /// keys of the scope `register` have as much again.
+    pub bytes_per_sec: u64,
+    pub bytes_burst: u64,
     /// Entries of a page, where the request says nothing, and at most.
     pub page_default: usize,
     pub page_max: usize,
@@ -232,6 +243,8 @@ impl Default for ApiLimits {
             auth_addresses_max: 100_000,
             pushes_per_sec: 1_000,
             pushes_burst: 5_000,
+            bytes_per_sec: 4 * 1024 * 1024,
+            bytes_burst: 16 * 1024 * 1024,
             page_default: 100,
             page_max: 1_000,
             polls_max: 32,
@@ -360,6 +373,7 @@ async fn around(State(api): State<Api>, mut request: Request, next: Next) -> Res
     }
     let turn = Turn::default();
     request.extensions_mut().insert(turn.clone());
+    request.extensions_mut().insert(Bill::default());
     let handled = InTurns::new(contained(next.run(request)), turn);
     let mut response = handled.await.unwrap_or_else(|| {
         api.metrics.panics.inc();

@@ -70,6 +70,18 @@ impl Turns {
 #[derive(Clone, Default)]
 pub struct Turn(Arc<OnceLock<Arc<Share>>>);
 
+/// Whose allowance of bytes a request takes: the one of the app's server, or that of the app's public keys, so that
+/// whoever has one of those takes nothing from the app's server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Payer {
+    pub app: AppNo,
+    pub is_public: bool,
+}
+
+/// Of one request, in its extensions: who pays for its body, once that is known.
+#[derive(Clone, Debug, Default)]
+pub struct Bill(pub Arc<OnceLock<Payer>>);
+
 impl Turn {
     /// The caller is of this app. Comes back with a turn of it, where it needs one.
     pub async fn take(&self, turns: &Turns, app: AppNo, now: UnixMillis) {

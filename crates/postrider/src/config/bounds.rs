@@ -50,6 +50,8 @@ const EXCEPTIONS: &[(&str, &str, i64, i64)] = &[
     ("http", "connections_max", 1, 1_000_000_000),
     ("http", "connections_per_address_max", 1, 1_000_000_000),
     ("http", "pushes_burst", 0, 1_000_000_000),
+    ("http", "bytes_per_sec", 0, TIB),
+    ("http", "bytes_burst", 1_024, TIB),
     // They are multiplied with a burst, in microseconds.
     ("http", "auth_failure_secs", 1, DAY),
     ("gateway", "failure_secs", 1, DAY),

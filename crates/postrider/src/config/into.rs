@@ -279,6 +279,8 @@ impl Config {
             auth_failure_secs: h.auth_failure_secs,
             pushes_per_sec: h.pushes_per_sec,
             pushes_burst: h.pushes_burst,
+            bytes_per_sec: h.bytes_per_sec,
+            bytes_burst: h.bytes_burst,
             page_max: h.page_max,
             bad_acks_per_minute_max: self.gateway.bad_acks_per_minute_max,
             polls_max: h.polls_max,

@@ -470,6 +470,11 @@ settings! {
         pushes_per_sec: u64 = api().pushes_per_sec,
         /// Messages that an app may send at once all the same.
         pushes_burst: u64 = api().pushes_burst,
+        /// Bytes of the bodies that an app's requests may bring in a second; 0: no limit. Those by keys of the scope `register`
+        /// have an allowance of the same size for themselves.
+        bytes_per_sec: u64 = api().bytes_per_sec,
+        /// Bytes that they may bring at once all the same; a larger body counts as so many.
+        bytes_burst: u64 = api().bytes_burst,
         /// Devices of one address or IPv6 /64 network that may register at once by themselves: with a key of the scope
         /// `register`, or on the page of `http.demo`.
         registrations_burst: u64 = api().registrations_burst,

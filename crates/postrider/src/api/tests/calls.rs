@@ -415,6 +415,27 @@ async fn an_app_sends_as_much_as_it_may() {
 }
 
 #[tokio::test]
+async fn an_app_brings_as_many_bytes_as_it_may_and_its_public_keys_take_none_of_them() {
+    let limits = ApiLimits { bytes_per_sec: 10 * 1024, bytes_burst: 40 * 1024, ..ApiLimits::default() };
+    let world = World::with(limits, Limits::default());
+    let message = json!({ "audience": "all", "data": "x".repeat(12 * 1024) });
+    let device = json!({ "platform": "web", "name": "x".repeat(30 * 1024) });
+    for _ in 0..3 {
+        // Refused for what it says, and charged for it all the same.
+        assert_eq!(world.call("default-register-key", "POST /v1/devices", device.clone()).await.0 / 100, 4);
+        world.ok(202, "POST /v1/messages", message.clone()).await;
+    }
+    let refused = world.ok(429, "POST /v1/messages", message.clone()).await;
+    assert_eq!(code(&refused), "rate_limited");
+    assert!(refused["error"]["message"].as_str().unwrap().contains("bytes"), "{refused}");
+    let refused = world.call("default-register-key", "POST /v1/devices", device).await;
+    assert_eq!((refused.0, code(&refused.1)), (429, "rate_limited"));
+    assert_eq!(world.call("other-app-key", "POST /v1/messages", message.clone()).await.0, 202);
+    world.advance(2_000);
+    world.ok(202, "POST /v1/messages", message).await;
+}
+
+#[tokio::test]
 async fn an_estimate_counts_and_explains() {
     let world = World::new();
     for id in ["d1", "d2"] {
