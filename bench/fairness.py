@@ -11,6 +11,7 @@ the ratio of the 99th percentiles and the share of sign-ins that failed; the tar
 
 import argparse
 import base64
+import contextlib
 import json
 import multiprocessing
 import os
@@ -25,6 +26,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(
 
 from server import ADMIN_KEY, APP_KEY, Server  # noqa: E402
 from ws_wire import TEXT_FRAME, WebSocket  # noqa: E402
+from xmpp_wire import Session  # noqa: E402
 
 PUSHES_PER_SEC = 50
 PUSHERS = 10
@@ -304,6 +306,27 @@ def large_profiles(place, end):
     api = place.api(place.register_key)
     body = {"platform": "web", "attributes": {f"a{n}": "x" * 1000 for n in range(100)}}
     until(end, lambda: api.call("POST", "/v1/devices", body))
+
+
+@row("S9: 22 devices send messages to one that is away, XMPP", many_devices(23), copies=2)
+def messages_of_devices(place, end):
+    victim, *strangers = place.devices
+    message = f"<message to='{victim[0]}@localhost' type='chat'><body>{'x' * 200}</body></message>" * 48
+
+    def one(device):
+        def step():
+            with Session(place.xmpp, device[0], device[1], tls=False) as session:
+                while time.monotonic() < end:
+                    session.send(message)
+                    session.socket.settimeout(0.01)
+                    with contextlib.suppress(TimeoutError):
+                        session.socket.recv(65_536)
+        until(end, step)
+    crowd = [threading.Thread(target=one, args=(device,)) for device in strangers[os.getpid() % 2::2]]
+    for thread in crowd:
+        thread.start()
+    for thread in crowd:
+        thread.join()
 
 
 @row("S13: pushes 60 kB to 100 devices", many_devices(100), copies=2)

@@ -106,7 +106,7 @@ refusals! {
         "Check the ids and aliases; nothing was accepted."
     WebSocketVersion 426 "websocket_version" "Only version 13 of the WebSocket protocol is spoken." "Send `Sec-WebSocket-Version: 13`."
     HeadTooLarge 431 "head_too_large" "The request's headers are too large." "At most 64 fields and 16 KiB."
-    RateLimited 429 "rate_limited" "The app sends more messages than it may."
+    RateLimited 429 "rate_limited" "The app sends more messages, or more bytes, than it may."
         "Wait as long as `Retry-After` says; send batches in steady steps."
     TooManyFromAddress 429 "too_many_from_address" "This address has as many connections as it may have."
         "Wait as long as `Retry-After` says; close connections that are not needed. Behind a proxy, let it say for whom it connects."
