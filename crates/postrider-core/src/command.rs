@@ -179,6 +179,12 @@ impl Command {
         }
     }
 
+    /// May be executed before commands that were submitted earlier: it names only what is on stable storage, and ends
+    /// something that waits for it.
+    pub fn overtakes(&self) -> bool {
+        matches!(self, Command::Progress { .. })
+    }
+
     /// What is stored beside the command and read back by its [`BlobRef`].
     pub fn content(&self) -> Option<&Arc<Content>> {
         match self {
