@@ -424,7 +424,8 @@ BY_APP = [("GET", "/v1/devices"), ("POST", "/v1/devices"), ("POST", "/v1/message
           ("POST", "/v1/topics/x/publish")]
 BY_ADMIN = [("POST", "/v1/apps"), ("GET", "/v1/apps"), ("GET", "/v1/apps/default"), ("PATCH", "/v1/apps/default"),
             ("DELETE", "/v1/apps/default"), ("POST", "/v1/apps/default/keys"), ("GET", "/v1/apps/default/keys"),
-            ("DELETE", "/v1/apps/default/keys/x"), ("POST", "/v1/admin/audit")]
+            ("DELETE", "/v1/apps/default/keys/x"), ("POST", "/v1/admin/audit"),
+            ("GET", "/v1/admin/jobs"), ("POST", "/v1/admin/jobs/1/retry")]
 BY_OWNER = [("GET", DEVICE), ("PATCH", DEVICE), ("DELETE", DEVICE), ("PUT", f"{DEVICE}/tags/x"), ("DELETE", f"{DEVICE}/tags/x"), ("PUT", f"{DEVICE}/alias"),
             ("DELETE", f"{DEVICE}/alias")]
 WRITES = ("POST", "PUT", "PATCH", "DELETE")

@@ -4,6 +4,7 @@
 //! command. So a journal of commands *is* the state, and recovery is execution once more.
 
 use crate::id::*;
+use crate::jobs::{ClaimedJob, JobKind, JobName, JobOutcome};
 use crate::model::*;
 use std::sync::Arc;
 
@@ -130,6 +131,46 @@ pub enum Command {
     },
     /// Messages of shared subscriptions go from one member to others.
     HandOn(Box<HandOn>),
+    /// A job that is due at `due_at`; where there is one of that name, nothing changes.
+    OpenJob {
+        name: JobName,
+        cursor: u64,
+        due_at: UnixMillis,
+        now: UnixMillis,
+    },
+    /// Gives a worker jobs that are due, until its lease ends.
+    ClaimJobs {
+        kind: JobKind,
+        worker: u64,
+        max: u32,
+        until: UnixMillis,
+        now: UnixMillis,
+    },
+    /// What a worker says of a job that it has; refused without the lease.
+    SettleJob {
+        job: JobNo,
+        lease: u64,
+        /// `None`: it has come no further.
+        cursor: Option<u64>,
+        outcome: JobOutcome,
+        now: UnixMillis,
+    },
+    /// Jobs that rest are due; `failed_too`: also those that wait because they failed.
+    WakeJobs {
+        jobs: Vec<JobNo>,
+        failed_too: bool,
+        now: UnixMillis,
+    },
+    /// A job begins again from `cursor`, whoever has it.
+    RewindJob {
+        job: JobNo,
+        cursor: u64,
+        now: UnixMillis,
+    },
+    CloseJob {
+        job: JobNo,
+        now: UnixMillis,
+    },
 }
 
 /// What a member of shared subscriptions gives up.
@@ -157,6 +198,7 @@ impl Command {
             | Command::Register(_)
             | Command::Enroll { .. }
             | Command::Subscribe { .. }
+            | Command::OpenJob { .. }
             | Command::Accept(_) => true,
             Command::Retain { message, .. } => message.is_some(),
             Command::ChangeDevice { change, .. } => change.grows(),
@@ -166,6 +208,12 @@ impl Command {
             Command::AddKey { .. } | Command::RevokeKey { .. } | Command::ChangeSecret { .. } => false,
             // A mark on what is there already.
             Command::Seen { .. } | Command::HearPeers { .. } => false,
+            // Work that is there already goes on: the server sees to how fast it fails.
+            Command::ClaimJobs { .. }
+            | Command::SettleJob { .. }
+            | Command::WakeJobs { .. }
+            | Command::RewindJob { .. }
+            | Command::CloseJob { .. } => false,
             Command::DeleteDevice { .. }
             | Command::Unsubscribe { .. }
             | Command::Progress { .. }
@@ -315,6 +363,12 @@ pub enum Outcome {
     Emptied {
         more: bool,
     },
+    /// `existed`: there was one of that name.
+    JobOpened {
+        job: JobNo,
+        existed: bool,
+    },
+    JobsClaimed(Vec<ClaimedJob>),
     Refused(Refusal),
     /// These devices have messages now that others had before, and which may lie behind what they have seen.
     HandedOn(Vec<DeviceRef>),
@@ -341,6 +395,9 @@ pub enum Refusal {
     NoSuchDevice,
     NoSuchMessage,
     NoSuchKey,
+    NoSuchJob,
+    /// The lease on the job ran out, and somebody else may have it.
+    LeaseLost,
     Exists,
     /// The same idempotency key came with another request.
     IdempotencyMismatch,

@@ -42,6 +42,7 @@ pub struct Inner {
     pub(crate) expiring: AtomicBool,
     /// A command that empties a closed app is under way.
     pub(crate) emptying: AtomicBool,
+    pub(crate) job_workers: OnceLock<Arc<dyn JobWorkers>>,
     /// What is older was perhaps sent by an earlier life of the server.
     pub(crate) started: UnixMillis,
 }
@@ -101,6 +102,7 @@ impl Engine {
             last_audit: Mutex::default(),
             expiring: AtomicBool::new(false),
             emptying: AtomicBool::new(false),
+            job_workers: OnceLock::new(),
             started,
         }));
         engine.restore_sessions();

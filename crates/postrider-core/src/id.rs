@@ -17,6 +17,10 @@ pub struct DeviceRef {
     pub device: DeviceNo,
 }
 
+/// A job: grows with each that is opened, never reused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct JobNo(pub u64);
+
 /// The place of a command in the store's one order: grows by one with each command, survives restarts.
 /// A message carries the number of the command that accepted it; a device's deliveries are ordered by it.
 pub type Seq = u64;

@@ -12,6 +12,7 @@ pub mod devices;
 mod engine;
 pub mod hub;
 pub mod id;
+pub mod jobs;
 pub mod limits;
 pub mod model;
 pub mod port;

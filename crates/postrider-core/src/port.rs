@@ -5,6 +5,7 @@
 
 use crate::command::*;
 use crate::id::*;
+use crate::jobs::{JobFilter, JobKind, JobName, JobStats, JobView};
 use crate::model::*;
 use std::sync::Arc;
 
@@ -128,6 +129,14 @@ pub trait Store: Send + Sync + 'static {
     fn last_command(&self) -> Seq;
     /// A secret of this store that stays the same, for cursors that tell nothing.
     fn cursor_key(&self) -> [u8; 32];
+
+    fn job(&self, no: JobNo) -> Option<JobView>;
+    fn job_named(&self, name: &JobName) -> Option<JobView>;
+    /// Of the first `look` jobs behind `after` those that fit the filter, in order of number; and
+    /// where to look on, where there are more. `look` is at least 1.
+    fn jobs(&self, filter: JobFilter, after: Option<JobNo>, look: usize) -> (Vec<JobView>, Option<JobNo>);
+    /// The jobs of each kind, counted as they come and go.
+    fn job_stats(&self) -> Vec<JobStats>;
 
     /// Counts every delivery anew and compares with the books.
     fn audit(&self) -> Audit;
@@ -394,6 +403,13 @@ pub enum Farewell {
     TakenOver,
     Revoked,
     SessionEnded,
+}
+
+/// How the core reaches those who work on jobs. Nothing here waits.
+pub trait JobWorkers: Send + Sync + 'static {
+    /// There are jobs of this kind to claim. Payload-free and best effort, as a wake is: a worker also
+    /// looks by itself now and then.
+    fn jobs_due(&self, kind: JobKind);
 }
 
 /// How the core reaches this node's connections. Nothing here waits.

@@ -27,10 +27,12 @@ pub enum Bug {
     UndoForgotten,
     CheckpointDropsContent,
     SeenWithoutCommand,
+    LeaseGivenTwice,
+    JobTimersLost,
 }
 
 impl Bug {
-    pub const ALL: [Bug; 22] = [
+    pub const ALL: [Bug; 24] = [
         Bug::ToldBeforeSync,
         Bug::SyncSkipped,
         Bug::SyncErrorIgnored,
@@ -53,6 +55,8 @@ impl Bug {
         Bug::UndoForgotten,
         Bug::CheckpointDropsContent,
         Bug::SeenWithoutCommand,
+        Bug::LeaseGivenTwice,
+        Bug::JobTimersLost,
     ];
 }
 

@@ -78,6 +78,7 @@ fn plan(seed: u64, phones: usize, cycles: u64) -> Plan {
         beat_ms: 2_000,
         paths: Some(Paths { trouble_every_ms: 90_000, dead_ms_max: 300_000, sleep_ms_max: 120_000 }),
         cycles: Some(cycles),
+        jobs: None,
         ..Plan::without_xmpp(seed)
     }
 }

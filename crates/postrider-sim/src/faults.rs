@@ -171,6 +171,7 @@ impl World {
     /// What a sender was promised is known to the server, in every life of it.
     fn check_kept(&mut self) {
         self.check_boards();
+        self.check_jobs();
         let Some(server) = &self.server else { return };
         let lost = self.ledger.pushes.iter().find_map(|(n, push)| match push.outcome {
             Outcome::Accepted(id) if server.store.message(push.app, id).is_none() => Some((*n, id)),
@@ -268,6 +269,7 @@ impl World {
             self.reckon_device(device);
         }
         self.reckon_pushes();
+        self.reckon_jobs();
         self.reckon_state();
     }
 

@@ -12,6 +12,7 @@
 //! | `cycles` | phones that reconnect a thousand times |
 //! | `polls` | devices that poll, and the server's side of it |
 //! | `requests` | app servers |
+//! | `jobs` | slow work and its workers |
 //! | `faults` | what befalls the server; the looks at it meanwhile and at the end |
 //! | `ledger`, `topics` | the checker: the promises, seen from outside |
 //!
@@ -23,6 +24,7 @@ mod cycles;
 mod devices;
 mod disk;
 mod faults;
+mod jobs;
 mod ledger;
 mod outgoing;
 mod paths;

@@ -45,6 +45,8 @@ pub struct Plan {
     pub paths: Option<Paths>,
     /// The faults end when each device was in session so often.
     pub cycles: Option<u64>,
+    /// There are jobs and workers, by chance of their own from this seed.
+    pub jobs: Option<u64>,
 }
 
 /// What befalls the way to a device, and the device itself.
@@ -135,6 +137,14 @@ pub struct DevicePlan {
 
 impl Plan {
     pub fn of(seed: u64) -> Plan {
+        let mut plan = Plan::without_jobs(seed);
+        let mut r = Random::new(seed ^ 0x6a6f_6273_0000);
+        plan.jobs = r.permille(350).then(|| r.next());
+        plan
+    }
+
+    /// The world that a seed made before there were jobs.
+    pub fn without_jobs(seed: u64) -> Plan {
         let mut plan = Plan::without_xmpp(seed);
         plan.speak_xmpp(&mut Random::new(seed ^ 0x786d_7070_7300));
         plan
@@ -175,6 +185,7 @@ impl Plan {
             beat_ms: 250,
             paths: None,
             cycles: None,
+            jobs: None,
         }
     }
 

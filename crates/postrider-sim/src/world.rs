@@ -8,6 +8,7 @@
 use crate::Report;
 use crate::chance::{Random, SimClock};
 use crate::devices::{Device, Receipt};
+use crate::jobs::Jobs;
 use crate::ledger::{About, Ledger};
 use crate::plan::{Plan, Road};
 use crate::polls::{Answered, Poll};
@@ -100,6 +101,7 @@ pub enum Happening {
         bytes: Vec<u8>,
     },
     SenderActs,
+    WorkersAct,
     RequestArrives {
         request: u64,
     },
@@ -156,6 +158,7 @@ pub struct World {
     pub requests: BTreeMap<u64, Request>,
     pub next_push: u64,
     pub ledger: Ledger,
+    pub jobs: Jobs,
     pub cursors: BTreeMap<u32, u64>,
     /// Acknowledgements taken when it was last looked.
     pub acks_seen: u64,
@@ -196,6 +199,7 @@ impl World {
             requests: BTreeMap::new(),
             next_push: 1,
             ledger: Ledger::default(),
+            jobs: Jobs::new(plan.jobs),
             cursors: BTreeMap::new(),
             acks_seen: 0,
             back_at: BEGIN,
@@ -251,6 +255,7 @@ impl World {
             }
         }
         self.paths_begin();
+        self.jobs_begin();
         self.after(100, Happening::SenderActs);
         if self.plan.hurts_server() || self.plan.checkpoints {
             self.after(self.plan.fault_every_ms, Happening::Fault);
@@ -298,6 +303,7 @@ impl World {
             Happening::DeviceWakes { device } => self.device_wakes(device),
             Happening::Read { device, link, bytes } => self.device_reads(device, link, &bytes),
             Happening::SenderActs => self.sender_acts(),
+            Happening::WorkersAct => self.workers_act(),
             Happening::RequestArrives { request } => self.request_arrives(request),
             Happening::RequestTimeout { request, attempt } => self.request_timeout(request, attempt),
             Happening::AnswerArrives { request, answer } => self.answer_arrives(request, answer),

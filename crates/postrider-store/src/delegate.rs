@@ -40,6 +40,10 @@ macro_rules! delegate_reads {
             knows_message(app: AppNo, id: MessageId) -> bool;
             open_deliveries(at: DeviceRef, seqs: &[Seq]) -> Vec<Seq>;
             next_expiry() -> Option<UnixMillis>;
+            job(no: JobNo) -> Option<JobView>;
+            job_named(name: &JobName) -> Option<JobView>;
+            jobs(filter: JobFilter, after: Option<JobNo>, look: usize) -> (Vec<JobView>, Option<JobNo>);
+            job_stats() -> Vec<JobStats>;
             last_time() -> UnixMillis;
         }
     };

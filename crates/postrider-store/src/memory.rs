@@ -7,6 +7,7 @@ use crate::embedded::record;
 use crate::watch::EventWatch;
 use postrider_core::command::{Command, Outcome};
 use postrider_core::id::*;
+use postrider_core::jobs::*;
 use postrider_core::model::*;
 use postrider_core::port::*;
 use postrider_core::state::{Effects, Live};

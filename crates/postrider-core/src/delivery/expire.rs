@@ -91,6 +91,7 @@ impl Engine {
             }
             if let Ok([Outcome::Expired { sessions, more, .. }]) = outcomes.as_deref() {
                 engine.close_expired(sessions);
+                engine.nudge_job_workers();
                 turn.more.store(*more, Ordering::Release);
             }
             match turn.is_second() {

@@ -388,6 +388,12 @@ impl App {
         self.retained_due = self.retained.values().map(|r| r.expires_at).min().unwrap_or(UnixMillis::MAX);
     }
 
+    /// Until when the oldest request key has to be kept.
+    pub fn first_request_until(&self) -> Option<UnixMillis> {
+        let oldest = self.requests_order.front()?;
+        Some(self.requests.get(oldest).map_or(0, |(request, _)| request.keep_until))
+    }
+
     /// Requests are forgotten in the order in which they came, at most `max` of them: one that is kept longer holds back
     /// those behind it. How many those were.
     pub fn forget_requests(&mut self, now: UnixMillis, max: u32) -> u32 {

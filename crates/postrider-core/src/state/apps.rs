@@ -1,6 +1,7 @@
 //! Apps come, change their name and go; their keys.
 
 use super::app::App;
+use super::jobs::emptying;
 use super::{Effects, State};
 use crate::command::*;
 use crate::id::*;
@@ -65,7 +66,8 @@ impl State {
         let (id, keys) = (app.id.clone(), std::mem::take(&mut app.keys));
         self.apps_by_id.remove(&id);
         keys.iter().for_each(|key| _ = self.keys_by_hash.remove(&key.hash));
-        self.closing.insert(no);
+        self.close_jobs_of(no);
+        self.open_job(emptying(no), 0, now, now);
         Ok(Outcome::Done)
     }
 
@@ -97,6 +99,7 @@ impl State {
         }
         let app = &mut self.apps[no.0 as usize];
         if left == 0 {
+            self.settle_emptying(no, true, now);
             return Ok(Outcome::Emptied { more: true });
         }
         while let Some(topic) = app.retained.keys().next().cloned() {
@@ -104,12 +107,8 @@ impl State {
         }
         app.requests.clear();
         app.requests_order.clear();
-        self.closing.remove(&no);
+        self.set_app_timers(no);
+        self.settle_emptying(no, false, now);
         Ok(Outcome::Emptied { more: false })
-    }
-
-    /// See [`crate::port::Store::closing_app`].
-    pub fn closing_app(&self) -> Option<AppNo> {
-        self.closing.first().copied()
     }
 }

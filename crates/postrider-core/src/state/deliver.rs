@@ -3,6 +3,7 @@
 use super::app::{Entry, FirstAnswer, Inbox};
 use super::leaving::comes_from_outside;
 use super::message::{Message, Targeted};
+use super::timers::Timer;
 use super::volatile::Over;
 use super::{Effects, Ledger, State};
 use crate::command::*;
@@ -48,8 +49,9 @@ impl State {
         if targeted == 0 && full > 0 {
             return Err(Refusal::InboxFull);
         }
+        let answer = FirstAnswer::Message { id: new.id, seq, targeted };
+        self.remember(new.app, new.idempotency.as_ref(), answer);
         let app = &mut self.apps[new.app.0 as usize];
-        app.remember(new.idempotency.as_ref(), FirstAnswer::Message { id: new.id, seq, targeted });
         app.counters.messages += 1;
         app.counters.created += targeted;
         app.open += targeted;
@@ -65,7 +67,7 @@ impl State {
             app.reports.insert(id, seq);
         }
         if message.open > 0 {
-            self.expiries.add(super::due_second(new.expires_at), seq);
+            self.timers.set(super::ends_at(new.expires_at), Timer::EndMessage(seq));
         }
         let is_keyed = message.group().is_some();
         let cast = message.cast(seq);
@@ -409,20 +411,21 @@ impl State {
         if message.blob.len > 0 {
             effects.released.push(std::mem::take(&mut message.blob));
         }
-        let second = super::due_second(message.expires_at);
+        let (no, ends_at) = (message.app, super::ends_at(message.expires_at));
         match message.report_mut() {
             Some(report) => {
                 report.rows.shrink_to_fit();
                 app.history_ends.push_back(message.ended_at());
                 app.history.push_back(seq);
+                self.timers.report_kept(no, app.history_ends.front().copied(), app.history.len());
             }
             None => {
                 effects.over.push(Over::Message(seq));
                 self.messages.remove(&seq);
             }
         }
-        self.expiries
-            .count_ended(second, |seq| self.messages.get(&seq).is_some_and(|message| message.open > 0));
+        self.timers
+            .message_ended(ends_at, |seq| self.messages.get(&seq).is_some_and(|message| message.open > 0));
     }
 
     fn end_broadcast(&mut self, seq: Seq) {

@@ -2,6 +2,7 @@
 
 use super::app::{Device, FirstAnswer, Session};
 use super::shares::handed_on;
+use super::timers::Timer;
 use super::{Effects, State};
 use crate::command::*;
 use crate::id::*;
@@ -37,7 +38,7 @@ impl State {
             hears_peers: false,
         })));
         app.index(device);
-        app.remember(new.idempotency.as_ref(), FirstAnswer::Device(device));
+        self.remember(app_no, new.idempotency.as_ref(), FirstAnswer::Device(device));
         Ok(Outcome::Registered { at: DeviceRef { app: app_no, device }, existed: false })
     }
 
@@ -183,7 +184,7 @@ impl State {
         let session = device.session.as_deref_mut().ok_or(Refusal::NoSuchDevice)?;
         session.stored = StoredSession { expiry_secs, left_at: Some(now) };
         if let Some(end) = session.ends_at() {
-            self.session_ends.insert((end, at));
+            self.timers.set(end, Timer::EndSession(at));
         }
         self.sort_into_shares(at);
         Ok(Outcome::Done)
@@ -264,7 +265,7 @@ impl State {
     fn unschedule(&mut self, at: DeviceRef) {
         let end = self.device_in(at).ok().and_then(|d| d.session.as_deref()?.ends_at());
         if let Some(end) = end {
-            self.session_ends.remove(&(end, at));
+            self.timers.cancel(end, Timer::EndSession(at));
         }
     }
 }

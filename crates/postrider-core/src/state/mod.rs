@@ -17,7 +17,7 @@ mod casts;
 mod collapse;
 mod deliver;
 mod devices;
-mod expiries;
+pub(crate) mod jobs;
 mod leaving;
 mod live;
 pub(crate) mod message;
@@ -27,6 +27,7 @@ pub(crate) mod rows;
 mod shares;
 #[cfg(test)]
 mod tests;
+mod timers;
 pub(crate) mod volatile;
 
 use crate::command::*;
@@ -34,14 +35,15 @@ use crate::id::*;
 use crate::model::*;
 use crate::port::Counters;
 use crate::seeded::{self, Bug};
-use app::App;
+use app::{App, FirstAnswer};
 pub use devices::apply_change;
-use expiries::Expiries;
+use jobs::Jobs;
 use leaving::Leaving;
 pub use live::Live;
 use message::Message;
 use rustc_hash::FxHashMap;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
+use timers::{Timer, Timers};
 pub use volatile::{Over, Volatile};
 
 /// See the module.
@@ -59,13 +61,11 @@ pub struct State {
 
     /// Of the devices that can prove their secret without showing it.
     pub(crate) proof_keys: FxHashMap<DeviceRef, ProofKeys>,
+    pub(crate) jobs: Jobs,
 
     // Indexes, made again by `rebuild`.
-    expiries: Expiries,
-    session_ends: BTreeSet<(UnixMillis, DeviceRef)>,
+    timers: Timers,
     apps_by_id: HashMap<String, AppNo>,
-    /// Closed apps that may still have something.
-    closing: BTreeSet<AppNo>,
     keys_by_hash: HashMap<[u8; 32], (Option<AppNo>, usize)>,
 
     // Of the commit under way.
@@ -121,6 +121,18 @@ impl State {
             Command::CloseApp { app, now } => self.close_app(*app, *now),
             Command::EmptyApp { app, limit, now } => self.empty_app(*app, *limit, *now, effects),
             Command::HandOn(hand_on) => self.hand_on_command(hand_on, effects),
+            Command::OpenJob { name, cursor, due_at, now } => {
+                self.open_job_command(*name, *cursor, *due_at, *now)
+            }
+            Command::ClaimJobs { kind, worker, max, until, now } => {
+                Ok(self.claim_jobs(*kind, *worker, *max, *until, *now))
+            }
+            Command::SettleJob { job, lease, cursor, outcome, now } => {
+                self.settle_job(*job, *lease, *cursor, outcome, *now)
+            }
+            Command::WakeJobs { jobs, failed_too, now } => Ok(self.wake_jobs(jobs, *failed_too, *now)),
+            Command::RewindJob { job, cursor, now } => self.rewind_job(*job, *cursor, *now),
+            Command::CloseJob { job, now } => self.close_job(*job, *now),
         };
         result.unwrap_or_else(|refusal| {
             if blob.len > 0 {
@@ -152,16 +164,15 @@ impl State {
         for (i, app) in self.apps.iter_mut().enumerate() {
             let no = AppNo(i as u32);
             app.rebuild();
-            match app.closed_at {
-                Some(_) => _ = self.closing.insert(no),
-                None => _ = self.apps_by_id.insert(app.id.clone(), no),
+            if app.closed_at.is_none() {
+                self.apps_by_id.insert(app.id.clone(), no);
             }
             for (k, key) in app.keys.iter().enumerate() {
                 self.keys_by_hash.insert(key.hash, (Some(no), k));
             }
             for (device, session) in app.sessions() {
                 if let Some(end) = session.ends_at() {
-                    self.session_ends.insert((end, DeviceRef { app: no, device }));
+                    self.timers.set(end, Timer::EndSession(DeviceRef { app: no, device }));
                 }
             }
         }
@@ -179,13 +190,13 @@ impl State {
             }
             app.open += u64::from(message.open);
             app.kept.take(message.blob);
-            self.expiries.add(due_second(message.expires_at), *seq);
+            self.timers.set(ends_at(message.expires_at), Timer::EndMessage(*seq));
             let Some(group) = message.group() else { continue };
             let is_open = |device: &DeviceNo| app.inboxes.get(&device.0).is_some_and(|i| i.holds(*seq));
             let devices = message.direct().into_iter().filter(is_open);
             keyed.extend(devices.map(|device| (message.app, (group, device.0, *seq))));
         }
-        self.expiries.sort();
+        self.timers.sort_messages();
         for app in &mut self.apps {
             let ended = |seq: &Seq| self.messages.get(seq).map_or(0, Message::ended_at);
             app.history_ends = app.history.iter().map(ended).collect();
@@ -200,6 +211,8 @@ impl State {
                 app.casts.begin(message.cast(*seq), open, &self.messages);
             }
         }
+        (0..self.apps.len()).for_each(|no| self.set_app_timers(AppNo(no as u32)));
+        self.rebuild_jobs();
     }
 
     /// Every content that is still needed, to be moved by a checkpoint. Calls `f` with each reference, which it may change.
@@ -212,8 +225,9 @@ impl State {
         self.leaving.blobs_mut().filter(|blob| blob.len > 0).for_each(f);
     }
 
-    /// Ends what is due at `now`: deliveries, sessions, then old reports and request keys. Each of these kinds gets a share of
-    /// `limit` to itself, so that a command takes a bounded time and none of them waits for another.
+    /// Does what is due at `now`: ends deliveries and sessions, wakes jobs, then forgets old reports
+    /// and request keys. Each of these kinds gets a share of `limit` to itself, so that a command
+    /// takes a bounded time and none of them waits for another.
     fn expire(
         &mut self,
         now: UnixMillis,
@@ -224,13 +238,11 @@ impl State {
         self.saw(now);
         let messages = self.expire_messages(now, limit, effects);
         let (sessions, handed_on) = self.expire_sessions(now, limit, effects);
+        self.wake_due_jobs(now, limit);
         let reports_left = self.forget_old(limit, history, effects);
-        let mut requests = limit;
-        for app in &mut self.apps {
-            requests -= app.forget_requests(now, requests);
-            app.forget_retained(now, &mut effects.released);
-        }
-        let more = self.next_due().is_some_and(|due| due <= now) || reports_left || requests == 0;
+        let requests_left = self.forget_requests(now, limit);
+        self.forget_retained(now, effects);
+        let more = self.next_due().is_some_and(|due| due <= now) || reports_left || requests_left;
         // With no room for anything, asking again is of no use.
         Outcome::Expired { messages, sessions, handed_on, more: more && limit > 0 }
     }
@@ -239,7 +251,7 @@ impl State {
     fn expire_messages(&mut self, now: UnixMillis, limit: u32, effects: &mut Effects) -> u32 {
         let (mut messages, mut left) = (0, limit);
         while left > 0 {
-            let Some(seq) = self.expiries.take_due(now / 1000) else { break };
+            let Some(seq) = self.timers.take_message(now) else { break };
             let Some(message) = self.messages.get(&seq).filter(|m| m.open > 0) else { continue };
             left = left.saturating_sub(if message.broadcast().is_some() { 1 } else { message.open });
             self.end_all_open(seq, Step::Expired, Reason::Ttl, now, effects);
@@ -257,9 +269,8 @@ impl State {
     ) -> (Vec<DeviceRef>, Vec<DeviceRef>) {
         let (mut sessions, mut handed_on, mut left) = (Vec::new(), Vec::new(), limit);
         while left > 0
-            && let Some((end, at)) = self.session_ends.first().copied().filter(|(end, _)| *end <= now)
+            && let Some(at) = self.timers.take_session(now)
         {
-            self.session_ends.remove(&(end, at));
             let inbox = self.app_ref(at.app).and_then(|app| app.inboxes.get(&at.device.0));
             let waiting = inbox.map_or(0, |inbox| inbox.entries.len() as u32);
             left = left.saturating_sub(waiting.saturating_add(1));
@@ -275,8 +286,14 @@ impl State {
     /// Forgets reports of messages that ended before `before`, and of each app the oldest above `max`; true if there are
     /// more of them. A busy app so never takes the reports of another.
     fn forget_old(&mut self, limit: u32, (before, max): (UnixMillis, u32), effects: &mut Effects) -> bool {
-        let mut left = limit;
-        for app in &mut self.apps {
+        if self.timers.reports_max() != Some(max) {
+            self.timers.set_reports_max(max);
+            let counts = self.apps.iter().enumerate().map(|(no, app)| (AppNo(no as u32), app.history.len()));
+            counts.for_each(|(no, count)| self.timers.count_reports(no, count));
+        }
+        let (mut left, mut more) = (limit, false);
+        for no in self.timers.apps_with_old_reports(before) {
+            let app = &mut self.apps[no.0 as usize];
             while left > 0 && app.has_old_report(before, max) {
                 left -= 1;
                 app.history_ends.pop_front();
@@ -286,15 +303,57 @@ impl State {
                     app.reports.remove(&id);
                 }
             }
+            more |= app.has_old_report(before, max);
+            self.set_app_timers(no);
         }
-        self.apps.iter().any(|app| app.has_old_report(before, max))
+        more
+    }
+
+    /// Whether the limit did not suffice for all.
+    fn forget_requests(&mut self, now: UnixMillis, limit: u32) -> bool {
+        let mut left = limit;
+        for no in self.timers.apps_with_old_requests(now) {
+            left -= self.apps[no.0 as usize].forget_requests(now, left);
+            self.set_app_timers(no);
+        }
+        left == 0
+    }
+
+    fn forget_retained(&mut self, now: UnixMillis, effects: &mut Effects) {
+        for no in self.timers.apps_with_old_retained(now) {
+            self.apps[no.0 as usize].forget_retained(now, &mut effects.released);
+            self.set_app_timers(no);
+        }
+    }
+
+    /// A repetition of the request gets the same answer, until the key is forgotten.
+    fn remember(&mut self, no: AppNo, request: Option<&Idempotency>, answer: FirstAnswer) {
+        if request.is_some() {
+            self.apps[no.0 as usize].remember(request, answer);
+            self.set_app_timers(no);
+        }
+    }
+
+    /// What is first to be forgotten of an app may be another than before.
+    fn set_app_timers(&mut self, no: AppNo) {
+        let Some(app) = self.apps.get(no.0 as usize) else { return };
+        let timers = &mut self.timers;
+        timers.count_reports(no, app.history.len());
+        for (timer, at) in [
+            (Timer::ForgetReports(no), app.history_ends.front().copied()),
+            (Timer::ForgetRequests(no), app.first_request_until()),
+            (Timer::ForgetRetained(no), Some(app.retained_due).filter(|at| *at != UnixMillis::MAX)),
+        ] {
+            match at {
+                Some(at) => timers.set(at, timer),
+                None => timers.cancel(0, timer),
+            }
+        }
     }
 
     /// When something of what [`Self::expire`] ends is due.
     fn next_due(&self) -> Option<UnixMillis> {
-        let message = self.expiries.next_second().map(|second| second.saturating_mul(1000));
-        let session = self.session_ends.first().map(|(end, _)| *end);
-        message.into_iter().chain(session).min()
+        self.timers.next_due()
     }
 
     fn saw(&mut self, at: UnixMillis) {
@@ -323,19 +382,23 @@ impl State {
         blob: BlobRef,
         effects: &mut Effects,
     ) -> Result<Outcome, Refusal> {
-        let app = self.open_app_mut(app)?;
+        let no = app;
+        let app = self.open_app_mut(no)?;
         let (qos, expires_at) = message.map_or((0, 0), |new| (new.qos, new.expires_at));
         let kept = message.map(|_| Retained { topic: topic.to_owned(), qos, expires_at, blob });
         let old = app.retain(topic, kept);
         effects.released.extend(old.map(|r| r.blob));
+        self.set_app_timers(no);
         Ok(Outcome::Done)
     }
 }
 
 /// Messages are ended by whole seconds, up to one late (`pending` hides them to the millisecond): so that a second's
 /// messages are due all together, and replaying a journal from any point ends the same ones with the same command.
-fn due_second(expires_at: UnixMillis) -> u64 {
-    if seeded::is(Bug::ExpiryRoundsDown) { expires_at / 1000 } else { expires_at.div_ceil(1000) }
+fn ends_at(expires_at: UnixMillis) -> UnixMillis {
+    let second =
+        if seeded::is(Bug::ExpiryRoundsDown) { expires_at / 1000 } else { expires_at.div_ceil(1000) };
+    second.saturating_mul(1000)
 }
 
 /// Adds a step to the books and the receipt stream.

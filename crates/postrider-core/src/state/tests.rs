@@ -2,6 +2,7 @@
 
 mod backlog;
 mod expiry;
+mod jobs;
 mod replay;
 mod shares;
 
@@ -327,7 +328,7 @@ fn what_has_ended_does_not_wait_for_its_expiry() {
     for _ in 0..1_000 {
         let ends = w.send(|_| {});
         assert_eq!(w.step(0, Which::Id(ends.id), Step::Delivered), 1);
-        assert!(w.state.expiries.len() <= 2);
+        assert!(w.state.timers.messages_len() <= 2);
     }
     let end = w.now + HOUR;
     w.run(Command::Expire { now: end, limit: 100, history_before: 0, history_max: 100 });

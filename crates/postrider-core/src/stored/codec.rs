@@ -357,7 +357,7 @@ macro_rules! named {
         once!($type);
     )*};
 }
-named!(AppNo, DeviceNo, MessageId);
+named!(AppNo, DeviceNo, JobNo, MessageId);
 record!(DeviceRef { 1 app, 2 device });
 
 impl Value for bool {

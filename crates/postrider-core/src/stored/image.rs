@@ -9,6 +9,7 @@ use crate::id::*;
 use crate::model::*;
 use crate::port::Counters;
 use crate::state::app::{App, Device, Entry, FirstAnswer, Inbox, Session};
+use crate::state::jobs::Job;
 use crate::state::message::{Bulk, Extra, Message, Report, Row, Targeted, Whom};
 use crate::state::rows::Rows;
 use crate::state::{Live, State, Volatile};
@@ -23,8 +24,9 @@ struct Head {
     seq: Seq,
     last_time: UnixMillis,
     events: u64,
+    jobs_opened: u64,
 }
-record!(Head { 1 seq, 2 last_time, 3 events });
+record!(Head { 1 seq, 2 last_time, 3 events, 4 jobs_opened });
 
 /// An app without its devices and messages.
 struct AppPart {
@@ -99,6 +101,12 @@ struct ProofPart {
     keys: ProofKeys,
 }
 record!(ProofPart { 1 at, 2 keys });
+
+struct JobPart {
+    no: JobNo,
+    job: Job,
+}
+record!(JobPart { 1 no, 2 job });
 
 record!(Device {
     1 id, 2 secret_hash, 3 profile, 4 created_at, 5 last_seen_at, 6 session, 7 origin, 8 hears_peers,
@@ -236,6 +244,7 @@ const PLATFORM_KEY: u32 = 9;
 const MESSAGE: u32 = 10;
 const HISTORY: u32 = 11;
 const PROOF: u32 = 12;
+const JOB: u32 = 26;
 
 /// Writes parts as they are made.
 struct Parts<'a> {
@@ -291,7 +300,12 @@ impl Order {
 
 fn write_parts(state: &State, order: Order, out: &mut dyn Write) -> io::Result<()> {
     let mut parts = Parts { out, part: Vec::new() };
-    let head = Head { seq: state.seq, last_time: state.last_time, events: state.events };
+    let head = Head {
+        seq: state.seq,
+        last_time: state.last_time,
+        events: state.events,
+        jobs_opened: state.jobs.opened,
+    };
     parts.write(HEAD, |out| head.put(out))?;
     for (i, app) in state.apps.iter().enumerate() {
         write_app(&mut parts, AppNo(i as u32), app, order)?;
@@ -304,6 +318,9 @@ fn write_parts(state: &State, order: Order, out: &mut dyn Write) -> io::Result<(
     }
     for (at, keys) in order.of(&state.proof_keys) {
         parts.write_of(PROOF, at, |out| keys.put_value(2, out))?;
+    }
+    for (no, job) in &state.jobs.records {
+        parts.write_of(JOB, no, |out| job.put_value(2, out))?;
     }
     Ok(())
 }
@@ -402,8 +419,9 @@ fn take_sent_marks(state: &mut State, volatile: &mut Volatile) {
 fn read_part(state: &mut State, tag: u32, bytes: &[u8]) -> Result<(), Bad> {
     match tag {
         HEAD => {
-            let Head { seq, last_time, events } = Record::get(bytes)?;
+            let Head { seq, last_time, events, jobs_opened } = Record::get(bytes)?;
             (state.seq, state.last_time, state.events) = (seq, last_time, events);
+            state.jobs.opened = jobs_opened;
         }
         APP => state.apps.push(app_of(Record::get(bytes)?)),
         DEVICE => {
@@ -448,6 +466,10 @@ fn read_part(state: &mut State, tag: u32, bytes: &[u8]) -> Result<(), Bad> {
         PROOF => {
             let ProofPart { at, keys } = Record::get(bytes)?;
             state.proof_keys.insert(at, keys);
+        }
+        JOB => {
+            let JobPart { no, job } = Record::get(bytes)?;
+            state.jobs.records.insert(no, job);
         }
         tag => return Err(Bad::UnknownField(tag)),
     }

@@ -22,6 +22,7 @@ pub mod codec;
 mod commands;
 mod digest;
 mod image;
+mod jobs;
 mod nouns;
 mod second;
 #[cfg(test)]

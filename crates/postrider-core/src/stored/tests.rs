@@ -1,6 +1,7 @@
 use super::*;
 use crate::command::*;
 use crate::id::*;
+use crate::jobs::*;
 use crate::model::*;
 use proptest::prelude::*;
 
@@ -80,6 +81,28 @@ fn change() -> ProfileChange {
     }
 }
 
+fn job_commands() -> Vec<Command> {
+    let settle = |cursor, outcome| Command::SettleJob { job: JobNo(1), lease: 0, cursor, outcome, now: 3 };
+    let name = |app| JobName { app, kind: JobKind::Webhook, subject: 0 };
+    let error = String::new;
+    vec![
+        Command::OpenJob { name: name(None), cursor: 0, due_at: 0, now: 1 },
+        Command::OpenJob { name: name(Some(AppNo(0))), cursor: u64::MAX, due_at: u64::MAX, now: 1 },
+        Command::ClaimJobs { kind: JobKind::EmptyApp, worker: u64::MAX, max: 1, until: 2, now: 1 },
+        settle(None, JobOutcome::Again),
+        settle(Some(0), JobOutcome::Rest { until: 0 }),
+        settle(Some(9), JobOutcome::Keep { until: u64::MAX }),
+        settle(None, JobOutcome::Failed { retry_at: 0, error: "no".into() }),
+        settle(None, JobOutcome::Failed { retry_at: 7, error: error() }),
+        settle(None, JobOutcome::Parked { error: error() }),
+        settle(None, JobOutcome::Closed),
+        Command::WakeJobs { jobs: vec![JobNo(0), JobNo(300)], failed_too: true, now: 1 },
+        Command::WakeJobs { jobs: Vec::new(), failed_too: false, now: 1 },
+        Command::RewindJob { job: JobNo(4), cursor: 0, now: 1 },
+        Command::CloseJob { job: JobNo(4), now: 1 },
+    ]
+}
+
 /// One of each kind, with what is easily lost: empty texts within options, zeros, both ends.
 fn commands() -> Vec<Command> {
     let at = DeviceRef { app: AppNo(2), device: DeviceNo(0) };
@@ -148,7 +171,7 @@ fn commands() -> Vec<Command> {
 
 #[test]
 fn every_command_is_read_as_it_was_written() {
-    for command in commands() {
+    for command in commands().into_iter().chain(job_commands()) {
         let mut bytes = Vec::new();
         put_command(&command, &mut bytes);
         let read = get_command(&bytes).unwrap();
@@ -237,7 +260,7 @@ proptest! {
 
     #[test]
     fn a_damaged_command_never_panics(at in any::<prop::sample::Index>(), bit in 0u8..8, which in any::<prop::sample::Index>()) {
-        let all = commands();
+        let all = [commands(), job_commands()].concat();
         let mut bytes = Vec::new();
         put_command(&all[which.index(all.len())], &mut bytes);
         let at = at.index(bytes.len());

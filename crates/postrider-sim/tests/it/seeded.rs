@@ -32,6 +32,10 @@ fn what(bug: Bug) -> (&'static str, &'static str) {
         Bug::UndoForgotten => ("", "a group refused by a full disk stays in memory"),
         Bug::CheckpointDropsContent => ("B18", "a checkpoint names contents where they are swept away"),
         Bug::SeenWithoutCommand => ("", "a device that is seen changes the state, and no command says so"),
+        Bug::LeaseGivenTwice => ("", "a job that a worker has is given to another one"),
+        Bug::JobTimersLost => {
+            ("", "jobs that wait, and leases, have no timers after a start from a checkpoint")
+        }
     }
 }
 

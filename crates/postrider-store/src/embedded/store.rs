@@ -6,6 +6,7 @@ use super::notes::Pressure;
 use super::queue::{Batch, call};
 use postrider_core::command::Command;
 use postrider_core::id::*;
+use postrider_core::jobs::*;
 use postrider_core::model::*;
 use postrider_core::port::*;
 use postrider_core::seeded::{self, Bug};

@@ -11,6 +11,7 @@ mod full;
 mod gate;
 mod golden;
 mod ill;
+mod jobs;
 mod kit;
 mod rot;
 mod shared;

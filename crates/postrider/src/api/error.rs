@@ -75,6 +75,7 @@ refusals! {
         "The audience was resolved when the message was accepted."
     NoSuchApp 404 "no_such_app" "There is no such app." "`GET /v1/apps` lists them."
     NoSuchKey 404 "no_such_key" "The app has no such key." "`GET /v1/apps/{id}/keys` lists them."
+    NoSuchJob 404 "no_such_job" "There is no such job." "Jobs that are done are gone; `GET /v1/admin/jobs` lists the others."
     MethodNotAllowed 405 "method_not_allowed" "The path does not know this method." "The header `Allow` lists those it knows."
     BodyTimeout 408 "body_timeout" "The body came too slowly."
         "30 seconds in all, and after 5 seconds at least 1 KiB a second."

@@ -9,6 +9,7 @@ use axum::http::{Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use postrider_core::Engine;
+use postrider_core::jobs::JobState;
 use postrider_core::model::Step;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, text};
@@ -149,6 +150,7 @@ impl Collector for StoreCollector {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         self.encode_store(&mut encoder)?;
         self.encode_connections(&mut encoder)?;
+        self.encode_jobs(&mut encoder)?;
         self.encode_apps(&mut encoder)
     }
 }
@@ -199,6 +201,27 @@ impl StoreCollector {
         gauge(encoder, "sessions_connected", "Sessions with a connection", None, signed_in)?;
         let help = "Idempotency keys of transient messages and of publishes on topics that are remembered";
         gauge(encoder, "transient_keys", help, None, self.engine.transient_keys() as u64)
+    }
+
+    fn encode_jobs(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let (stats, now) = (self.engine.store.job_stats(), self.engine.clock.now());
+        let zero = ConstGauge::new(0i64).metric_type();
+        let help = "Jobs that are open, by kind and state";
+        let mut family = encoder.encode_descriptor("jobs", help, None, zero)?;
+        for stats in &stats {
+            for (state, count) in JobState::NAMES.into_iter().zip(stats.count) {
+                let labels = [("kind", stats.kind.name()), ("state", state)];
+                ConstGauge::new(count as i64).encode(family.encode_family(&labels)?)?;
+            }
+        }
+        let help = "For how long the oldest job that is due has waited for a worker";
+        let mut family = encoder.encode_descriptor("jobs_due_age", help, Some(&Unit::Seconds), zero)?;
+        for stats in &stats {
+            let age = stats.due_since.map_or(0, |since| now.saturating_sub(since));
+            let labels = [("kind", stats.kind.name())];
+            ConstGauge::new(age as f64 / 1e3).encode(family.encode_family(&labels)?)?;
+        }
+        Ok(())
     }
 
     fn encode_apps(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {

@@ -18,6 +18,7 @@ pub mod errors_page;
 mod events;
 pub mod health;
 mod inbox;
+mod jobs;
 pub mod json;
 mod message_list;
 mod messages;
@@ -320,6 +321,8 @@ pub fn routes() -> Vec<Route> {
         route(M::GET, "/v1/apps/{id}/keys", apps::keys),
         route(M::DELETE, "/v1/apps/{id}/keys/{key}", apps::revoke_key),
         route(M::POST, "/v1/admin/audit", apps::audit),
+        route(M::GET, "/v1/admin/jobs", jobs::list),
+        route(M::POST, "/v1/admin/jobs/{id}/retry", jobs::retry),
         route(M::GET, "/openapi.json", openapi::serve),
         route(M::GET, errors_page::PATH, errors_page::serve),
         route(M::POST, "/v1/devices/{id}/tickets", inbox::ticket),

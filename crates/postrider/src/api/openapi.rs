@@ -14,6 +14,7 @@ use super::devices::*;
 use super::error::Problem;
 use super::events::{Event, Events};
 use super::inbox::{AckRequest, Acknowledged, Ticket};
+use super::jobs::{Job, JobPage};
 use super::message_list::MessagePage;
 use super::messages::*;
 use super::reports::*;
@@ -26,7 +27,7 @@ use axum::response::{IntoResponse, Response};
 use postrider_core::limits::Limits;
 use postrider_core::model::KeyScope;
 use serde_json::{Map, Value, json};
-pub use shapes::{audience, backlog, key_scope, platform, priority, reason, step};
+pub use shapes::{audience, backlog, job_kind, job_state, key_scope, platform, priority, reason, step};
 use utoipa::OpenApi;
 
 /// One call.
@@ -131,6 +132,13 @@ const EVENT_QUERY: &[Parameter] = &[
 ];
 const TOPIC_QUERY: &[Parameter] = &[("topic", "string", "The topic. Has to be there.")];
 const PAGE_QUERY: &[Parameter] = &[LIMIT, CURSOR];
+const JOB_QUERY: &[Parameter] = &[
+    ("app", "string", "Jobs of this app."),
+    ("kind", "JobKind", "Jobs of this kind."),
+    ("state", "JobState", "Jobs in this state."),
+    LIMIT,
+    CURSOR,
+];
 const MESSAGE_QUERY: &[Parameter] = &[
     LIMIT,
     CURSOR,
@@ -196,6 +204,8 @@ const OPERATIONS: &[Operation] = &[
     call(("get", "/v1/apps/{id}/keys"), "listKeys", "List the keys of an app", ADMIN, (200, Some("KeyList"))),
     call(("delete", "/v1/apps/{id}/keys/{key}"), "revokeKey", "Revoke a key", ADMIN, (204, None)),
     call(("post", "/v1/admin/audit"), "audit", "Count every delivery anew and compare with the books", ADMIN, (200, Some("AuditReport"))),
+    call(("get", "/v1/admin/jobs"), "listJobs", "List jobs: slow work that goes on by itself", ADMIN, (200, Some("JobPage"))).query(JOB_QUERY),
+    call(("post", "/v1/admin/jobs/{id}/retry"), "retryJob", "Try a job that failed or is parked at once", ADMIN, (204, None)),
     call(("get", "/openapi.json"), "getOpenapi", "This document", None, (200, None)),
     call(("post", "/v1/devices/{id}/tickets"), "makeTicket", "Make a ticket, which signs in for an hour in place of the secret", READER, (201, Some("Ticket"))),
     call(("get", "/v1/inbox"), "readInbox", "Read the inbox: a pull, or a poll that waits (docs/protocol/http.md)", READER, (200, Some("InboxPage"))).query(INBOX_QUERY),
@@ -296,6 +306,8 @@ pub fn said_needs(route: &str) -> Option<Needs> {
     KeyList,
     AuditReport,
     apps::AppAudit,
+    Job,
+    JobPage,
     Problem
 )))]
 struct Shapes;

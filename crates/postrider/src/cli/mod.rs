@@ -8,6 +8,7 @@ mod config;
 mod demo;
 mod device;
 mod errors;
+mod jobs;
 mod key;
 mod listen;
 mod message;
@@ -63,6 +64,8 @@ enum Command {
     Device(device::Args),
     /// Apps (tenants) and their keys. Needs the administrator's key.
     App(app::Args),
+    /// Jobs: slow work that goes on by itself. Needs the administrator's key.
+    Jobs(jobs::Args),
     /// The first keys, and new ones for whoever has lost them.
     Key(key::Args),
     /// Measure a running server.
@@ -163,6 +166,7 @@ fn carry_out(command: Command, screen: &Screen) -> Result<(), Failure> {
         Command::Message(args) => message::run(args, screen),
         Command::Device(args) => device::run(args, screen),
         Command::App(args) => app::run(args, screen),
+        Command::Jobs(args) => jobs::run(args, screen),
         Command::Key(args) => key::run(args, screen),
         Command::Bench(args) => bench::run(args, screen),
         Command::Config(args) => config::run(args, screen),
@@ -225,6 +229,8 @@ mod tests {
             "postrider app delete shop --confirm shop",
             "postrider app key add default --scope send",
             "postrider app key add default --scope register",
+            "postrider jobs --kind webhook --state waiting --app shop",
+            "postrider jobs retry 12",
             "postrider key reset --data x --app y --revoke",
             "postrider key seen --data x",
             "postrider bench push --devices 10 --messages 100 --rate 5",

@@ -2,6 +2,7 @@
 
 use crate::api::ApiLimits;
 use crate::api::error::Code;
+use postrider_core::jobs::{JobKind, JobState};
 use postrider_core::limits::Limits;
 use postrider_core::model::{Platform, Priority, Reason, Step};
 use serde_json::{Map, Value, json};
@@ -35,6 +36,14 @@ pub fn reason() -> RefOr<Schema> {
     to("Reason")
 }
 
+pub fn job_kind() -> RefOr<Schema> {
+    to("JobKind")
+}
+
+pub fn job_state() -> RefOr<Schema> {
+    to("JobState")
+}
+
 pub fn key_scope() -> RefOr<Schema> {
     to("KeyScope")
 }
@@ -65,6 +74,10 @@ pub fn all() -> Map<String, Value> {
     let reasons = Reason::ALL.into_iter().filter(|r| *r != Reason::None).map(Reason::name).collect();
     add("Reason", names(reasons, "Why a delivery ended as it did."));
     add("KeyScope", names(vec!["app", "send", "read", "register", "admin"], "What a key may do."));
+    add("JobKind", names(JobKind::ALL.map(JobKind::name).to_vec(), "What a job does."));
+    let states = "`due`: a worker may take it; `leased`: one has it; `waiting`: for its time, or for \
+                  something to do; `parked`: for an operator.";
+    add("JobState", names(JobState::NAMES.to_vec(), states));
     let orders = vec!["registered", "last_seen"];
     add("DeviceSort", names(orders, "The order of devices; `last_seen`: those seen longest ago first."));
     add(

@@ -72,6 +72,8 @@ const ROWS: &[Row] = &[
     ("GET /v1/apps/{id}/keys", Serves::Admin, "/v1/apps/default/keys", "", 200),
     ("DELETE /v1/apps/{id}/keys/{key}", Serves::Admin, "/v1/apps/default/keys/id-of-default-read-key", "", 204),
     ("POST /v1/admin/audit", Serves::Admin, "/v1/admin/audit", "", 200),
+    ("GET /v1/admin/jobs", Serves::Admin, "/v1/admin/jobs", "", 200),
+    ("POST /v1/admin/jobs/{id}/retry", Serves::Admin, "/v1/admin/jobs/1/retry", "", 204),
     ("POST /v1/devices/{id}/tickets", Serves::ThatReader, "/v1/devices/d1/tickets", "", 201),
     ("GET /v1/inbox", Serves::AnyReader, "/v1/inbox", "", 200),
     ("POST /v1/inbox/acks", Serves::AnyReader, "/v1/inbox/acks", r#"{"deliveries":["1"]}"#, 200),
@@ -255,6 +257,7 @@ async fn each_route_serves_whom_it_should_and_nobody_else() {
             // A world of its own for each, since many calls change something.
             let world = World::new();
             let message = world.message_to_new_device("d1").await;
+            world.job(AppNo(0), 1);
             let token = world.token_of(by).await;
             let method = route.split(' ').next().unwrap();
             let line = format!("{method} {}", path.replace("MESSAGE", &message));

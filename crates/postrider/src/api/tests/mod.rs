@@ -9,6 +9,7 @@ mod edges;
 mod fields;
 mod hostile;
 mod hostile_h2;
+mod jobs;
 mod lists;
 mod places;
 mod proxied;
