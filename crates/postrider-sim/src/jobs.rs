@@ -7,7 +7,7 @@ use crate::world::{Happening, World};
 use postrider_core::command::{Outcome, Refusal};
 use postrider_core::id::*;
 use postrider_core::jobs::*;
-use postrider_core::port::StoreError;
+use postrider_core::port::{Store, StoreError};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 

@@ -4,7 +4,6 @@ use crate::kit::*;
 use postrider_core::Engine;
 use postrider_core::access::Access;
 use postrider_core::command::*;
-use postrider_core::id::*;
 use postrider_core::jobs::*;
 use postrider_core::limits::Limits;
 use postrider_core::port::*;

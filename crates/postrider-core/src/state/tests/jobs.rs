@@ -191,7 +191,7 @@ fn a_closed_app_has_no_jobs_but_the_one_that_empties_it() {
 fn an_app_that_an_earlier_release_closed_is_emptied() {
     let mut w = World::new(1);
     w.run(Command::CloseApp { app: APP, now: w.now });
-    w.state.jobs = Jobs::default();
+    w.state.state.jobs = Jobs::default();
     assert_eq!(restarted(&w.state).closing_app(), Some(APP));
 }
 
@@ -382,82 +382,107 @@ fn check(w: &World, naive: &Naive) {
     assert_eq!(stats.due_since.is_some(), count[0] > 0);
 }
 
+/// The state and the model, side by side.
+struct Both {
+    w: World,
+    naive: Naive,
+    claims: Vec<ClaimedJob>,
+}
+
+impl Both {
+    fn open(&mut self, subject: u64, wait: u64) {
+        let due_at = self.w.now.saturating_add(wait);
+        let existed = self.w.state.job_named(&webhook(subject)).is_some();
+        let job = self.w.open_job(subject, due_at);
+        assert_eq!(self.naive.jobs.contains_key(&job), existed);
+        let due = if wait == 0 { Some(0) } else { Some(due_at).filter(|due| *due < MAX) };
+        self.naive.jobs.entry(job).or_insert(Model { due, ..Model::default() });
+    }
+
+    fn claim(&mut self, max: u32, keep: u64) {
+        let until = self.w.now + keep;
+        let due = self.naive.jobs.values().filter(|job| job.is_due()).count();
+        let claimed = self.w.claim(max, until);
+        assert_eq!(claimed.len(), due.min(max as usize));
+        for claim in &claimed {
+            let job = self.naive.jobs.get_mut(&claim.no).unwrap();
+            assert!(job.is_due());
+            job.leases += 1;
+            let expected = (job.leases, job.cursor, job.failures);
+            assert_eq!((claim.lease, claim.cursor, claim.failures), expected);
+            job.lease = Some((claim.lease, until));
+        }
+        self.claims.extend(claimed);
+    }
+
+    /// Also with leases that ran out, and with those that were settled.
+    fn settle(&mut self, which: prop::sample::Index, cursor: u64, outcome: &JobOutcome) {
+        if self.claims.is_empty() {
+            return;
+        }
+        let claim = self.claims[which.index(self.claims.len())].clone();
+        let taken = self.w.settle(&claim, cursor, outcome.clone()) == Outcome::Done;
+        assert_eq!(taken, self.naive.settle(&claim, cursor, outcome, self.w.now));
+    }
+
+    fn wake(&mut self, subject: u64, failed_too: bool) {
+        let Some(view) = self.w.state.job_named(&webhook(subject)) else { return };
+        self.w.wake(view.no, failed_too);
+        let job = self.naive.jobs.get_mut(&view.no).unwrap();
+        if job.lease.is_some() {
+            job.woken = true;
+        } else if failed_too || job.failures == 0 {
+            (job.parked, job.due) = (false, Some(0));
+        }
+    }
+
+    fn act(&mut self, act: &Act, i: u64) {
+        let now = self.w.now;
+        match *act {
+            Act::Open { subject, wait } => self.open(subject, wait),
+            Act::Claim { max, keep } => self.claim(max, keep),
+            Act::Settle { claim, outcome: kind, wait } => {
+                self.settle(claim, i, &outcome(kind, now.saturating_add(wait)));
+            }
+            Act::Wake { subject, failed_too } => self.wake(subject, failed_too),
+            Act::Close { subject } => {
+                let Some(view) = self.w.state.job_named(&webhook(subject)) else { return };
+                self.w.run(Command::CloseJob { job: view.no, now });
+                self.naive.jobs.remove(&view.no);
+            }
+            Act::Send { wait } => {
+                let sent = self.w.send(|m| {
+                    m.expires_at = now + wait;
+                    (m.inbox_max, m.inbox_bytes_max) = (1_000, 1_000_000);
+                });
+                self.naive.messages.push((now + wait, sent.id));
+            }
+            Act::Leave { device, secs } => {
+                let at = DeviceRef { app: APP, device: DeviceNo(device) };
+                self.w.run(Command::OpenSession { at, expiry_secs: secs, fresh: false, now });
+                self.w.run(Command::LeaveSession { at, expiry_secs: secs, now });
+                self.naive.sessions.insert(device, now + u64::from(secs) * 1000);
+            }
+            Act::Pass { ms, limit } => {
+                self.w.now += ms;
+                pass(&mut self.w, &mut self.naive, limit);
+            }
+            Act::Restart => self.w.state = restarted(&self.w.state),
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
 
     #[test]
     fn jobs_and_timers_do_what_a_naive_model_does(acts in acts()) {
-        let mut w = World::new(3);
-        let mut naive = Naive { jobs: BTreeMap::new(), messages: Vec::new(), sessions: BTreeMap::new() };
-        let mut claims: Vec<ClaimedJob> = Vec::new();
-        for (i, act) in acts.into_iter().enumerate() {
-            let now = w.now;
-            match act {
-                Act::Open { subject, wait } => {
-                    let due_at = now.saturating_add(wait);
-                    let existed = w.state.job_named(&webhook(subject)).is_some();
-                    let job = w.open_job(subject, due_at);
-                    prop_assert_eq!(naive.jobs.contains_key(&job), existed);
-                    let due = if wait == 0 { Some(0) } else { Some(due_at).filter(|due| *due < MAX) };
-                    naive.jobs.entry(job).or_insert(Model { due, ..Model::default() });
-                }
-                Act::Claim { max, keep } => {
-                    let until = now + keep;
-                    let due = naive.jobs.values().filter(|job| job.is_due()).count();
-                    let claimed = w.claim(max, until);
-                    prop_assert_eq!(claimed.len(), due.min(max as usize));
-                    for claim in &claimed {
-                        let job = naive.jobs.get_mut(&claim.no).unwrap();
-                        prop_assert!(job.is_due());
-                        job.leases += 1;
-                        prop_assert_eq!(
-                            (claim.lease, claim.cursor, claim.failures),
-                            (job.leases, job.cursor, job.failures)
-                        );
-                        job.lease = Some((claim.lease, until));
-                    }
-                    claims.extend(claimed);
-                }
-                Act::Settle { claim, outcome: kind, wait } => {
-                    if claims.is_empty() { continue }
-                    let claim = claims[claim.index(claims.len())].clone();
-                    let outcome = outcome(kind, now.saturating_add(wait));
-                    let taken = w.settle(&claim, i as u64, outcome.clone()) == Outcome::Done;
-                    prop_assert_eq!(taken, naive.settle(&claim, i as u64, &outcome, now));
-                }
-                Act::Wake { subject, failed_too } => {
-                    let Some(view) = w.state.job_named(&webhook(subject)) else { continue };
-                    w.wake(view.no, failed_too);
-                    let job = naive.jobs.get_mut(&view.no).unwrap();
-                    if job.lease.is_some() {
-                        job.woken = true;
-                    } else if failed_too || job.failures == 0 {
-                        (job.parked, job.due) = (false, Some(0));
-                    }
-                }
-                Act::Close { subject } => {
-                    let Some(view) = w.state.job_named(&webhook(subject)) else { continue };
-                    w.run(Command::CloseJob { job: view.no, now });
-                    naive.jobs.remove(&view.no);
-                }
-                Act::Send { wait } => {
-                    let sent = w.send(|m| { m.expires_at = now + wait; m.inbox_max = 1_000; m.inbox_bytes_max = 1_000_000 });
-                    naive.messages.push((now + wait, sent.id));
-                }
-                Act::Leave { device, secs } => {
-                    let at = DeviceRef { app: APP, device: DeviceNo(device) };
-                    w.run(Command::OpenSession { at, expiry_secs: secs, fresh: false, now });
-                    w.run(Command::LeaveSession { at, expiry_secs: secs, now });
-                    naive.sessions.insert(device, now + u64::from(secs) * 1000);
-                }
-                Act::Pass { ms, limit } => {
-                    w.now += ms;
-                    pass(&mut w, &mut naive, limit);
-                }
-                Act::Restart => w.state = restarted(&w.state),
-            }
-            check(&w, &naive);
+        let naive = Naive { jobs: BTreeMap::new(), messages: Vec::new(), sessions: BTreeMap::new() };
+        let mut both = Both { w: World::new(3), naive, claims: Vec::new() };
+        for (i, act) in acts.iter().enumerate() {
+            both.act(act, i as u64);
+            check(&both.w, &both.naive);
         }
-        prop_assert_eq!(w.gap(), 0);
+        prop_assert_eq!(both.w.gap(), 0);
     }
 }
