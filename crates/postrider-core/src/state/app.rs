@@ -28,8 +28,6 @@ pub(crate) struct App {
     pub retained: BTreeMap<String, Retained>,
     /// Bytes of their contents on disk.
     pub retained_bytes: u64,
-    /// No retained message expires before.
-    pub retained_due: UnixMillis,
     pub requests: FxHashMap<u128, (Idempotency, FirstAnswer)>,
     /// The keys of `requests`, in the order in which they came.
     pub requests_order: VecDeque<u128>,
@@ -63,6 +61,8 @@ pub(crate) struct App {
     pub kept: Kept,
     /// When the messages of `history` ended, in the same order.
     pub history_ends: VecDeque<UnixMillis>,
+    /// Retained messages that end some time, by when they do.
+    retained_ends: BTreeSet<(UnixMillis, String)>,
 }
 
 /// What open messages take of the store: counted as they come and go.
@@ -244,7 +244,6 @@ impl App {
             broadcasts: BTreeSet::new(),
             retained: BTreeMap::new(),
             retained_bytes: 0,
-            retained_due: UnixMillis::MAX,
             requests: FxHashMap::default(),
             requests_order: VecDeque::new(),
             counters: Counters::default(),
@@ -263,6 +262,7 @@ impl App {
             kept: Kept::default(),
             history: VecDeque::new(),
             history_ends: VecDeque::new(),
+            retained_ends: BTreeSet::new(),
             shares: FxHashMap::default(),
         }
     }
@@ -357,35 +357,37 @@ impl App {
 
     /// Puts a message on a topic, or takes it away; what lay there before.
     pub fn retain(&mut self, topic: &str, message: Option<Retained>) -> Option<Retained> {
-        let old = match message {
-            Some(new) => {
-                self.retained_due = self.retained_due.min(new.expires_at);
-                self.retained_bytes += u64::from(new.blob.len);
-                self.retained.insert(topic.to_owned(), new)
+        let old = self.retained.remove(topic);
+        if let Some(old) = &old {
+            self.retained_bytes = self.retained_bytes.saturating_sub(u64::from(old.blob.len));
+            self.retained_ends.remove(&(old.expires_at, topic.to_owned()));
+        }
+        if let Some(new) = message {
+            self.retained_bytes += u64::from(new.blob.len);
+            if new.expires_at != UnixMillis::MAX {
+                self.retained_ends.insert((new.expires_at, topic.to_owned()));
             }
-            None => self.retained.remove(topic),
-        };
-        let before = old.as_ref().map_or(0, |r| u64::from(r.blob.len));
-        self.retained_bytes = self.retained_bytes.saturating_sub(before);
+            self.retained.insert(topic.to_owned(), new);
+        }
         old
     }
 
-    /// Their bytes anew: after many have gone, or were copied elsewhere.
+    /// When the first retained message ends.
+    pub fn first_retained_end(&self) -> Option<UnixMillis> {
+        self.retained_ends.first().map(|(ends_at, _)| *ends_at)
+    }
+
+    /// Their bytes anew: after they were copied elsewhere.
     pub fn count_retained(&mut self) {
         self.retained_bytes = self.retained.values().map(|r| u64::from(r.blob.len)).sum();
     }
 
     /// Retained messages whose life is over go; their contents are released.
     pub fn forget_retained(&mut self, now: UnixMillis, released: &mut Vec<BlobRef>) {
-        if self.retained_due > now {
-            return;
+        while let Some((_, topic)) = self.retained_ends.first().filter(|(ends_at, _)| *ends_at <= now) {
+            let topic = topic.clone();
+            released.extend(self.retain(&topic, None).map(|r| r.blob));
         }
-        let over = |r: &Retained| r.expires_at <= now;
-        let going: Vec<BlobRef> = self.retained.values().filter(|r| over(r)).map(|r| r.blob).collect();
-        released.extend(going);
-        self.retained.retain(|_, r| !over(r));
-        self.count_retained();
-        self.retained_due = self.retained.values().map(|r| r.expires_at).min().unwrap_or(UnixMillis::MAX);
     }
 
     /// Until when the oldest request key has to be kept.

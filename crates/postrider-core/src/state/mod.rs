@@ -342,7 +342,7 @@ impl State {
         for (timer, at) in [
             (Timer::ForgetReports(no), app.history_ends.front().copied()),
             (Timer::ForgetRequests(no), app.first_request_until()),
-            (Timer::ForgetRetained(no), Some(app.retained_due).filter(|at| *at != UnixMillis::MAX)),
+            (Timer::ForgetRetained(no), app.first_retained_end()),
         ] {
             match at {
                 Some(at) => timers.set(at, timer),

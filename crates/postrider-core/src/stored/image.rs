@@ -36,6 +36,7 @@ struct AppPart {
     keys: Vec<StoredKey>,
     /// Device numbers given so far; those without a device part were deleted.
     device_numbers: u32,
+    /// Made anew from the retained messages when it is read.
     retained_due: UnixMillis,
     counters: Counters,
     closed_at: Option<UnixMillis>,
@@ -332,7 +333,7 @@ fn write_app(parts: &mut Parts<'_>, no: AppNo, app: &App, order: Order) -> io::R
         created_at: app.created_at,
         keys: app.keys.clone(),
         device_numbers: app.devices.len() as u32,
-        retained_due: app.retained_due,
+        retained_due: app.first_retained_end().unwrap_or(UnixMillis::MAX),
         counters: app.counters,
         closed_at: app.closed_at,
     };
@@ -484,7 +485,6 @@ fn app_of(part: AppPart) -> App {
     let mut app = App::new(&part.id, &part.name, part.created_at);
     app.keys = part.keys;
     app.devices.resize_with(part.device_numbers as usize, || None);
-    app.retained_due = part.retained_due;
     app.counters = part.counters;
     app.closed_at = part.closed_at;
     app

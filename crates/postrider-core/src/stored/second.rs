@@ -497,7 +497,7 @@ struct App2 {
     entry_ids: BTreeMap<(u32, u64), Vec<u32>>,
     broadcasts: Vec<u64>,
     retained: BTreeMap<String, Retained2>,
-    retained_due: u64,
+    _retained_due: u64,
     requests: FxHashMap<u128, (Idempotency2, FirstAnswer2)>,
     requests_order: VecDeque<u128>,
     counters: Counters2,
@@ -513,7 +513,6 @@ impl App2 {
         app.broadcasts = self.broadcasts.into_iter().collect();
         let retained = self.retained.into_iter();
         retained.for_each(|(topic, r)| _ = app.retain(&topic, Some(r.today())));
-        app.retained_due = self.retained_due;
         let requests = self.requests.into_iter();
         app.requests = requests.map(|(key, (i, a))| (key, (i.today(), a.today()))).collect();
         app.requests_order = self.requests_order;

@@ -91,3 +91,26 @@ fn old_reports_and_request_keys_go_in_bounded_commands() {
     assert_eq!(commands, 2);
     assert!(w.state.messages(APP, None, 10).is_empty() && w.state.request_of(APP, 6).is_none());
 }
+
+/// Each is found by its end, however many others there are, and whatever was put in its place.
+#[test]
+fn retained_messages_go_one_by_one_as_they_end() {
+    let mut w = World::new(0);
+    let retain = |w: &mut World, topic: &str, expires_at| {
+        let message = RetainedMessage { qos: 0, expires_at, content: None };
+        w.run(Command::Retain { app: APP, topic: topic.into(), message: Some(message) });
+    };
+    let start = w.now;
+    for n in 0..10 {
+        retain(&mut w, &format!("t/{n}"), start + 1_000 * (n + 1));
+    }
+    retain(&mut w, "t/0", start + 9_500);
+    retain(&mut w, "t/1", UnixMillis::MAX);
+    w.run(Command::Retain { app: APP, topic: "t/2".into(), message: None });
+    // Those of their own second, and the two that end later or never.
+    for (secs, left) in [(3, 7 + 2), (6, 4 + 2), (9, 1 + 2), (10, 1)] {
+        w.run(expire(start + secs * 1_000, 1));
+        assert_eq!(w.state.retained_count(APP), left, "after {secs} s");
+        w.state = restarted(&w.state);
+    }
+}
