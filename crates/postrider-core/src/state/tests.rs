@@ -2,6 +2,7 @@
 
 mod backlog;
 mod expiry;
+mod forget;
 mod jobs;
 mod replay;
 mod shares;
