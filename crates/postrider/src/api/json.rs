@@ -311,6 +311,9 @@ pub fn check(bytes: &[u8]) -> Result<(), ApiError> {
     if bytes.starts_with(b"\xef\xbb\xbf") {
         return Err(Code::InvalidJson.because("The body begins with a byte order mark."));
     }
+    if bytes.is_empty() {
+        return Err(Code::InvalidJson.because("The body is empty: send a JSON object."));
+    }
     let mut reader = serde_json::Deserializer::from_slice(bytes);
     let mut place = Vec::new();
     let checked = Check { depth: 0, place: &mut place }.deserialize(&mut reader);

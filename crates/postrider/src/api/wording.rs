@@ -18,6 +18,9 @@ pub fn spoken(message: &str, field: &str) -> Spoken {
         let text = format!("`{missing}` is missing.");
         return Spoken { message: text, missing: Some(missing.to_owned()) };
     }
+    if let Some(twice) = quoted_after(message, "duplicate field ") {
+        return named(format!("`{twice}` comes twice."));
+    }
     if let Some(unknown) = quoted_after(message, "unknown field ") {
         let known = quoted(message.split_once(", expected ").map_or("", |(_, rest)| rest));
         return named(format!(
@@ -39,7 +42,9 @@ pub fn spoken(message: &str, field: &str) -> Spoken {
         return named(format!("{subject} must be {}, not {}.", wanted(expected), found_word(found)));
     }
     named(match message {
-        "expected value" => format!("{subject} has a value that is not allowed."),
+        // What serde says of a word or one of several objects, when it is neither.
+        "expected value" if takes_objects(field) => format!("{subject} must be a string or an object."),
+        "expected value" => format!("{subject} must be a string."),
         "invalid digit found in string"
         | "cannot parse integer from empty string"
         | "number too large to fit in target type"
@@ -48,6 +53,12 @@ pub fn spoken(message: &str, field: &str) -> Spoken {
         other if field.is_empty() => other.to_owned(),
         other => format!("{subject}: {other}"),
     })
+}
+
+/// Fields, and places of lists of audiences, that are a word or an object.
+fn takes_objects(field: &str) -> bool {
+    let is_place = !field.is_empty() && field.bytes().all(|b| b.is_ascii_digit());
+    is_place || ["audience", "exclude", "not", "backlog"].contains(&field)
 }
 
 /// The known name that is most alike, where one is alike enough to be meant.
@@ -157,6 +168,9 @@ mod tests {
                 "",
                 "The body must be an object, not null.",
             ),
+            ("expected value at line 1 column 13", "audience", "`audience` must be a string or an object."),
+            ("expected value at line 1 column 13", "platform", "`platform` must be a string."),
+            ("duplicate field `limit`", "", "`limit` comes twice."),
             ("invalid digit found in string", "limit", "`limit` must be a whole number, 0 or more."),
         ] {
             assert_eq!(spoken(message, field).message, expected);
