@@ -7,6 +7,7 @@ use crate::embedded::folder::{Folder, Identity, LOCK, Name};
 use crate::embedded::history::{Found, HISTORY, History};
 use crate::embedded::record::{self, FRAME_LEN, HEADER_LEN, Header};
 use crate::embedded::recover::{self, Repair, Unusable};
+use crate::embedded::upgrade::KnownRules;
 use crate::files::Files;
 use postrider_core::id::Seq;
 use postrider_core::port::{Audit, StoreError};
@@ -49,20 +50,25 @@ impl CheckReport {
 
 /// The same as [`check`], of a folder that is there and whose server is stopped.
 pub fn check_stopped(dir: &Path, files: Arc<dyn Files>) -> Result<CheckReport, OpenError> {
+    let _lock = stopped(dir, &*files)?;
+    check(dir, files)
+}
+
+/// Takes a data folder that is there and whose server is stopped.
+pub fn stopped(dir: &Path, files: &dyn Files) -> Result<Box<dyn Send + Sync>, OpenError> {
     if let Err(source) = files.list(dir) {
         return Err(match source.kind() {
             io::ErrorKind::NotFound => OpenError::NoSuchFolder(dir.to_path_buf()),
             _ => OpenError::Io { what: format!("the folder {}", dir.display()), source },
         });
     }
-    if Identity::read(dir, &*files)?.is_none() && !has_data(dir, &*files)? {
+    if Identity::read(dir, files)?.is_none() && !has_data(dir, files)? {
         return Err(OpenError::NoDataFolder(dir.to_path_buf()));
     }
-    let _lock = files.lock(&dir.join(LOCK)).map_err(|source| match source.kind() {
+    files.lock(&dir.join(LOCK)).map_err(|source| match source.kind() {
         io::ErrorKind::WouldBlock => OpenError::Running(dir.to_path_buf()),
         _ => OpenError::io("the lock of the data folder", source),
-    })?;
-    check(dir, files)
+    })
 }
 
 fn has_data(dir: &Path, files: &dyn Files) -> Result<bool, OpenError> {
@@ -75,7 +81,7 @@ pub fn check(dir: &Path, files: Arc<dyn Files>) -> Result<CheckReport, OpenError
     let Some(identity) = Identity::read(dir, &*files)? else {
         return Err(OpenError::Damaged(format!("{} is no data folder: it has no STORE file", dir.display())));
     };
-    let folder = Folder::new(dir.to_path_buf(), files, identity.store_id);
+    let folder = Folder::new(dir.to_path_buf(), files, &identity, KnownRules::OURS);
     let mut no_events = |_| Ok(());
     let mut recovered = recover::recover(&folder, Repair::No, &mut no_events)?;
     let mut report = CheckReport {

@@ -25,13 +25,18 @@ pub mod files;
 mod memory;
 pub mod planted;
 mod time_mark;
+mod upgrade;
 mod watch;
 
 pub use check::{CheckReport, FileReport, check, check_stopped};
 pub use embedded::config::{EmbeddedConfig, FailedBy, FatalHook, SyncMode};
 pub use embedded::stepped::{Stepped, Stepper};
+pub use embedded::upgrade::{KnownRules, UpgradePlan};
 pub use embedded::{EmbeddedStore, OpenError, Problem};
 pub use files::{Files, OsFiles};
 pub use memory::MemoryStore;
 pub use time_mark::TimeMark;
+#[doc(hidden)]
+pub use upgrade::check_knowing;
+pub use upgrade::{UpgradeReport, Wrote, upgrade_check, upgrade_stopped};
 pub use watch::EventWatch;

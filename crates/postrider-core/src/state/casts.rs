@@ -296,6 +296,11 @@ impl Casts {
         }
     }
 
+    /// All of them, in order.
+    pub fn seqs(&self) -> impl Iterator<Item = Seq> + '_ {
+        self.parts.iter().flat_map(|part| &part.blocks).flat_map(|block| block.seqs.iter().copied())
+    }
+
     /// Those open for the device behind a place in the order, oldest first.
     pub fn open_for<'a>(
         &'a self,

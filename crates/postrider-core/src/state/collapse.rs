@@ -18,11 +18,16 @@ impl State {
     pub(super) fn collapse(&mut self, newest: Seq, effects: &mut Effects) {
         let Some(message) = self.messages.get(&newest) else { return };
         let Some((group, keep)) = message.extra.as_ref().and_then(|extra| extra.group) else { return };
-        if keep == KEEP_ALL {
+        let by_first_rules = self.rules.are_the_first();
+        if keep == KEEP_ALL && !by_first_rules {
             return;
         }
         let (app, at, keep) = (message.app, message.accepted_at, usize::from(keep.max(1)));
-        let Some(devices) = message.broadcast().cloned() else {
+        let broadcast = message.broadcast().cloned();
+        if let Some(devices) = broadcast.as_ref().filter(|_| by_first_rules) {
+            return self.collapse_by_first_rules(newest, devices, (group, keep), effects);
+        }
+        let Some(devices) = broadcast else {
             for device in message.direct() {
                 self.collapse_one(DeviceRef { app, device }, (group, keep), newest, at, effects);
             }

@@ -44,7 +44,7 @@ impl State {
             }));
         }
         let (direct, full) = self.direct_targets(new, blob, effects);
-        let mut message = Message::new(new, &direct, blob);
+        let mut message = Message::new(new, &direct, blob, &self.rules);
         let targeted = self.create_deliveries(&mut message, new, &direct);
         if targeted == 0 && full > 0 {
             return Err(Refusal::InboxFull);
@@ -393,7 +393,10 @@ impl State {
     ) {
         let Some(app) = self.app_ref(at.app) else { return };
         let of = |urgent| app.casts.lane(urgent).open_for(at.device, 0, &self.messages);
-        let open: Vec<Seq> = of(true).chain(of(false)).collect();
+        let mut open: Vec<Seq> = of(true).chain(of(false)).collect();
+        if self.rules.are_the_first() {
+            open.sort_unstable();
+        }
         for seq in open {
             self.end_one(at, seq, end, now, effects);
         }
@@ -418,6 +421,7 @@ impl State {
                 app.history_ends.push_back(message.ended_at());
                 app.history.push_back(seq);
                 self.timers.report_kept(no, app.history_ends.front().copied(), app.history.len());
+                self.rules.note_ended(seq);
             }
             None => {
                 effects.over.push(Over::Message(seq));

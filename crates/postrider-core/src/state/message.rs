@@ -2,6 +2,7 @@
 
 use super::casts::Cast;
 use super::rows::Rows;
+use super::rules::Rules;
 use crate::command::NewMessage;
 use crate::id::*;
 use crate::model::*;
@@ -89,11 +90,11 @@ pub(crate) struct Bulk {
 }
 
 impl Message {
-    pub fn new(new: &NewMessage, targets: &[Target], blob: BlobRef) -> Message {
+    pub fn new(new: &NewMessage, targets: &[Target], blob: BlobRef, rules: &Rules) -> Message {
         let group = match (&new.collapse_key, new.backlog) {
             (None, Backlog::All) => None,
             (key, backlog) => {
-                let keep = backlog.keep().map_or(KEEP_ALL, |keep| keep.min(usize::from(KEEP_ALL)) as u16);
+                let keep = rules.kept(key.as_deref(), backlog);
                 Some((hash(key.as_deref().unwrap_or("")), keep))
             }
         };

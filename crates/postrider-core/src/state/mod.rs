@@ -24,6 +24,7 @@ pub(crate) mod message;
 mod read;
 mod report;
 pub(crate) mod rows;
+pub mod rules;
 mod shares;
 #[cfg(test)]
 mod tests;
@@ -41,6 +42,7 @@ use jobs::Jobs;
 use leaving::Leaving;
 pub use live::Live;
 use message::Message;
+use rules::Rules;
 use rustc_hash::FxHashMap;
 use std::collections::HashMap;
 use timers::{Timer, Timers};
@@ -70,6 +72,8 @@ pub struct State {
 
     // Of the commit under way.
     leaving: Leaving,
+    /// Those of an earlier release, while its journal is executed again.
+    pub(crate) rules: Rules,
 }
 
 /// What an execution brings forth beside its outcome.
@@ -105,7 +109,11 @@ impl State {
             Command::Progress { app, steps, now } => self.progress(*app, steps, *now, effects),
             Command::Cancel { app, message, now } => self.cancel(*app, *message, *now, effects),
             Command::Expire { now, limit, history_before, history_max } => {
-                Ok(self.expire(*now, *limit, (*history_before, *history_max), effects))
+                let history = (*history_before, *history_max);
+                Ok(match self.rules {
+                    Rules::First(_) => self.expire_by_first_rules(*now, *limit, history, effects),
+                    Rules::Present => self.expire(*now, *limit, history, effects),
+                })
             }
             Command::Retain { app, topic, message } => {
                 self.retain(*app, topic, message.as_ref(), blob, effects)

@@ -362,9 +362,14 @@ fn write_app(parts: &mut Parts<'_>, no: AppNo, app: &App, order: Order) -> io::R
     for seqs in broadcasts.chunks(LIST_PART) {
         parts.write_of(BROADCASTS, &no, |out| Numbers(seqs.to_vec()).put_value(2, out))?;
     }
-    let (first, second) = app.history.as_slices();
-    for seqs in first.chunks(LIST_PART).chain(second.chunks(LIST_PART)) {
-        parts.write_of(HISTORY, &no, |out| Numbers(seqs.to_vec()).put_value(2, out))?;
+    // In parts of one length, however it lies in memory: the same list gives the same bytes.
+    let mut history = app.history.iter().copied();
+    loop {
+        let seqs: Vec<Seq> = history.by_ref().take(LIST_PART).collect();
+        if seqs.is_empty() {
+            break;
+        }
+        parts.write_of(HISTORY, &no, |out| Numbers(seqs).put_value(2, out))?;
     }
     for retained in app.retained.values() {
         parts.write_of(RETAINED, &no, |out| retained.put_value(2, out))?;

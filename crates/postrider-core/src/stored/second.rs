@@ -13,6 +13,7 @@ use crate::port::Counters;
 use crate::state::State;
 use crate::state::app::{App, Device, Entry, FirstAnswer, Inbox, Session};
 use crate::state::message::{Bulk, Extra, Message, Report, Row, Targeted, Whom};
+use crate::state::rules::Rules;
 use bytes::Bytes;
 use rustc_hash::FxHashMap;
 use serde::Deserialize;
@@ -476,12 +477,13 @@ impl State2 {
             state.messages.insert(seq, message.today()?);
         }
         // One list for all apps then, one for each now.
-        for seq in self.history {
-            let app = state.messages.get(&seq).map(|message| message.app.0 as usize);
+        for seq in &self.history {
+            let app = state.messages.get(seq).map(|message| message.app.0 as usize);
             if let Some(app) = app.and_then(|app| state.apps.get_mut(app)) {
-                app.history.push_back(seq);
+                app.history.push_back(*seq);
             }
         }
+        state.rules = Rules::first(self.history);
         Ok(state)
     }
 }

@@ -22,7 +22,8 @@ use crate::files::File;
 use postrider_core::id::Seq;
 use postrider_core::model::BlobRef;
 use postrider_core::seeded::{self, Bug};
-use postrider_core::state::State;
+use postrider_core::state::rules::RULES;
+use postrider_core::state::{Live, State};
 use postrider_core::stored;
 use std::collections::{HashMap, HashSet};
 use std::io::{self, Write};
@@ -89,13 +90,13 @@ fn load(shared: &Shared, base: Seq, segments: &[Segment]) -> Result<State, Failu
         let name = Name::Checkpoint { seq: base }.text();
         let bytes = folder.read(&name)?;
         match recover::read_checkpoint(folder, &name, &bytes, true) {
-            Ok((_, live)) => live.unwrap_or_default().into_parts().0,
+            Ok((_, image)) => image.map(|image| image.live).unwrap_or_default().into_parts().0,
             Err(Unusable::Damaged(at)) => return Err(Failure::Damaged(format!("{name} at {at}"))),
             Err(Unusable::Refuse(error)) => return Err(Failure::Damaged(error.to_string())),
         }
     };
     let mut no_events = |_| Ok(());
-    let mut replay = Replay::new(state, &mut no_events);
+    let mut replay = Replay::new(state, folder.known, &mut no_events);
     for segment in segments {
         if shared.is_closing() {
             return Err(Failure::Stopped);
@@ -106,6 +107,7 @@ fn load(shared: &Shared, base: Seq, segments: &[Segment]) -> Result<State, Failu
             name: &name,
             file: segment.file,
             salt: folder.salt(segment.file),
+            rules: segment.rules,
             bytes: &bytes,
             last: false,
         };
@@ -120,7 +122,9 @@ fn load(shared: &Shared, base: Seq, segments: &[Segment]) -> Result<State, Failu
             return Err(Failure::Damaged(format!("{name} ends at {}", replay.state.seq())));
         }
     }
-    Ok(replay.state)
+    let mut state = replay.state;
+    state.follow(RULES);
+    Ok(state)
 }
 
 fn finish(shared: &Shared, mut state: State) -> Result<(), Failure> {
@@ -160,6 +164,24 @@ pub fn of_live_state(shared: &Shared) -> Result<(), Failure> {
     };
     shared.folder.inventory().checkpoints.push(written);
     done(shared)
+}
+
+/// A checkpoint of a state that was just recovered: from now its commands are executed by the present
+/// rules. It may have the number of one that is there already, which it then takes the place of.
+pub fn of_recovered_state(folder: &Folder, live: &mut Live) -> Result<Checkpoint, Failure> {
+    let (state, volatile) = live.parts_mut();
+    state.follow(RULES);
+    let mut place = stored::Written::default();
+    let mut beside = |out: &mut Vec<u8>| stored::write_volatile(volatile, &mut place, out);
+    Ok(write(folder, state, &mut beside)?.1)
+}
+
+/// Bytes of contents that a checkpoint would copy.
+pub fn copied_bytes(folder: &Folder, state: &mut State) -> u64 {
+    let blobs = blobs_of(state);
+    let (_, go) = choose(folder, &blobs);
+    let copied = blobs.iter().filter(|blob| go.contains(&blob.file));
+    copied.map(|blob| u64::from(blob.len) + FRAME_LEN as u64).sum()
 }
 
 fn done(shared: &Shared) -> Result<(), Failure> {
@@ -215,10 +237,7 @@ fn write(
     state: &mut State,
     beside: &mut Beside<'_>,
 ) -> Result<(Moved, Checkpoint), Failure> {
-    let mut blobs = Vec::new();
-    state.for_each_blob(&mut |blob| blobs.push(*blob));
-    blobs.sort_unstable_by_key(place);
-    blobs.dedup();
+    let mut blobs = blobs_of(state);
     let (stay, go) = choose(folder, &blobs);
     blobs.retain(|blob| go.contains(&blob.file));
     let mut copier =
@@ -247,6 +266,15 @@ fn write(
     let state_bytes = write_state(folder, state, beside, &manifest)?;
     let copied: u64 = made.iter().map(|contents| contents.len).sum();
     Ok((moved, Checkpoint { seq, bytes: state_bytes + copied, state_bytes, contents: manifest.contents }))
+}
+
+/// Contents that are still needed, in the order in which they lie.
+fn blobs_of(state: &mut State) -> Vec<BlobRef> {
+    let mut blobs = Vec::new();
+    state.for_each_blob(&mut |blob| blobs.push(*blob));
+    blobs.sort_unstable_by_key(place);
+    blobs.dedup();
+    blobs
 }
 
 /// Content files that stay as they are, and the files whose contents are copied: every journal segment, and content files
@@ -400,10 +428,14 @@ fn write_state(
     });
     match written {
         Ok(bytes) => {
+            let replaces = folder.inventory().checkpoints.iter().any(|other| other.seq == manifest.seq);
             folder.files.rename(&unfinished, &folder.path(&name))?;
             if let Err(error) = folder.files.sync_dir(&folder.dir) {
-                // Whether it is there after a crash, nobody knows; better not.
-                let _ = folder.files.remove(&folder.path(&name));
+                // Whether it is there after a crash, nobody knows; better not. Unless it stands where
+                // another one stood: one of both will be there.
+                if !replaces {
+                    let _ = folder.files.remove(&folder.path(&name));
+                }
                 return Err(error.into());
             }
             Ok(bytes)

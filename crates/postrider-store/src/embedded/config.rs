@@ -1,5 +1,6 @@
 //! What can be set for an embedded store.
 
+use super::upgrade::KnownRules;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -60,6 +61,9 @@ pub struct EmbeddedConfig {
     pub reserve_bytes: u64,
     /// Accept a data folder that others than its owner can look into.
     pub allow_open_to_others: bool,
+    /// The rules that the program knows. Another release knows others: for tests.
+    #[doc(hidden)]
+    pub rules: KnownRules,
     /// Called once with the reason when the store has failed for good: the process should end.
     pub on_fatal: Option<FatalHook>,
 }
@@ -84,6 +88,7 @@ impl EmbeddedConfig {
             min_free_percent: 10,
             reserve_bytes: 64 * MIB,
             allow_open_to_others: false,
+            rules: KnownRules::OURS,
             on_fatal: None,
         }
     }

@@ -518,6 +518,18 @@ impl EventSegment {
     }
 }
 
+/// Position of the last row that is whole, without changing anything.
+pub fn last_position(folder: &Folder) -> io::Result<u64> {
+    let names = folder.files.list(&folder.dir)?;
+    let first = names.iter().filter_map(|name| match Name::parse(name) {
+        Name::Events { first } => Some(first),
+        _ => None,
+    });
+    let Some(first) = first.max() else { return Ok(0) };
+    let (rows, _) = verify(&folder.read(&Name::Events { first }.text())?);
+    Ok((first + rows).saturating_sub(1))
+}
+
 /// Verifies a file of receipts: how many rows are good, and where the first bad one is.
 pub fn verify(bytes: &[u8]) -> (u64, Option<usize>) {
     let (mut at, mut rows) = (HEADER_LEN.min(bytes.len()), 0);

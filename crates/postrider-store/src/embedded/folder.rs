@@ -3,7 +3,8 @@
 //! A file is named by what is in it, so that the name repeats the header: a damaged header costs nothing. Files that
 //! hold contents have a number, which [`BlobRef`] leads to.
 
-use super::record::{self, FRAME_LEN, HEADER_LEN, Header};
+use super::record::{self, FRAME_LEN, HEADER_LEN, Header, Written};
+use super::upgrade::KnownRules;
 use crate::files::{File, Files, read_all};
 use postrider_core::id::Seq;
 use postrider_core::model::{BlobRef, Content};
@@ -81,6 +82,8 @@ pub struct Segment {
     pub first: Seq,
     pub last: Seq,
     pub len: u64,
+    /// By which its commands are executed.
+    pub rules: u32,
 }
 
 impl Segment {
@@ -114,6 +117,9 @@ pub struct Folder {
     pub dir: PathBuf,
     pub files: Arc<dyn Files>,
     pub store_id: u64,
+    /// By what the folder was made.
+    pub written: Written,
+    pub known: KnownRules,
     inventory: Mutex<Inventory>,
     handles: RwLock<HashMap<u32, Arc<dyn File>>>,
     next_file: AtomicU32,
@@ -122,11 +128,13 @@ pub struct Folder {
 }
 
 impl Folder {
-    pub fn new(dir: PathBuf, files: Arc<dyn Files>, store_id: u64) -> Folder {
+    pub fn new(dir: PathBuf, files: Arc<dyn Files>, identity: &Identity, known: KnownRules) -> Folder {
         Folder {
             dir,
             files,
-            store_id,
+            store_id: identity.store_id,
+            written: identity.written,
+            known,
             inventory: Mutex::default(),
             handles: RwLock::default(),
             next_file: AtomicU32::new(1),
@@ -161,7 +169,7 @@ impl Folder {
     }
 
     pub fn header(&self, magic: [u8; 8], file: u32, first: u64) -> Header {
-        Header { magic, store_id: self.store_id, file, first, flags: 0 }
+        Header::new(magic, self.store_id, file, first)
     }
 
     pub fn keep_handle(&self, file: u32, handle: Arc<dyn File>) {
@@ -299,6 +307,7 @@ impl Folder {
 pub struct Identity {
     pub store_id: u64,
     pub epoch: u64,
+    pub written: Written,
 }
 
 impl Identity {
@@ -312,7 +321,9 @@ impl Identity {
                 Err(error) => return Err(super::OpenError::io(name, error)),
             };
             match Header::decode(&bytes, record::STORE) {
-                Ok(header) => return Ok(Some(Identity { store_id: header.store_id, epoch: header.first })),
+                Ok(Header { store_id, first: epoch, written, .. }) => {
+                    return Ok(Some(Identity { store_id, epoch, written }));
+                }
                 Err(record::BadHeader::Newer(version)) => {
                     return Err(super::OpenError::Newer { file: name.to_owned(), version });
                 }
@@ -326,8 +337,7 @@ impl Identity {
     }
 
     pub fn write(&self, dir: &Path, files: &dyn Files) -> io::Result<()> {
-        let header =
-            Header { magic: record::STORE, store_id: self.store_id, file: 0, first: self.epoch, flags: 0 };
+        let header = Header::new(record::STORE, self.store_id, 0, self.epoch);
         for name in STORE {
             let unfinished = dir.join(format!("{name}.tmp"));
             match files.remove(&unfinished) {

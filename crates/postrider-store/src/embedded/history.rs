@@ -102,7 +102,7 @@ impl History {
     }
 
     fn encode(&self, store_id: u64) -> io::Result<Vec<u8>> {
-        let header = Header { magic: record::HISTORY, store_id, file: 0, first: 0, flags: 0 };
+        let header = Header::new(record::HISTORY, store_id, 0, 0);
         let mut bytes = header.encode().to_vec();
         let mut lines = Vec::with_capacity(self.starts.len() * LINE);
         for Start { id, seq, event } in &self.starts {

@@ -1,7 +1,8 @@
 //! The embedded store: a folder of append-only files, a state machine in memory, one thread that writes.
 //!
 //! Read in this order: `record` (the bytes), `replay` and `recover` (from bytes to a state), `queue` and `writer` (how a
-//! command gets in), `checkpoint` (how old journal goes), `events` (the receipt stream), `space` (the full disk).
+//! command gets in), `checkpoint` (how old journal goes), `events` (the receipt stream), `space` (the full disk),
+//! `upgrade` (folders of earlier releases).
 
 mod checkpoint;
 pub mod config;
@@ -16,6 +17,7 @@ pub mod replay;
 mod space;
 pub mod stepped;
 mod store;
+pub mod upgrade;
 mod writer;
 
 use crate::files::{Files, is_full};
@@ -29,6 +31,7 @@ use notes::Notes;
 use postrider_core::port::StoreError;
 use postrider_core::state::Live;
 use queue::{Errand, Item, Queue};
+use record::Written;
 use recover::{Recovered, Repair};
 use space::SpaceWatch;
 use std::io;
@@ -55,6 +58,27 @@ pub enum OpenError {
     OpenToOthers(PathBuf),
     #[error("{file} has the format {version}, newer than this program knows: use the newer program")]
     Newer { file: String, version: u32 },
+    #[error(
+        "{file} was written by the rules {rules} of release {release}, newer than this program knows: \
+         use the newer program"
+    )]
+    NewerRules { file: String, rules: u32, release: String },
+    #[error(
+        "{file} has commands that were executed by the rules {rules}, which this program does not know \
+         any more: start release {release} on this folder once, which writes a checkpoint, and stop it; \
+         then start this program. Nothing was changed"
+    )]
+    DroppedRules { file: String, rules: u32, release: String },
+    #[error(
+        "the upgrade of the data folder needs {needed} bytes of free space, and {free} are free; \
+         nothing was changed"
+    )]
+    NoRoomToUpgrade { needed: u64, free: u64 },
+    #[error(
+        "the data folder could not be upgraded: {0}; what was written was taken away, \
+         the program that wrote the folder can go on with it"
+    )]
+    NotUpgraded(io::Error),
     #[error("{0} belongs to another store")]
     Foreign(String),
     #[error("damaged beyond recovery: {0}; nothing was changed, restore a backup")]
@@ -215,7 +239,7 @@ impl EmbeddedStore {
     ) -> Result<(EmbeddedStore, writer::Writer), OpenError> {
         let lock = take_folder(&config, &*files)?;
         let identity = identity(&config, &*files)?;
-        let folder = Folder::new(config.dir.clone(), files, identity.store_id);
+        let folder = Folder::new(config.dir.clone(), files, &identity, config.rules);
         let retention = Retention {
             segment_bytes: config.events_segment_bytes,
             bytes_max: config.events_bytes_max,
@@ -223,25 +247,16 @@ impl EmbeddedStore {
         };
         sweep_unfinished(&folder).map_err(|error| OpenError::io("the data folder", error))?;
         let events = EventLog::open(&folder, retention).map_err(|error| OpenError::io("receipts", error))?;
-        let began = Instant::now();
-        let mut sink = |rows: Vec<_>| match events.append(&folder, &rows) {
-            Waiting::TooMuch => Err(io::Error::other("they cannot be written, and too many wait")),
-            Waiting::Little => Ok(()),
-        };
-        let Recovered { state, volatile, problems, inventory, clean, relaxed, records } =
-            recover::recover(&folder, Repair::Yes, &mut sink)?;
-        let mut state = Live::new(state, volatile);
-        tracing::info!(seq = state.seq(), records, millis = began.elapsed().as_millis(), "recovered");
-        if relaxed && !clean {
-            tracing::warn!("it was written with sync relaxed and not closed in order: its end may be lost");
+        let before = upgrade::prepare(&folder, &events)?;
+        let recovered = recover_state(&folder, &events, before.is_some());
+        if let (Err(_), Some(before)) = (&recovered, &before) {
+            before.restore(&folder, &events);
         }
-        let io = |error| OpenError::io("receipts", error);
-        events.rewind(&folder, state.last_event()).map_err(io)?;
+        let (mut state, problems) = recovered?;
         let start = Start { id: new_id(&*folder.files)?, seq: state.seq(), event: state.last_event() };
         // Behind damage, positions may now name other commands and receipts than before: no cursor is good any more.
         let history = begin_history(&folder, &identity, start, problems.is_empty())?;
         state.reuse_seq();
-        *folder.inventory() = inventory;
         if problems.is_empty() {
             tidy(&folder).map_err(|error| OpenError::io("the data folder", error))?;
         }
@@ -407,9 +422,37 @@ fn identity(config: &EmbeddedConfig, files: &dyn Files) -> Result<Identity, Open
     if names.iter().any(has_data) {
         return Err(OpenError::Damaged("the STORE files are gone".to_owned()));
     }
-    let identity = Identity { store_id: new_id(files)?, epoch: new_id(files)? };
+    let identity = Identity { store_id: new_id(files)?, epoch: new_id(files)?, written: Written::NOW };
     identity.write(&config.dir, files).map_err(|error| OpenError::io("STORE", error))?;
     Ok(identity)
+}
+
+/// The state, with all receipts that belong to it, ready for commands by the present rules.
+fn recover_state(
+    folder: &Folder,
+    events: &EventLog,
+    upgrades: bool,
+) -> Result<(Live, Vec<Problem>), OpenError> {
+    let began = Instant::now();
+    let mut sink = |rows: Vec<_>| match events.append(folder, &rows) {
+        Waiting::TooMuch => Err(io::Error::other("they cannot be written, and too many wait")),
+        Waiting::Little => Ok(()),
+    };
+    let Recovered { state, volatile, problems, inventory, clean, relaxed, records, rules } =
+        recover::recover(folder, Repair::Yes, &mut sink)?;
+    let mut live = Live::new(state, volatile);
+    tracing::info!(seq = live.seq(), records, millis = began.elapsed().as_millis(), "recovered");
+    if relaxed && !clean {
+        tracing::warn!("it was written with sync relaxed and not closed in order: its end may be lost");
+    }
+    events.rewind(folder, live.last_event()).map_err(|error| OpenError::io("receipts", error))?;
+    *folder.inventory() = inventory;
+    if upgrades {
+        upgrade::write(folder, events, &mut live)?;
+        tracing::info!(from = rules, to = folder.known.present, "the data folder is upgraded");
+    }
+    live.parts_mut().0.follow(folder.known.present);
+    Ok((live, problems))
 }
 
 /// Adds this start to those that the folder knows; folders from before that have one epoch.

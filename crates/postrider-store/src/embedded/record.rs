@@ -13,12 +13,17 @@
 //! the group of this record began: all before it was on stable storage when this was written. So a bad record is a torn
 //! write if no later record says that it was once whole, and corruption if one does. Content stands in a frame of its
 //! own, the same here and in content files: a [`BlobRef`] leads to the frame, which is checked on each read.
+//!
+//! Each file's header names the format, the rules by which its commands are executed, and the release
+//! that wrote it ([`Written`]).
 
 use postrider_core::command::Command;
 use postrider_core::id::Seq;
 use postrider_core::model::Content;
+use postrider_core::state::rules::RULES;
 use postrider_core::stored;
 use serde::{Deserialize, Serialize};
+use std::fmt;
 use std::ops::RangeInclusive;
 
 pub const HEAD_LEN: usize = 32;
@@ -235,6 +240,63 @@ pub struct Header {
     /// First number in the file: of a command or of an event; of a checkpoint the last one in it.
     pub first: u64,
     pub flags: u32,
+    pub written: Written,
+}
+
+/// By what program a file was written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Written {
+    /// How its bytes are to be read.
+    pub format: u32,
+    /// How its commands are executed; of a checkpoint: how those that it is made of were.
+    pub rules: u32,
+    pub release: Release,
+}
+
+impl Written {
+    pub const NOW: Written = Written { format: FORMAT_VERSION, rules: RULES, release: Release::PRESENT };
+
+    fn read(header: &[u8]) -> Written {
+        let format = u32_at(header, 8);
+        // The first two formats say nothing of rules: they are of one release. Of the third, only
+        // unreleased programs wrote headers without, and they executed by the second rules.
+        let rules = match u32_at(header, 36) {
+            _ if format < 3 => 1,
+            0 => 2,
+            rules => rules,
+        };
+        Written { format, rules, release: Release(u32_at(header, 40)) }
+    }
+}
+
+/// A release's number, in four bytes; 0 where a file does not say it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Release(u32);
+
+impl Release {
+    pub const PRESENT: Release = Release(
+        number(env!("CARGO_PKG_VERSION_MAJOR")) << 20
+            | number(env!("CARGO_PKG_VERSION_MINOR")) << 10
+            | number(env!("CARGO_PKG_VERSION_PATCH")),
+    );
+}
+
+impl fmt::Display for Release {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            0 => f.write_str("0.1, or a build of that time"),
+            packed => write!(f, "{}.{}.{}", packed >> 20, packed >> 10 & 0x3ff, packed & 0x3ff),
+        }
+    }
+}
+
+const fn number(digits: &str) -> u32 {
+    let (mut number, mut i) = (0, 0);
+    while i < digits.len() {
+        number = number * 10 + (digits.as_bytes()[i] - b'0') as u32;
+        i += 1;
+    }
+    number
 }
 
 /// The file was written without waiting for the disk.
@@ -255,22 +317,24 @@ pub enum BadHeader {
 }
 
 impl Header {
+    /// Of a file that is written now.
+    pub fn new(magic: [u8; 8], store_id: u64, file: u32, first: u64) -> Header {
+        Header { magic, store_id, file, first, flags: 0, written: Written::NOW }
+    }
+
     pub fn encode(&self) -> [u8; HEADER_LEN] {
         let mut bytes = [0; HEADER_LEN];
         bytes[..8].copy_from_slice(&self.magic);
-        bytes[8..12].copy_from_slice(&FORMAT_VERSION.to_le_bytes());
+        bytes[8..12].copy_from_slice(&self.written.format.to_le_bytes());
         bytes[12..16].copy_from_slice(&self.file.to_le_bytes());
         bytes[16..24].copy_from_slice(&self.store_id.to_le_bytes());
         bytes[24..32].copy_from_slice(&self.first.to_le_bytes());
         bytes[32..36].copy_from_slice(&self.flags.to_le_bytes());
+        bytes[36..40].copy_from_slice(&self.written.rules.to_le_bytes());
+        bytes[40..44].copy_from_slice(&self.written.release.0.to_le_bytes());
         let crc = crc32c::crc32c(&bytes[..HEADER_LEN - 4]);
         bytes[HEADER_LEN - 4..].copy_from_slice(&crc.to_le_bytes());
         bytes
-    }
-
-    /// The version of the format that a file with a good header was written in.
-    pub fn version(bytes: &[u8]) -> u32 {
-        bytes.get(..HEADER_LEN).map_or(0, |bytes| u32_at(bytes, 8))
     }
 
     pub fn decode(bytes: &[u8], magic: [u8; 8]) -> Result<Header, BadHeader> {
@@ -289,6 +353,7 @@ impl Header {
             file: u32_at(bytes, 12),
             first: u64_at(bytes, 24),
             flags: u32_at(bytes, 32),
+            written: Written::read(bytes),
         })
     }
 }
@@ -378,7 +443,7 @@ mod tests {
 
     #[test]
     fn a_newer_format_is_told_from_damage() {
-        let header = Header { magic: JOURNAL, store_id: 1, file: 2, first: 3, flags: 0 };
+        let header = Header::new(JOURNAL, 1, 2, 3);
         let mut bytes = header.encode();
         assert_eq!(Header::decode(&bytes, JOURNAL), Ok(header));
         bytes[8] = 9;
@@ -386,6 +451,21 @@ mod tests {
         let crc = crc32c::crc32c(&bytes[..HEADER_LEN - 4]);
         bytes[HEADER_LEN - 4..].copy_from_slice(&crc.to_le_bytes());
         assert_eq!(Header::decode(&bytes, JOURNAL), Err(BadHeader::Newer(9)));
+    }
+
+    #[test]
+    fn a_header_says_by_which_rules_and_which_release_it_was_written() {
+        let written = |format: u32, rules: u32, release: u32| {
+            let written = Written { format, rules, release: Release(release) };
+            let bytes = Header { written, ..Header::new(JOURNAL, 1, 2, 3) }.encode();
+            Header::decode(&bytes, JOURNAL).unwrap().written
+        };
+        assert_eq!(written(FORMAT_VERSION, RULES, Release::PRESENT.0), Written::NOW);
+        assert_eq!(written(FORMAT_VERSION, 77, 0).rules, 77);
+        // Files of formats that say nothing of it.
+        assert_eq!((written(1, 0, 0).rules, written(2, 0, 0).rules, written(3, 0, 0).rules), (1, 1, 2));
+        assert_eq!(Release(1 << 20 | 22 << 10 | 333).to_string(), "1.22.333");
+        assert_eq!(Release::PRESENT.to_string(), env!("CARGO_PKG_VERSION"));
     }
 
     /// The bytes as they are, then as a command and as a content with heads and checksums that are right.

@@ -5,7 +5,7 @@
 //! does not reach back to the first command) the store refuses to open.
 
 use super::folder::{Checkpoint, Folder, Inventory, Name, Segment};
-use super::record::{self, BadHeader, HEADER_LEN, Header, Manifest};
+use super::record::{self, BadHeader, HEADER_LEN, Header, Manifest, Written};
 use super::replay::{Replay, Sink, Source};
 use super::{OpenError, Problem};
 use postrider_core::id::Seq;
@@ -24,7 +24,11 @@ pub struct Recovered {
     pub clean: bool,
     /// It was written without waiting for the disk.
     pub relaxed: bool,
+    /// Commands of the journal that were executed.
     pub records: u64,
+    /// By which the last of these was executed, or those that the checkpoint is made of; `None` in an
+    /// empty folder.
+    pub rules: Option<u32>,
 }
 
 /// Whether recovery may touch the files.
@@ -41,12 +45,15 @@ pub fn recover<'a>(folder: &Folder, repair: Repair, sink: &'a mut Sink<'a>) -> R
     let names = folder.files.list(&folder.dir).map_err(|error| OpenError::io("the data folder", error))?;
     let names: Vec<Name> = names.iter().map(|name| Name::parse(name)).collect();
     let mut journals = journals(folder, &names);
-    let (base, inventory, mut problems) = newest_checkpoint(folder, &names, repair)?;
+    let Base { live: base, rules: base_rules, inventory, mut problems } =
+        newest_checkpoint(folder, &names, repair)?;
     let (base, volatile) = base.into_parts();
     if base.seq() == 0 && journals.first().is_some_and(|first| first.first > 1) {
         return Err(OpenError::Damaged("every checkpoint, and the journal's beginning is gone".to_owned()));
     }
-    let mut replay = Replay::new(base, sink);
+    // What a damaged header would say is what the file before it says: rules change at checkpoints only.
+    let mut rules = base_rules.unwrap_or(folder.written.rules);
+    let mut replay = Replay::new(base, folder.known, sink);
     let mut relaxed = false;
     let count = journals.len();
     let firsts: Vec<Seq> = journals.iter().map(|segment| segment.first).collect();
@@ -58,14 +65,25 @@ pub fn recover<'a>(folder: &Folder, repair: Repair, sink: &'a mut Sink<'a>) -> R
             .map_err(|error| OpenError::io(&segment.name(), error))?;
         folder.keep_handle(segment.file, handle);
         if let Some(next) = next.filter(|next| **next <= replay.state.seq() + 1) {
-            (segment.last, segment.len) = (next - 1, file_len(folder, &segment.name())?);
+            (segment.last, segment.len, segment.rules) =
+                (next - 1, file_len(folder, &segment.name())?, rules);
             continue;
         }
         let bytes = folder.read(&segment.name()).map_err(|error| OpenError::io(&segment.name(), error))?;
-        relaxed |= check_header(folder, segment, &bytes, &mut replay.problems)?;
+        if let Some(header) = check_header(folder, segment, &bytes, &mut replay.problems)? {
+            relaxed |= header.flags & record::FLAG_RELAXED != 0;
+            rules = header.written.rules;
+        }
+        segment.rules = rules;
         let (name, last) = (segment.name(), i + 1 == count);
-        let source =
-            Source { name: &name, file: segment.file, salt: folder.salt(segment.file), bytes: &bytes, last };
+        let source = Source {
+            name: &name,
+            file: segment.file,
+            salt: folder.salt(segment.file),
+            rules,
+            bytes: &bytes,
+            last,
+        };
         let before = replay.problems.len();
         let valid = replay.segment(&source)?;
         (segment.last, segment.len) = (replay.state.seq(), valid as u64);
@@ -76,9 +94,9 @@ pub fn recover<'a>(folder: &Folder, repair: Repair, sink: &'a mut Sink<'a>) -> R
     }
     let clean = replay.sealed || count == 0;
     problems.append(&mut replay.problems);
-    let (state, records) = (replay.state, replay.records);
+    let (state, records, rules) = (replay.state, replay.records, replay.rules.or(base_rules));
     let inventory = Inventory { segments: journals, ..inventory };
-    Ok(Recovered { state, volatile, problems, inventory, clean, relaxed, records })
+    Ok(Recovered { state, volatile, problems, inventory, clean, relaxed, records, rules })
 }
 
 fn journals(folder: &Folder, names: &[Name]) -> Vec<Segment> {
@@ -87,7 +105,7 @@ fn journals(folder: &Folder, names: &[Name]) -> Vec<Segment> {
         match *name {
             Name::Journal { first, file } => {
                 folder.has_file_number(file);
-                journals.push(Segment { file, first, last: first.saturating_sub(1), len: 0 });
+                journals.push(Segment { file, first, last: first.saturating_sub(1), len: 0, rules: 0 });
             }
             Name::Contents { file } => folder.has_file_number(file),
             _ => {}
@@ -111,25 +129,30 @@ fn check_header(
     segment: &Segment,
     bytes: &[u8],
     problems: &mut Vec<Problem>,
-) -> Result<bool, OpenError> {
+) -> Result<Option<Header>, OpenError> {
     match Header::decode(bytes, record::JOURNAL) {
         Ok(header) if header.store_id != folder.store_id => Err(OpenError::Foreign(segment.name())),
-        Ok(header) => Ok(header.flags & record::FLAG_RELAXED != 0),
+        Ok(header) => folder.known.refuse_newer(&segment.name(), header.written).map(|()| Some(header)),
         Err(BadHeader::Newer(version)) => Err(OpenError::Newer { file: segment.name(), version }),
         Err(BadHeader::Damaged) => {
             let len = bytes.len().min(HEADER_LEN) as u64;
             problems.push(Problem { file: segment.name(), offset: 0, len, what: "header".to_owned() });
-            Ok(false)
+            Ok(None)
         }
     }
 }
 
+/// Where recovery begins.
+struct Base {
+    live: Live,
+    /// By which it was made; `None`: it is empty.
+    rules: Option<u32>,
+    inventory: Inventory,
+    problems: Vec<Problem>,
+}
+
 /// The state of the newest checkpoint that is whole, and an inventory of the good ones.
-fn newest_checkpoint(
-    folder: &Folder,
-    names: &[Name],
-    repair: Repair,
-) -> Result<(Live, Inventory, Vec<Problem>), OpenError> {
+fn newest_checkpoint(folder: &Folder, names: &[Name], repair: Repair) -> Result<Base, OpenError> {
     let seqs: BTreeSet<Seq> = names
         .iter()
         .filter_map(|name| match name {
@@ -163,18 +186,28 @@ fn newest_checkpoint(
             folder.files.rename(&folder.path(name), &aside).map_err(|error| OpenError::io(name, error))?;
         }
     }
-    Ok((found.base.unwrap_or_default(), found.inventory, found.problems))
+    let (live, rules) = match found.base {
+        Some(Image { live, written }) => (live, Some(written.rules)),
+        None => (Live::default(), None),
+    };
+    Ok(Base { live, rules, inventory: found.inventory, problems: found.problems })
+}
+
+/// The state of a checkpoint with what was known beside it, and who wrote it.
+pub struct Image {
+    pub live: Live,
+    pub written: Written,
 }
 
 /// The checkpoints looked at so far, newest first.
 #[derive(Default)]
 struct Found {
-    base: Option<Live>,
+    base: Option<Image>,
     inventory: Inventory,
     problems: Vec<Problem>,
     unusable: Vec<String>,
     /// Whole, but contents that it needs are not: the last resort.
-    incomplete: Option<(String, Checkpoint, Live)>,
+    incomplete: Option<(String, Checkpoint, Image)>,
 }
 
 impl Found {
@@ -183,7 +216,7 @@ impl Found {
         folder: &Folder,
         name: String,
         (manifest, bytes): (Manifest, u64),
-        state: Option<Live>,
+        state: Option<Image>,
     ) {
         folder.has_file_number(manifest.next_file.saturating_sub(1));
         let before = self.problems.len();
@@ -252,17 +285,18 @@ pub fn read_checkpoint(
     name: &str,
     bytes: &[u8],
     with_state: bool,
-) -> Result<(Manifest, Option<Live>), Unusable> {
-    match Header::decode(bytes, record::CHECKPOINT) {
+) -> Result<(Manifest, Option<Image>), Unusable> {
+    let written = match Header::decode(bytes, record::CHECKPOINT) {
         Ok(header) if header.store_id != folder.store_id => {
             return Err(Unusable::Refuse(OpenError::Foreign(name.to_owned())));
         }
-        Ok(_) => {}
+        Ok(header) => header.written,
         Err(BadHeader::Newer(version)) => {
             return Err(Unusable::Refuse(OpenError::Newer { file: name.to_owned(), version }));
         }
         Err(BadHeader::Damaged) => return Err(Unusable::Damaged(0)),
-    }
+    };
+    folder.known.refuse_newer(name, written).map_err(Unusable::Refuse)?;
     let mut at = HEADER_LEN;
     let mut manifest = None;
     let mut image = Vec::new();
@@ -285,12 +319,14 @@ pub fn read_checkpoint(
         return Ok((manifest, None));
     }
     let damaged = |_| Unusable::Damaged(HEADER_LEN as u64);
-    let mut state = stored::read_state(Header::version(bytes), &image).map_err(damaged)?;
-    state.rebuild();
-    if state.seq() != manifest.seq {
+    let mut live = stored::read_state(written.format, &image).map_err(damaged)?;
+    live.rebuild();
+    // Where it cannot, that matters only if there are commands to be executed by these rules.
+    live.parts_mut().0.follow(written.rules);
+    if live.seq() != manifest.seq {
         return Err(Unusable::Damaged(HEADER_LEN as u64));
     }
-    Ok((manifest, Some(state)))
+    Ok((manifest, Some(Image { live, written })))
 }
 
 fn set_aside(folder: &Folder, bytes: &[u8], problems: &[Problem]) -> Result<(), OpenError> {

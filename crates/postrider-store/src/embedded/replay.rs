@@ -2,8 +2,11 @@
 //!
 //! A damaged record is skipped and told; its number is used up by a command that does nothing, so that all later ones
 //! keep theirs. Whether bad bytes at the end are a write that was never finished or damage is decided here too.
+//!
+//! Each segment's commands are executed by the rules by which they were executed first.
 
 use super::record::{self, HEAD_LEN, HEADER_LEN, Head, Kind, Parsed};
+use super::upgrade::KnownRules;
 use super::{OpenError, Problem};
 use postrider_core::command::Command;
 use postrider_core::id::Seq;
@@ -29,6 +32,9 @@ pub struct Replay<'a> {
     /// The last record read was a seal.
     pub sealed: bool,
     pub records: u64,
+    /// By which the last command was executed; `None`: none was.
+    pub rules: Option<u32>,
+    known: KnownRules,
     effects: Effects,
     sink: &'a mut Sink<'a>,
 }
@@ -38,6 +44,8 @@ pub struct Source<'a> {
     pub name: &'a str,
     pub file: u32,
     pub salt: u64,
+    /// By which its commands are executed.
+    pub rules: u32,
     pub bytes: &'a [u8],
     /// Nothing was written after it: its end may be torn.
     pub last: bool,
@@ -72,8 +80,17 @@ impl Source<'_> {
 }
 
 impl<'a> Replay<'a> {
-    pub fn new(state: State, sink: &'a mut Sink<'a>) -> Replay<'a> {
-        Replay { state, problems: Vec::new(), sealed: false, records: 0, effects: Effects::default(), sink }
+    pub fn new(state: State, known: KnownRules, sink: &'a mut Sink<'a>) -> Replay<'a> {
+        Replay {
+            state,
+            problems: Vec::new(),
+            sealed: false,
+            records: 0,
+            rules: None,
+            known,
+            effects: Effects::default(),
+            sink,
+        }
     }
 
     /// Replays a segment; answers up to where it is of use. What lies behind that was never finished.
@@ -136,6 +153,7 @@ impl<'a> Replay<'a> {
             self.skip_to(head.seq)?;
             return Ok(end);
         };
+        self.follow(source)?;
         let blob = blob_of(source.file, at, head);
         self.state.execute(&command, blob, &mut self.effects);
         self.state.settle(head.seq);
@@ -146,6 +164,20 @@ impl<'a> Replay<'a> {
             self.flush()?;
         }
         Ok(end)
+    }
+
+    /// Executes by the rules of the segment from now on. Segments that need not be executed may have any.
+    fn follow(&mut self, source: &Source<'_>) -> Result<(), OpenError> {
+        if self.rules == Some(source.rules) {
+            return Ok(());
+        }
+        self.known.allow(source.name, source.rules)?;
+        if !self.state.follow(source.rules) {
+            let what = format!("{} goes back to the rules {}", source.name, source.rules);
+            return Err(OpenError::Damaged(what));
+        }
+        self.rules = Some(source.rules);
+        Ok(())
     }
 
     /// Records up to `seq` should have come and did not.

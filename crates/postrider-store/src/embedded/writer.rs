@@ -23,6 +23,7 @@ use postrider_core::id::Seq;
 use postrider_core::port::StoreError;
 use postrider_core::seeded::{self, Bug};
 use postrider_core::state::Effects;
+use postrider_core::state::rules::RULES;
 use std::io;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
@@ -328,8 +329,9 @@ impl Writer {
         if seeded::is(Bug::UndoForgotten) {
             return Ok(());
         }
-        let recovered = recover::recover(&shared.folder, Repair::No, &mut no_events)
+        let mut recovered = recover::recover(&shared.folder, Repair::No, &mut no_events)
             .map_err(|error| error.to_string())?;
+        recovered.state.follow(RULES);
         let durable = shared.durable.load(Ordering::Acquire);
         if recovered.state.seq() != durable {
             return Err(format!("found {} commands instead of {durable}", recovered.state.seq()));
@@ -353,7 +355,8 @@ impl Writer {
         if let Err(error) = closed.file.set_len(closed.len) {
             tracing::warn!(%error, "a closed segment keeps its unused space");
         }
-        let segment = Segment { file: closed.number, first: closed.first, last, len: closed.len };
+        let segment =
+            Segment { file: closed.number, first: closed.first, last, len: closed.len, rules: RULES };
         shared.folder.inventory().segments.push(segment);
         shared.segment_closed();
         Ok(())
@@ -389,6 +392,7 @@ impl Writer {
             first: self.segment.first,
             last: shared.durable.load(Ordering::Acquire),
             len: self.segment.len,
+            rules: RULES,
         };
         if self.segment.synced < self.segment.len {
             self.segment.file.sync()?;

@@ -15,7 +15,7 @@ use std::path::Path;
 /// A time at which nothing in the folders has expired that had not when they were made.
 const THEN: UnixMillis = 1_795_875_000_000;
 
-fn folder(name: &str) -> FaultyFiles {
+pub fn folder(name: &str) -> FaultyFiles {
     let files = FaultyFiles::new(1);
     files.create_dir(Path::new(DIR)).unwrap();
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
@@ -30,7 +30,7 @@ fn folder(name: &str) -> FaultyFiles {
 }
 
 /// Everything that can be asked of a store, in words that do not change with its types.
-fn shown(store: &EmbeddedStore) -> String {
+pub fn shown(store: &EmbeddedStore) -> String {
     let mut out = String::new();
     for key in store.keys(None) {
         show_key(&mut out, &key);
@@ -125,12 +125,17 @@ fn show_events(out: &mut String, store: &EmbeddedStore, app: AppNo) {
     }
 }
 
-fn assert_shows(files: &FaultyFiles, name: &str) -> FaultyFiles {
+/// What the release that made a folder said of it.
+pub fn said(name: &str) -> String {
     let text = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/{name}.txt"));
+    std::fs::read_to_string(&text).unwrap()
+}
+
+pub fn assert_shows(files: &FaultyFiles, name: &str) -> FaultyFiles {
     let store = kit::open(files).unwrap();
     assert!(store.problems().is_empty(), "{:?}", store.problems());
     let now = shown(&store);
-    let then = std::fs::read_to_string(&text).unwrap();
+    let then = said(name);
     for (i, (now, then)) in now.lines().zip(then.lines()).enumerate() {
         assert_eq!(now, then, "line {}", i + 1);
     }
@@ -151,6 +156,12 @@ fn assert_shows_for_ever(name: &str) {
 #[test]
 fn a_folder_of_the_second_format_shows_what_it_showed_then() {
     assert_shows_for_ever("second");
+}
+
+/// Its journal has what other rules would do otherwise: `conformance/upgrade.py` says what.
+#[test]
+fn a_journal_of_the_first_rules_is_replayed_by_them() {
+    assert_shows_for_ever("first-rules");
 }
 
 #[test]

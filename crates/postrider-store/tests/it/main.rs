@@ -15,3 +15,4 @@ mod jobs;
 mod kit;
 mod rot;
 mod shared;
+mod upgrade;

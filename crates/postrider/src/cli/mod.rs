@@ -236,6 +236,8 @@ mod tests {
             "postrider bench push --devices 10 --messages 100 --rate 5",
             "postrider config check --config x",
             "postrider store check ./data",
+            "postrider store upgrade --check ./data",
+            "postrider --json store upgrade",
             "postrider errors invalid_field",
             "postrider completion zsh",
         ] {

@@ -1,11 +1,11 @@
-//! `store check`.
+//! `store check`, `store upgrade`.
 
 use super::Failure;
 use super::screen::{Screen, Style, count, counted};
 use clap::Subcommand;
-use postrider_store::{CheckReport, OsFiles};
+use postrider_store::{CheckReport, OsFiles, UpgradePlan, UpgradeReport};
 use serde_json::json;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 #[derive(Debug, clap::Args)]
@@ -22,13 +22,102 @@ enum What {
         #[arg(default_value = "postrider-data")]
         dir: PathBuf,
     },
+    /// Take a data folder of an earlier release over. `serve` does the same when it starts; stop the
+    /// server and copy the folder first, since the earlier release refuses it afterwards.
+    Upgrade {
+        /// Only tell who wrote the folder, what would be done, and whether there is room for it.
+        /// Changes nothing; exits with 1 where the folder cannot be taken over.
+        #[arg(long)]
+        check: bool,
+        /// The data folder.
+        #[arg(default_value = "postrider-data")]
+        dir: PathBuf,
+    },
 }
 
 pub fn run(args: Args, screen: &Screen) -> Result<(), Failure> {
-    let What::Check { dir } = args.what;
-    let report = postrider_store::check_stopped(&dir, Arc::new(OsFiles)).map_err(Failure::failed)?;
-    show(&report, screen);
-    if report.is_good() { Ok(()) } else { Err(Failure::Quiet(1)) }
+    match args.what {
+        What::Check { dir } => {
+            let report = postrider_store::check_stopped(&dir, Arc::new(OsFiles)).map_err(Failure::failed)?;
+            show(&report, screen);
+            if report.is_good() { Ok(()) } else { Err(Failure::Quiet(1)) }
+        }
+        What::Upgrade { check, dir } => upgrade(&dir, check, screen),
+    }
+}
+
+fn upgrade(dir: &Path, only_check: bool, screen: &Screen) -> Result<(), Failure> {
+    let files = Arc::new(OsFiles);
+    let done = if only_check {
+        postrider_store::upgrade_check(dir, files)
+    } else {
+        postrider_store::upgrade_stopped(dir, files)
+    };
+    let report = done.map_err(Failure::failed)?;
+    if screen.json {
+        screen.value(&upgrade_json(&report, only_check));
+    } else {
+        show_upgrade(&report, dir, only_check, screen);
+    }
+    if report.plan.is_ok() { Ok(()) } else { Err(Failure::Quiet(1)) }
+}
+
+fn upgrade_json(report: &UpgradeReport, only_check: bool) -> serde_json::Value {
+    let UpgradeReport { folder, program, plan } = report;
+    let plan_is = |of: fn(&UpgradePlan) -> serde_json::Value| plan.as_ref().map_or(json!(null), of);
+    json!({
+        "format": folder.format, "rules": folder.rules, "release": folder.release,
+        "program": { "format": program.format, "rules": program.rules, "release": program.release },
+        "possible": plan.is_ok(), "reason": plan.as_ref().err().map(ToString::to_string),
+        "needed": plan_is(|plan| json!(plan.is_needed)),
+        "upgraded": !only_check && plan.as_ref().is_ok_and(|plan| plan.is_needed),
+        "closed_in_order": plan_is(|plan| json!(plan.clean)),
+        "replayed_commands": plan_is(|plan| json!(plan.commands)),
+        "checkpoint_bytes": plan_is(|plan| json!(plan.checkpoint_bytes)),
+        "needed_bytes": plan_is(|plan| json!(plan.needed_bytes())),
+        "free_bytes": plan_is(|plan| json!(plan.free_bytes)),
+        "problems": plan_is(|plan| plan.problems.iter().map(ToString::to_string).collect()),
+    })
+}
+
+fn show_upgrade(report: &UpgradeReport, dir: &Path, only_check: bool, screen: &Screen) {
+    let UpgradeReport { folder, program, plan } = report;
+    screen.line(format!(
+        "{} was written by release {}: format {}, rules {}.",
+        dir.display(),
+        folder.release,
+        folder.format,
+        folder.rules
+    ));
+    let (format, rules) = (program.format, program.rules);
+    screen.line(format!("This is release {}: format {format}, rules {rules}.", program.release));
+    let plan = match plan {
+        Ok(plan) => plan,
+        Err(why) => return screen.line(format!("{} {why}.", screen.style(Style::Bad, "It cannot go on:"))),
+    };
+    for problem in &plan.problems {
+        screen.line(format!("{} {problem}", screen.style(Style::Bad, "damage:")));
+    }
+    if !plan.is_needed {
+        let good = "Nothing has to be done: this release goes on with the folder as it is.";
+        return screen.line(screen.style(Style::Good, good));
+    }
+    let free = plan.free_bytes.map_or("an unknown number".to_owned(), count);
+    screen.line(format!(
+        "{} by its own rules, and a checkpoint of {} bytes is written: {} bytes of free space are \
+         needed, {free} are there.",
+        counted(plan.commands, "command is executed again", "commands are executed again"),
+        count(plan.checkpoint_bytes),
+        count(plan.needed_bytes()),
+    ));
+    screen.line(if only_check {
+        screen.style(
+            Style::Good,
+            "It can be upgraded. Copy it first: the earlier release refuses it afterwards.",
+        )
+    } else {
+        screen.style(Style::Good, "It is upgraded.")
+    });
 }
 
 fn show(report: &CheckReport, screen: &Screen) {
