@@ -5,6 +5,7 @@ mod expiry;
 mod forget;
 mod jobs;
 mod replay;
+mod rules;
 mod shares;
 
 use super::*;

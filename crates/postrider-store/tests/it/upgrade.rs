@@ -272,8 +272,9 @@ fn a_damaged_header_does_not_change_the_rules() {
     let now = shown(&store);
     let killed = upgraded.kill();
     drop(store);
-    let last = killed.paths().into_iter().filter(|(path, _)| path.to_string_lossy().contains("journal-"));
-    killed.flip_bit(&last.last().unwrap().0, 37, 0);
+    let paths = killed.paths();
+    let is_journal = |(path, _): &&(PathBuf, u64)| path.to_string_lossy().contains("journal-");
+    killed.flip_bit(&paths.iter().rfind(is_journal).unwrap().0, 37, 0);
     let store = open(&killed).unwrap();
     assert_eq!(store.problems().len(), 1);
     assert_eq!(shown(&store), now);
