@@ -104,9 +104,10 @@ fn show_upgrade(report: &UpgradeReport, dir: &Path, only_check: bool, screen: &S
     }
     let free = plan.free_bytes.map_or("an unknown number".to_owned(), count);
     screen.line(format!(
-        "{} by its own rules, and a checkpoint of {} bytes is written: {} bytes of free space are \
-         needed, {free} are there.",
+        "{} by the rules {}, then a checkpoint of {} bytes is written. That needs {} bytes of free \
+         space; {free} are free.",
         counted(plan.commands, "command is executed again", "commands are executed again"),
+        folder.rules,
         count(plan.checkpoint_bytes),
         count(plan.needed_bytes()),
     ));
@@ -153,5 +154,107 @@ fn show(report: &CheckReport, screen: &Screen) {
     }
     if report.is_good() {
         screen.line(screen.style(Style::Good, "Everything can be read, and the books balance."));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use postrider_store::{EmbeddedConfig, EmbeddedStore, upgrade_check};
+
+    /// A copy of a folder that an earlier release wrote.
+    fn folder(name: &str) -> tempfile::TempDir {
+        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../postrider-store/tests/golden").join(name);
+        let copy = tempfile::tempdir().unwrap();
+        for entry in std::fs::read_dir(golden).unwrap() {
+            let entry = entry.unwrap();
+            std::fs::copy(entry.path(), copy.path().join(entry.file_name())).unwrap();
+        }
+        copy
+    }
+
+    fn crc32c(bytes: &[u8]) -> u32 {
+        let bit = |crc: u32| if crc & 1 == 1 { crc >> 1 ^ 0x82f6_3b78 } else { crc >> 1 };
+        !bytes.iter().fold(!0, |crc, byte| (0..8).fold(crc ^ u32::from(*byte), |crc, _| bit(crc)))
+    }
+
+    fn told(dir: &Path) -> serde_json::Value {
+        upgrade_json(&upgrade_check(dir, Arc::new(OsFiles)).unwrap(), true)
+    }
+
+    fn upgrade_of(dir: &Path, check: bool) -> Result<(), Failure> {
+        let screen = Screen { json: false, color: false };
+        run(Args { what: What::Upgrade { check, dir: dir.to_path_buf() } }, &screen)
+    }
+
+    fn names(dir: &Path) -> Vec<std::ffi::OsString> {
+        let mut names: Vec<_> = std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name()).collect();
+        names.retain(|name| name != "LOCK");
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn a_folder_of_an_earlier_release_is_told_about_and_then_upgraded() {
+        let copy = folder("first-rules");
+        let (dir, before) = (copy.path(), names(copy.path()));
+        upgrade_of(dir, true).unwrap();
+        let check = told(dir);
+        assert_eq!((&check["format"], &check["rules"]), (&json!(2), &json!(1)));
+        assert_eq!(
+            (&check["needed"], &check["possible"], &check["upgraded"]),
+            (&json!(true), &json!(true), &json!(false))
+        );
+        assert!(check["replayed_commands"].as_u64() > Some(50), "{check}");
+        assert!(check["needed_bytes"].as_u64() > check["checkpoint_bytes"].as_u64(), "{check}");
+        assert_eq!(names(dir), before, "nothing was changed");
+        upgrade_of(dir, false).unwrap();
+        let after = told(dir);
+        assert_eq!((&after["needed"], &after["needed_bytes"]), (&json!(false), &json!(0)));
+        assert_eq!(
+            (&after["format"], &after["rules"]),
+            (&after["program"]["format"], &after["program"]["rules"])
+        );
+        let now = names(dir);
+        upgrade_of(dir, false).unwrap();
+        assert_eq!(names(dir), now, "once is enough");
+    }
+
+    #[test]
+    fn a_folder_of_newer_rules_cannot_be_taken_over_and_the_reason_is_said() {
+        let copy = folder("third");
+        let newest = copy.path().join("journal-000000000000008d-00000005.log");
+        let mut bytes = std::fs::read(&newest).unwrap();
+        bytes[36] = 99;
+        let crc = crc32c(&bytes[..44]);
+        bytes[44..48].copy_from_slice(&crc.to_le_bytes());
+        std::fs::write(&newest, bytes).unwrap();
+        assert!(matches!(upgrade_of(copy.path(), true), Err(Failure::Quiet(1))));
+        assert!(matches!(upgrade_of(copy.path(), false), Err(Failure::Quiet(1))));
+        let check = told(copy.path());
+        assert_eq!(
+            (&check["rules"], &check["possible"], &check["needed"]),
+            (&json!(99), &json!(false), &json!(null))
+        );
+        assert!(check["reason"].as_str().unwrap().contains("use the newer program"), "{check}");
+    }
+
+    #[test]
+    fn no_folder_another_folder_and_a_running_server_are_told_apart() {
+        let why = |dir: &Path| match upgrade_of(dir, true) {
+            Err(Failure::Failed(why)) => why,
+            other => panic!("{other:?}"),
+        };
+        let dir = tempfile::tempdir().unwrap();
+        assert!(why(&dir.path().join("nothing")).contains("there is no folder"));
+        assert!(why(dir.path()).contains("is no data folder"));
+        let config = EmbeddedConfig {
+            reserve_bytes: 0,
+            allow_open_to_others: true,
+            ..EmbeddedConfig::new(dir.path())
+        };
+        let store = EmbeddedStore::open(config, Arc::new(OsFiles)).unwrap();
+        assert!(why(dir.path()).contains("is running: stop it first"));
+        store.close();
     }
 }
