@@ -69,6 +69,8 @@ pub enum Command {
         steps: Vec<Progress>,
         now: UnixMillis,
     },
+    /// A provider took these deliveries, to bring them to their devices by its road. They stay open.
+    Forward(Box<Forward>),
     Cancel {
         app: AppNo,
         message: MessageId,
@@ -173,6 +175,16 @@ pub enum Command {
     },
 }
 
+/// Deliveries that a provider took with one request.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Forward {
+    pub app: AppNo,
+    /// The provider's name, as the app knows it.
+    pub road: Arc<str>,
+    pub deliveries: Vec<(DeviceNo, Seq)>,
+    pub now: UnixMillis,
+}
+
 /// What a member of shared subscriptions gives up.
 #[derive(Clone, Debug, PartialEq)]
 pub struct HandOn {
@@ -217,6 +229,7 @@ impl Command {
             Command::DeleteDevice { .. }
             | Command::Unsubscribe { .. }
             | Command::Progress { .. }
+            | Command::Forward(_)
             | Command::Cancel { .. }
             | Command::Expire { .. }
             | Command::ClearInbox { .. }

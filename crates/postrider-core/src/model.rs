@@ -267,7 +267,8 @@ impl Targets {
     }
 }
 
-/// The steps of a delivery. The order of the variants is the order of the ladder; from `Expired` on they are ends.
+/// The steps of a delivery. The order of the variants is the order of the ladder: a delivery is in the
+/// highest that it reached. Which of them end it says [`Step::ends`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[repr(u8)]
@@ -275,6 +276,9 @@ pub enum Step {
     Accepted,
     Queued,
     Sent,
+    /// A provider took it, to bring it to the device by another road. It ends nothing: the delivery
+    /// stays open and in the inbox until the device acknowledges it, or its time is over.
+    Forwarded,
     Delivered,
     Displayed,
     Dismissed,
@@ -290,10 +294,11 @@ pub enum Step {
 }
 
 impl Step {
-    pub const ALL: [Step; 15] = [
+    pub const ALL: [Step; 16] = [
         Step::Accepted,
         Step::Queued,
         Step::Sent,
+        Step::Forwarded,
         Step::Delivered,
         Step::Displayed,
         Step::Dismissed,
@@ -313,6 +318,7 @@ impl Step {
             Step::Accepted => "accepted",
             Step::Queued => "queued",
             Step::Sent => "sent",
+            Step::Forwarded => "forwarded",
             Step::Delivered => "delivered",
             Step::Displayed => "displayed",
             Step::Dismissed => "dismissed",
@@ -328,9 +334,21 @@ impl Step {
         }
     }
 
-    /// A delivery that reached this step leaves the inbox.
+    /// The delivery is over with this step: it leaves the inbox, and the books count it as ended so.
     pub fn ends(self) -> bool {
-        self >= Step::Delivered
+        match self {
+            Step::Accepted | Step::Queued | Step::Sent | Step::Forwarded => false,
+            // They come after an end.
+            Step::Displayed | Step::Dismissed | Step::Replied | Step::Clicked => false,
+            Step::Delivered
+            | Step::Expired
+            | Step::Superseded
+            | Step::Evicted
+            | Step::Cancelled
+            | Step::Rejected
+            | Step::Erased
+            | Step::HandedOver => true,
+        }
     }
 
     /// Reported by the app on the device after delivery.
@@ -424,6 +442,8 @@ pub struct ReceiptEvent {
     pub reason: Reason,
     /// How many deliveries the row stands for.
     pub count: u64,
+    /// Of [`Step::Forwarded`]: the road that it went.
+    pub road: Option<Arc<str>>,
     /// With the first row of a message that an app server sent.
     pub submission: Option<Arc<Submission>>,
 }

@@ -261,7 +261,7 @@ impl AppView {
 pub struct Counters {
     pub messages: u64,
     pub created: u64,
-    /// Deliveries that ended, by [`Step`] (steps above `Delivered` count as `Delivered`).
+    /// Deliveries that ended, by the [`Step`] that ended them.
     pub ended: [u64; Step::ALL.len()],
 }
 
@@ -310,7 +310,17 @@ pub struct DeliveryView {
     pub step: Step,
     pub reason: Reason,
     /// Each step with its time, in order of time, from `Accepted` on.
-    pub timeline: Vec<(Step, Reason, UnixMillis)>,
+    pub timeline: Vec<Moment>,
+}
+
+/// One step of a delivery.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Moment {
+    pub step: Step,
+    pub reason: Reason,
+    pub at: UnixMillis,
+    /// Of [`Step::Forwarded`]: the road that it went, where it is known.
+    pub road: Option<Arc<str>>,
 }
 
 /// A page of the receipt stream.

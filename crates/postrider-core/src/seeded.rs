@@ -29,10 +29,12 @@ pub enum Bug {
     SeenWithoutCommand,
     LeaseGivenTwice,
     JobTimersLost,
+    ForwardedEnds,
+    ForwardedExpires,
 }
 
 impl Bug {
-    pub const ALL: [Bug; 24] = [
+    pub const ALL: [Bug; 26] = [
         Bug::ToldBeforeSync,
         Bug::SyncSkipped,
         Bug::SyncErrorIgnored,
@@ -57,6 +59,8 @@ impl Bug {
         Bug::SeenWithoutCommand,
         Bug::LeaseGivenTwice,
         Bug::JobTimersLost,
+        Bug::ForwardedEnds,
+        Bug::ForwardedExpires,
     ];
 }
 

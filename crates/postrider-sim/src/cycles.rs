@@ -162,7 +162,7 @@ impl World {
             accepted += 1;
             let reports = server.map(|s| s.store.deliveries(app, id, None, None, 10)).unwrap_or_default();
             let is_delivered =
-                reports.iter().any(|one| one.timeline.iter().any(|(step, ..)| *step == Step::Delivered));
+                reports.iter().any(|one| one.timeline.iter().any(|moment| moment.step == Step::Delivered));
             let is_shown = self.ledger.is_shown(id);
             delivered += usize::from(is_delivered);
             shown += usize::from(is_shown);

@@ -333,9 +333,17 @@ impl World {
                 ));
             }
             for delivery in deliveries {
-                let ends = |s: &Step| *s == Step::Delivered || *s >= Step::Expired;
-                let count = delivery.timeline.iter().filter(|(step, ..)| ends(step)).count();
+                let count = delivery.timeline.iter().filter(|moment| moment.step.ends()).count();
                 let at = DeviceRef { app: push.app, device: delivery.device };
+                let was_taken = delivery.timeline.iter().any(|moment| moment.step == Step::Forwarded);
+                let rightly = match (delivery.step, delivery.reason) {
+                    (Step::Expired, _) => !was_taken,
+                    (Step::HandedOver, Reason::Ttl) => was_taken,
+                    _ => true,
+                };
+                if !rightly {
+                    wrong = Some((*n, format!("push {n} for {at:?}: {:?}", delivery.timeline)));
+                }
                 let told = self.ledger.end_of(id, at);
                 let long_past = self.now > id.at() + push.ttl_secs * 1000 + 2_000;
                 let is_gone = self.ledger.devices.get(&at).is_none_or(|k| k.delete_asked);

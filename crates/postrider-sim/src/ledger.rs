@@ -82,6 +82,8 @@ pub struct Ledger {
     order: BTreeMap<MessageId, u64>,
     ends: BTreeMap<(MessageId, DeviceRef), (Step, Reason)>,
     ended_for_all: BTreeMap<MessageId, Step>,
+    /// A provider took it, and that is durable.
+    forwarded: BTreeSet<(MessageId, DeviceRef)>,
     /// Acknowledged by the device, wholly.
     acked: BTreeSet<(MessageId, usize)>,
     /// Taken by the server in this life of it, and no commit failed since.
@@ -193,7 +195,9 @@ impl Ledger {
         if let Some(end) = self.ends.get(&(s.id, s.at)) {
             broken("never after the end", format!("{} goes out after it ended {end:?}", s.id));
         }
-        if let Some(end @ (Step::Expired | Step::Cancelled)) = self.ended_for_all.get(&s.id) {
+        if let Some(end @ (Step::Expired | Step::Cancelled | Step::HandedOver)) =
+            self.ended_for_all.get(&s.id)
+        {
             broken("never after the end", format!("{} goes out after it ended {end:?} for all", s.id));
         }
         if let Some(other) = self.seqs.insert(s.seq, s.id).filter(|other| *other != s.id) {
@@ -285,7 +289,17 @@ impl Ledger {
         if e.step == Step::Queued {
             self.order.insert(e.message, e.position);
         }
-        if e.step != Step::Delivered && e.step < Step::Expired {
+        if e.step == Step::Forwarded
+            && let Some(device) = e.device
+        {
+            let at = DeviceRef { app: e.app, device };
+            self.forwarded.insert((e.message, at));
+            if let Some(end) = self.ends.get(&(e.message, at)) {
+                let what = format!("{} goes to a provider after it ended {end:?}", e.message);
+                self.break_rule("never after the end", self.about(e.message, at), what);
+            }
+        }
+        if !e.step.ends() {
             return;
         }
         let Some(device) = e.device else {
@@ -308,6 +322,19 @@ impl Ledger {
             (Step::Delivered, _) => known
                 .is_none_or(|k| !self.acked.contains(&(e.message, k.index)))
                 .then_some("delivered, and nobody acknowledged it"),
+            (Step::HandedOver, Reason::Ttl) => {
+                let (id, early) =
+                    (e.message, push.is_some_and(|p| e.at < e.message.at() + p.ttl_secs * 1000));
+                let was_taken = |at: &DeviceRef| self.forwarded.contains(&(id, *at));
+                let any_was = || self.forwarded.iter().any(|(message, _)| *message == id);
+                let is_right = at.as_ref().map_or_else(any_was, was_taken) && !early;
+                (!is_right).then_some("handed over, and no provider took it, or its time was not over")
+            }
+            (Step::Expired, Reason::Ttl)
+                if at.is_some_and(|at| self.forwarded.contains(&(e.message, at))) =>
+            {
+                Some("expired, and a provider took it")
+            }
             (Step::HandedOver, _) => {
                 known.is_none_or(|k| !k.qos0).then_some("handed over, and it is acknowledged")
             }

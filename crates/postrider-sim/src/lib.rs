@@ -13,6 +13,7 @@
 //! | `polls` | devices that poll, and the server's side of it |
 //! | `requests` | app servers |
 //! | `jobs` | slow work and its workers |
+//! | `providers` | those who take deliveries to other roads |
 //! | `faults` | what befalls the server; the looks at it meanwhile and at the end |
 //! | `ledger`, `topics` | the checker: the promises, seen from outside |
 //!
@@ -30,6 +31,7 @@ mod outgoing;
 mod paths;
 mod plan;
 mod polls;
+mod providers;
 mod requests;
 mod server;
 mod sockets;

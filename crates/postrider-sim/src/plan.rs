@@ -41,6 +41,8 @@ pub struct Plan {
     pub answer_timeout_ms: u64,
     /// Between two looks at clocks.
     pub beat_ms: u64,
+    /// Between two deliveries that a provider takes, on average.
+    pub provider_every_ms: Option<u64>,
     /// Paths that go dead without a word, and devices that sleep.
     pub paths: Option<Paths>,
     /// The faults end when each device was in session so often.
@@ -137,6 +139,13 @@ pub struct DevicePlan {
 
 impl Plan {
     pub fn of(seed: u64) -> Plan {
+        let mut providers = Random::new(seed ^ 0x7072_6f76_6964_6572);
+        let every_ms = providers.permille(500).then(|| providers.between(100, 3_000));
+        Plan { provider_every_ms: every_ms, ..Plan::without_providers(seed) }
+    }
+
+    /// The world that a seed made before there were providers.
+    pub fn without_providers(seed: u64) -> Plan {
         let mut plan = Plan::without_jobs(seed);
         let mut r = Random::new(seed ^ 0x6a6f_6273_0000);
         plan.jobs = r.permille(350).then(|| r.next());
@@ -183,6 +192,7 @@ impl Plan {
             probe_after_ms: 10_000,
             answer_timeout_ms: 10_000,
             beat_ms: 250,
+            provider_every_ms: None,
             paths: None,
             cycles: None,
             jobs: None,

@@ -6,6 +6,7 @@ use crate::chance::{SimChance, SimClock};
 use crate::ledger::{About, Known, Ledger};
 use crate::plan::{Plan, Road};
 use crate::polls::{Answered, Waiting};
+use crate::providers::Handover;
 use postrider_core::Engine;
 use postrider_core::access::Access;
 use postrider_core::delivery::publish::Collected;
@@ -47,6 +48,11 @@ pub enum Mail {
     Subscribed(ConnectionRef, Reply, bool),
     /// An answer for an app server: request, and what to tell.
     Answer(u64, Answer),
+    /// A provider got it; whether it was known before that it had ended.
+    Forwarded {
+        handover: Handover,
+        has_ended: bool,
+    },
 }
 
 /// What an app server is told.
@@ -437,6 +443,7 @@ impl Server {
                     }
                 }
                 Mail::Answer(request, answer) => self.answers.push((request, answer)),
+                Mail::Forwarded { handover, has_ended } => self.was_forwarded(handover, has_ended, t),
             }
         }
     }

@@ -12,6 +12,7 @@ use crate::jobs::Jobs;
 use crate::ledger::{About, Ledger};
 use crate::plan::{Plan, Road};
 use crate::polls::{Answered, Poll};
+use crate::providers::Handover;
 use crate::requests::Request;
 use crate::server::{Answer, Server, Turn};
 use postrider_core::id::{MessageId, Seq};
@@ -102,6 +103,10 @@ pub enum Happening {
     },
     SenderActs,
     WorkersAct,
+    ProviderActs,
+    NextProvider {
+        handover: Handover,
+    },
     RequestArrives {
         request: u64,
     },
@@ -257,6 +262,9 @@ impl World {
         self.paths_begin();
         self.jobs_begin();
         self.after(100, Happening::SenderActs);
+        if self.plan.provider_every_ms.is_some() {
+            self.after(1_000, Happening::ProviderActs);
+        }
         if self.plan.hurts_server() || self.plan.checkpoints {
             self.after(self.plan.fault_every_ms, Happening::Fault);
         }
@@ -304,6 +312,8 @@ impl World {
             Happening::Read { device, link, bytes } => self.device_reads(device, link, &bytes),
             Happening::SenderActs => self.sender_acts(),
             Happening::WorkersAct => self.workers_act(),
+            Happening::ProviderActs => self.provider_acts(),
+            Happening::NextProvider { handover } => self.next_provider(handover),
             Happening::RequestArrives { request } => self.request_arrives(request),
             Happening::RequestTimeout { request, attempt } => self.request_timeout(request, attempt),
             Happening::AnswerArrives { request, answer } => self.answer_arrives(request, answer),

@@ -5,6 +5,7 @@
 //! 3. [`dispatch`]: what is on stable storage wakes the connections that it concerns (payload-free);
 //! 4. [`drain`]: a woken or new connection takes from its inbox as much as its window allows;
 //! 5. [`receipt`]: acknowledgements and reports of devices become steps on the ladder, and end deliveries;
+//!    [`forward`]: what a provider took by another road stays open meanwhile;
 //! 6. [`expire`]: time passes: TTLs, session ends, delayed wills, old reports.
 
 pub mod accept;
@@ -12,6 +13,7 @@ pub mod between;
 pub mod dispatch;
 pub mod drain;
 pub mod expire;
+pub mod forward;
 pub mod publish;
 pub mod receipt;
 pub(crate) mod repeats;

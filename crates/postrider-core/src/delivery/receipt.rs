@@ -194,6 +194,15 @@ impl Engine {
         done: Box<dyn FnOnce(Result<usize, StoreError>) + Send>,
     ) {
         let command = Command::Progress { app, steps, now: self.clock.now() };
+        self.submit_steps(command, done);
+    }
+
+    /// A command that tells of steps; `done` gets how many were taken.
+    pub(super) fn submit_steps(
+        &self,
+        command: Command,
+        done: Box<dyn FnOnce(Result<usize, StoreError>) + Send>,
+    ) {
         let done: Done = Box::new(move |outcomes| {
             done(outcomes.map(|o| match o.first() {
                 Some(Outcome::Progressed { taken }) => *taken,

@@ -9,6 +9,7 @@ use crate::port::Counters;
 use crate::seeded::{self, Bug};
 use rustc_hash::FxHashMap;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::sync::Arc;
 
 #[derive(Debug)]
 pub(crate) struct App {
@@ -32,6 +33,8 @@ pub(crate) struct App {
     /// The keys of `requests`, in the order in which they came.
     pub requests_order: VecDeque<u128>,
     pub counters: Counters,
+    /// Names of the roads that providers took, in the order in which they first came.
+    pub roads: Vec<Arc<str>>,
     /// Tracked messages that ended wholly, in the order in which they did.
     pub history: VecDeque<Seq>,
 
@@ -247,6 +250,7 @@ impl App {
             requests: FxHashMap::default(),
             requests_order: VecDeque::new(),
             counters: Counters::default(),
+            roads: Vec::new(),
             by_id: HashMap::new(),
             by_alias: HashMap::new(),
             by_tag: HashMap::new(),

@@ -1,6 +1,7 @@
 //! What happens to deliveries: they are created, take steps, and end in exactly one way.
 
 use super::app::{Entry, FirstAnswer, Inbox};
+use super::forward::end_of_forwarded;
 use super::leaving::comes_from_outside;
 use super::message::{Message, Targeted};
 use super::timers::Timer;
@@ -12,7 +13,7 @@ use crate::model::*;
 use crate::seeded::{self, Bug};
 
 /// How a delivery ends.
-type End = (Step, Reason);
+pub(super) type End = (Step, Reason);
 
 impl State {
     pub(super) fn accept(
@@ -255,6 +256,7 @@ impl State {
             self.show_until_durable(at, seq);
         }
         let Some(message) = self.messages.get_mut(&seq) else { return false };
+        let end = if message.is_forwarded(at.device) { end_of_forwarded(end) } else { end };
         let app = &mut self.apps[at.app.0 as usize];
         let is_broadcast = message.broadcast().is_some();
         let was_open = match message.broadcast_mut() {
@@ -308,6 +310,13 @@ impl State {
             return;
         };
         let ending = &*open & devices;
+        if end_of_forwarded(end) != end
+            && let Some(forwarded) = message.forwarded().map(|set| set & &ending).filter(|f| !f.is_empty())
+        {
+            self.end_some(seq, &forwarded, end_of_forwarded(end), now, effects);
+            return self.end_some(seq, &(ending - forwarded), end, now, effects);
+        }
+        let Some(open) = message.broadcast_mut() else { return };
         *open -= &ending;
         let count = ending.len();
         if count == 0 {
@@ -443,7 +452,7 @@ impl State {
         app.casts.end(cast, &self.messages);
     }
 
-    fn ledger<'a>(&'a mut self, app: AppNo, effects: &'a mut Effects) -> Ledger<'a> {
+    pub(super) fn ledger<'a>(&'a mut self, app: AppNo, effects: &'a mut Effects) -> Ledger<'a> {
         Ledger { events: &mut self.events, counters: &mut self.apps[app.0 as usize].counters, effects }
     }
 }
@@ -470,7 +479,13 @@ pub(super) fn take_entry(
     taken
 }
 
-fn event(message: &Message, device: Option<DeviceNo>, end: End, count: u64, at: UnixMillis) -> ReceiptEvent {
+pub(super) fn event(
+    message: &Message,
+    device: Option<DeviceNo>,
+    end: End,
+    count: u64,
+    at: UnixMillis,
+) -> ReceiptEvent {
     ReceiptEvent {
         position: 0,
         at,
@@ -481,5 +496,6 @@ fn event(message: &Message, device: Option<DeviceNo>, end: End, count: u64, at: 
         reason: end.1,
         count,
         submission: None,
+        road: None,
     }
 }

@@ -79,6 +79,16 @@ pub(crate) struct Row {
     pub after_ms: u32,
     pub step: Step,
     pub reason: Reason,
+    /// Of [`Step::Forwarded`].
+    pub road: RoadNo,
+}
+
+/// A road by its place among those of its app, from 1 on; 0: none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct RoadNo(pub u16);
+
+impl RoadNo {
+    pub const NONE: RoadNo = RoadNo(0);
 }
 
 #[derive(Debug)]
@@ -221,7 +231,29 @@ impl Message {
         let accepted_at = self.accepted_at;
         let Some(report) = self.report_mut() else { return true };
         let after_ms = at.saturating_sub(accepted_at).min(u64::from(u32::MAX)) as u32;
-        report.note(Row { device, after_ms, step, reason })
+        report.note(Row { device, after_ms, step, reason, road: RoadNo::NONE })
+    }
+
+    /// Notes that a provider took it; false if it took it before, or there is no report.
+    pub fn note_forwarded(&mut self, device: DeviceNo, road: RoadNo, at: UnixMillis) -> bool {
+        let accepted_at = self.accepted_at;
+        let Some(report) = self.report_mut() else { return false };
+        let after_ms = at.saturating_sub(accepted_at).min(u64::from(u32::MAX)) as u32;
+        let row = Row { device, after_ms, step: Step::Forwarded, reason: Reason::None, road };
+        if report.rows.of(device).any(|r| r.step == row.step && r.road == road) {
+            return false;
+        }
+        if let Targeted::Broadcast(_) = report.targeted {
+            report.set_mut(Step::Forwarded).insert(device.0);
+        }
+        report.rows.push(row);
+        true
+    }
+
+    /// Those of a broadcast's devices to which a provider is bringing it.
+    pub fn forwarded(&self) -> Option<&DeviceSet> {
+        let reached = &self.report()?.reached;
+        reached.iter().find(|(step, _)| *step == Step::Forwarded).map(|(_, set)| set)
     }
 
     /// Notes a step that all of `devices` took at once.

@@ -17,6 +17,7 @@ mod casts;
 mod collapse;
 mod deliver;
 mod devices;
+mod forward;
 pub(crate) mod jobs;
 mod leaving;
 mod live;
@@ -107,6 +108,7 @@ impl State {
             Command::Unsubscribe { at, filters } => self.unsubscribe(*at, filters),
             Command::Accept(message) => self.accept(message, blob, effects),
             Command::Progress { app, steps, now } => self.progress(*app, steps, *now, effects),
+            Command::Forward(forward) => self.forward(forward, effects),
             Command::Cancel { app, message, now } => self.cancel(*app, *message, *now, effects),
             Command::Expire { now, limit, history_before, history_max } => {
                 let history = (*history_before, *history_max);
@@ -419,7 +421,7 @@ struct Ledger<'a> {
 impl Ledger<'_> {
     /// `count` deliveries of one message came to `step`; `device` is named when it is one.
     fn record(&mut self, event: ReceiptEvent, tracked: bool) {
-        if event.step == Step::Delivered || event.step >= Step::Expired {
+        if event.step.ends() {
             self.counters.ended[event.step as usize] += event.count;
         }
         if tracked {

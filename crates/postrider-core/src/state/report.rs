@@ -3,6 +3,7 @@
 //! A message may have gone to millions of devices, so their sets are read where they lie and only combined where the answer needs it.
 
 use super::State;
+use super::app::App;
 use super::message::{Message, Report, Targeted};
 use super::volatile::Volatile;
 use crate::id::*;
@@ -79,6 +80,7 @@ struct Told<'a> {
     seq: Seq,
     message: &'a Message,
     report: &'a Report,
+    app: &'a App,
     beside: &'a Volatile,
 }
 
@@ -94,7 +96,8 @@ impl Report {
 impl<'a> Told<'a> {
     fn of(seq: Seq, state: &'a State, beside: &'a Volatile) -> Option<Told<'a>> {
         let message = state.messages.get(&seq)?;
-        Some(Told { seq, message, report: message.report()?, beside })
+        let app = state.app_ref(message.app)?;
+        Some(Told { seq, message, report: message.report()?, app, beside })
     }
 
     fn reached(self) -> Sets<'a> {
@@ -177,20 +180,25 @@ impl Told<'_> {
     }
 
     fn delivery(self, device: DeviceNo) -> DeliveryView {
-        let Told { message, report, .. } = self;
+        let Told { message, report, app, .. } = self;
         let start = message.accepted_at;
-        let mut timeline = vec![(Step::Accepted, Reason::None, start), (Step::Queued, Reason::None, start)];
-        timeline.extend(report.steps_of(device).map(|r| (r.step, r.reason, start + u64::from(r.after_ms))));
+        let moment = |step, reason, at| Moment { step, reason, at, road: None };
+        let first = [Step::Accepted, Step::Queued].map(|step| moment(step, Reason::None, start));
+        let mut timeline = first.to_vec();
+        timeline.extend(report.steps_of(device).map(|row| Moment {
+            road: app.road(row.road).cloned(),
+            ..moment(row.step, row.reason, start + u64::from(row.after_ms))
+        }));
         let bulks = report.bulk.iter().filter(|b| b.devices.contains(device.0));
-        timeline.extend(bulks.map(|b| (b.step, b.reason, b.at)));
+        timeline.extend(bulks.map(|b| moment(b.step, b.reason, b.at)));
         if let Some(at) = self.beside.sent_at(self.seq, device)
-            && timeline.iter().all(|(step, ..)| *step != Step::Sent)
+            && timeline.iter().all(|moment| moment.step != Step::Sent)
         {
-            timeline.push((Step::Sent, Reason::None, at));
+            timeline.push(moment(Step::Sent, Reason::None, at));
         }
-        timeline.sort_by_key(|(step, _, at)| (*at, *step));
-        let last = timeline.iter().copied().max_by_key(|(step, _, _)| *step);
-        let (step, reason, _) = last.unwrap_or((Step::Queued, Reason::None, start));
+        timeline.sort_by_key(|moment| (moment.at, moment.step));
+        let last = timeline.iter().max_by_key(|moment| moment.step);
+        let (step, reason) = last.map_or((Step::Queued, Reason::None), |last| (last.step, last.reason));
         DeliveryView { device, step, reason, timeline }
     }
 }

@@ -94,7 +94,7 @@ impl Rows {
     pub fn ended_after_ms(&self) -> u32 {
         match self {
             Rows::Few(rows) => {
-                rows.iter().filter(|row| ends(row.step)).map(|row| row.after_ms).max().unwrap_or(0)
+                rows.iter().filter(|row| row.step.ends()).map(|row| row.after_ms).max().unwrap_or(0)
             }
             Rows::Many(chunks) => chunks.ended_after_ms,
         }
@@ -106,11 +106,6 @@ impl Rows {
             Rows::Many(chunks) => chunks.by_device.values_mut().for_each(Vec::shrink_to_fit),
         }
     }
-}
-
-/// Whether a delivery is over with the step.
-fn ends(step: Step) -> bool {
-    step == Step::Delivered || step >= Step::Expired
 }
 
 fn count_reason(reasons: &mut Reasons, row: &Row) {
@@ -126,7 +121,7 @@ impl Chunks {
 
     fn push(&mut self, row: Row) {
         count_reason(&mut self.reasons, &row);
-        if ends(row.step) {
+        if row.step.ends() {
             self.ended_after_ms = self.ended_after_ms.max(row.after_ms);
         }
         let Some((_, chunk)) = self.by_device.range_mut(..=row.device.0).next_back() else {
@@ -168,11 +163,12 @@ impl From<Vec<Row>> for Rows {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::state::message::RoadNo;
     use proptest::prelude::*;
 
     fn row(device: u32, after_ms: u32, step: Step) -> Row {
         let reason = if step == Step::Expired { Reason::Ttl } else { Reason::None };
-        Row { device: DeviceNo(device), after_ms, step, reason }
+        Row { device: DeviceNo(device), after_ms, step, reason, road: RoadNo::NONE }
     }
 
     proptest! {

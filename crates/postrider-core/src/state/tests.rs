@@ -3,6 +3,7 @@
 mod backlog;
 mod expiry;
 mod forget;
+mod forward;
 mod jobs;
 mod replay;
 mod rules;
@@ -448,6 +449,7 @@ fn a_retained_message_goes_when_its_life_is_over_and_its_content_is_released() {
 enum Act {
     Send { devices: Vec<u32>, cast: bool, key: Option<u8>, priority: u8, tracked: bool },
     Step { device: u32, message: usize, step: usize },
+    Forward { device: u32, message: usize, road: bool },
     Cancel(usize),
     Delete(u32),
     Pass(u64),
@@ -460,6 +462,7 @@ fn act() -> impl Strategy<Value = Act> {
     prop_oneof![
         6 => send.prop_map(|(devices, cast, key, priority, tracked)| Act::Send { devices, cast, key, priority, tracked }),
         8 => (0..6u32, 0..40usize, 0..Step::ALL.len()).prop_map(|(device, message, step)| Act::Step { device, message, step }),
+        4 => (0..6u32, 0..40usize, any::<bool>()).prop_map(|(device, message, road)| Act::Forward { device, message, road }),
         1 => (0..40usize).prop_map(Act::Cancel),
         1 => (0..6u32).prop_map(Act::Delete),
         2 => (1..HOUR).prop_map(Act::Pass),
@@ -483,6 +486,13 @@ fn perform(w: &mut World, sent: &mut Vec<Acceptance>, act: Act) {
         Act::Step { device, message, step } => {
             if let Some(accepted) = sent.get(message) {
                 w.step(device, Which::Seq(accepted.seq), Step::ALL[step]);
+            }
+        }
+        Act::Forward { device, message, road } => {
+            if let Some(accepted) = sent.get(message) {
+                let deliveries = vec![(DeviceNo(device), accepted.seq)];
+                let road = if road { "a" } else { "b" }.into();
+                w.run(Command::Forward(Box::new(Forward { app: APP, road, deliveries, now: w.now })));
             }
         }
         Act::Cancel(message) => {

@@ -357,6 +357,7 @@ macro_rules! named {
         once!($type);
     )*};
 }
+pub(crate) use named;
 named!(AppNo, DeviceNo, JobNo, MessageId);
 record!(DeviceRef { 1 app, 2 device });
 
@@ -455,6 +456,7 @@ macro_rules! bytes {
     };
 }
 bytes!(String, |s| s.as_bytes(), |b| String::from_utf8(b.to_vec()).ok(), Some(String::new()));
+bytes!(Arc<str>, |s| s.as_bytes(), |b| str::from_utf8(b).ok().map(Arc::from), Some(Arc::from("")));
 bytes!(Bytes, |b| b, |b| Some(Bytes::copy_from_slice(b)), Some(Bytes::new()));
 bytes!(Box<[u8]>, |b| b, |b| Some(b.into()), Some(Box::default()));
 bytes!([u8; 32], |b| b, |b| b.try_into().ok(), None);

@@ -78,5 +78,6 @@ commands! {
         4 Register
         12 Accept
         25 HandOn
+        46 Forward
     }
 }

@@ -10,11 +10,12 @@ use crate::model::*;
 use crate::port::Counters;
 use crate::state::app::{App, Device, Entry, FirstAnswer, Inbox, Session};
 use crate::state::jobs::Job;
-use crate::state::message::{Bulk, Extra, Message, Report, Row, Targeted, Whom};
+use crate::state::message::{Bulk, Extra, Message, Report, RoadNo, Row, Targeted, Whom};
 use crate::state::rows::Rows;
 use crate::state::{Live, State, Volatile};
 use rustc_hash::FxHashMap;
 use std::io::{self, Write};
+use std::sync::Arc;
 
 /// Numbers in one field of a long list.
 pub(super) const LIST_PART: usize = 4096;
@@ -84,6 +85,12 @@ struct RetainedPart {
 }
 record!(RetainedPart { 1 app, 2 retained });
 
+struct RoadPart {
+    app: AppNo,
+    name: Arc<str>,
+}
+record!(RoadPart { 1 app, 2 name });
+
 struct RequestPart {
     app: AppNo,
     request: Idempotency,
@@ -116,7 +123,8 @@ record!(Session { 1 stored, 2 subscriptions });
 record!(Message { 1 accepted_at, 2 expires_at, 3 blob, 4 app, 5 open, 6 whom, 7 extra });
 record!(Extra { 1 few, 2 broadcast, 3 priority, 4 group, 5 collapse_key, 6 report, 7 share });
 record!(Report { 1 id, 2 targeted, 3 reached, 4 rows, 5 bulk, 6 cancelled_at, 7 position });
-record!(Row { 1 device, 2 after_ms, 3 step, 4 reason });
+record!(Row { 1 device, 2 after_ms, 3 step, 4 reason, 5 road });
+named!(RoadNo);
 record!(Bulk { 1 devices, 2 step, 3 reason, 4 at });
 
 /// A list, however it lies in memory.
@@ -246,6 +254,8 @@ const MESSAGE: u32 = 10;
 const HISTORY: u32 = 11;
 const PROOF: u32 = 12;
 const JOB: u32 = 26;
+// 46 and 47: what is known beside the state.
+const ROAD: u32 = 48;
 
 /// Writes parts as they are made.
 struct Parts<'a> {
@@ -371,6 +381,9 @@ fn write_app(parts: &mut Parts<'_>, no: AppNo, app: &App, order: Order) -> io::R
         }
         parts.write_of(HISTORY, &no, |out| Numbers(seqs).put_value(2, out))?;
     }
+    for road in &app.roads {
+        parts.write_of(ROAD, &no, |out| road.put_value(2, out))?;
+    }
     for retained in app.retained.values() {
         parts.write_of(RETAINED, &no, |out| retained.put_value(2, out))?;
     }
@@ -452,6 +465,10 @@ fn read_part(state: &mut State, tag: u32, bytes: &[u8]) -> Result<(), Bad> {
             let RetainedPart { app: no, retained } = Record::get(bytes)?;
             let (app, topic) = (app(state, no)?, retained.topic.clone());
             app.retain(&topic, Some(retained));
+        }
+        ROAD => {
+            let RoadPart { app: no, name } = Record::get(bytes)?;
+            app(state, no)?.roads.push(name);
         }
         REQUEST => {
             let RequestPart { app: no, request, answer } = Record::get(bytes)?;

@@ -12,6 +12,7 @@ numbers!(KeyScope { 0 App, 1 Send, 2 Read, 3 Admin, 4 Register });
 numbers!(Step {
     0 Accepted, 1 Queued, 2 Sent, 3 Delivered, 4 Displayed, 5 Dismissed, 6 Replied, 7 Clicked,
     8 Expired, 9 Superseded, 10 Evicted, 11 Cancelled, 12 Rejected, 13 Erased, 14 HandedOver,
+    15 Forwarded,
 });
 numbers!(Reason {
     0 None, 1 Ttl, 2 NotConnected, 3 Collapsed, 4 QueueFull, 5 Recalled, 6 Unregistered, 7 Refused,
@@ -32,7 +33,10 @@ record!(ContentProperties {
 record!(Target { 1 device, 2 qos, 3 retain, 4 subscription_ids });
 record!(SharedTarget { 1 share, 2 member, 3 qos, 4 retain });
 record!(HandOn { 1 at, 2 stay, 3 shares, 4 only_here, 5 inbox_max, 6 inbox_bytes_max });
-record!(ReceiptEvent { 1 position, 2 at, 3 app, 4 message, 5 device, 6 step, 7 reason, 8 count, 9 submission });
+record!(ReceiptEvent {
+    1 position, 2 at, 3 app, 4 message, 5 device, 6 step, 7 reason, 8 count, 9 submission, 10 road,
+});
+record!(Forward { 1 app, 2 road, 3 deliveries, 4 now });
 record!(Submission { 1 key, 2 audience, 3 exclude, 4 title, 5 body });
 record!(BlobRef { 1 file, 2 offset, 3 len });
 record!(Retained { 1 topic, 2 qos, 3 expires_at, 4 blob });

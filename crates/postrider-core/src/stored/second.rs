@@ -12,7 +12,7 @@ use crate::model::*;
 use crate::port::Counters;
 use crate::state::State;
 use crate::state::app::{App, Device, Entry, FirstAnswer, Inbox, Session};
-use crate::state::message::{Bulk, Extra, Message, Report, Row, Targeted, Whom};
+use crate::state::message::{Bulk, Extra, Message, Report, RoadNo, Row, Targeted, Whom};
 use crate::state::rules::Rules;
 use bytes::Bytes;
 use rustc_hash::FxHashMap;
@@ -66,6 +66,7 @@ pub fn event(bytes: &[u8]) -> Result<ReceiptEvent, Bad> {
         reason: variant(row.reason)?,
         count: row.count,
         submission: None,
+        road: None,
     })
 }
 
@@ -518,7 +519,7 @@ impl App2 {
         let requests = self.requests.into_iter();
         app.requests = requests.map(|(key, (i, a))| (key, (i.today(), a.today()))).collect();
         app.requests_order = self.requests_order;
-        app.counters = self.counters.today();
+        app.counters = self.counters.today()?;
         Ok(app)
     }
 }
@@ -635,10 +636,13 @@ struct Counters2 {
 }
 
 impl Counters2 {
-    fn today(self) -> Counters {
+    fn today(self) -> Result<Counters, Bad> {
         let mut counters = Counters { messages: self.messages, created: self.created, ..Counters::default() };
-        counters.ended[..self.ended.len()].copy_from_slice(&self.ended);
-        counters
+        for (number, count) in (0..).zip(self.ended) {
+            let step: Step = variant(number)?;
+            counters.ended[step as usize] = count;
+        }
+        Ok(counters)
     }
 }
 
@@ -749,6 +753,7 @@ impl Report2 {
                     after_ms: row.after_ms,
                     step: variant(row.step)?,
                     reason: variant(row.reason)?,
+                    road: RoadNo::NONE,
                 })
             })?
             .into(),

@@ -154,6 +154,12 @@ fn commands() -> Vec<Command> {
             steps: vec![progress(Which::Seq(0)), progress(Which::Id(MessageId(0)))],
             now: 8,
         },
+        Command::Forward(Box::new(Forward {
+            app: AppNo(1),
+            road: "fcm".into(),
+            deliveries: vec![(DeviceNo(0), 0), (DeviceNo(7), 9)],
+            now: 3,
+        })),
         Command::Cancel { app: AppNo(0), message: MessageId(1), now: 1 },
         Command::Expire { now: 0, limit: 0, history_before: 0, history_max: u32::MAX },
         Command::Retain { app: AppNo(0), topic: "t".into(), message: Some(retained) },
@@ -244,6 +250,7 @@ fn contents_and_receipts_are_read_as_they_were_written() {
         reason: Reason::Ttl,
         count: 0,
         submission: Some(Submission { key: "k".into(), ..Submission::default() }.into()),
+        road: Some("".into()),
     };
     let mut bytes = Vec::new();
     put_event(&event, &mut bytes);

@@ -31,6 +31,8 @@ fn what(bug: Bug) -> (&'static str, &'static str) {
         Bug::WakeLost => ("B12", "some wakes are lost, and nothing drains again"),
         Bug::UndoForgotten => ("", "a group refused by a full disk stays in memory"),
         Bug::CheckpointDropsContent => ("B18", "a checkpoint names contents where they are swept away"),
+        Bug::ForwardedEnds => ("", "what a provider took leaves the inbox"),
+        Bug::ForwardedExpires => ("", "what a provider took ends as if nobody had"),
         Bug::SeenWithoutCommand => ("", "a device that is seen changes the state, and no command says so"),
         Bug::LeaseGivenTwice => ("", "a job that a worker has is given to another one"),
         Bug::JobTimersLost => {

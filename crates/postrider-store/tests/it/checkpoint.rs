@@ -82,7 +82,8 @@ fn what_was_sent_and_seen_comes_back_with_the_checkpoint_that_followed() {
     };
     let (timeline, seen, sent_before) = shown(&store);
     assert_eq!((seen, sent_before), (Some(NOW + 9), true));
-    assert_eq!(timeline.last(), Some(&(Step::Sent, Reason::None, NOW + 3)));
+    let last = timeline.last().unwrap();
+    assert_eq!((last.step, last.at), (Step::Sent, NOW + 3));
     // Killed: nothing more is written.
     let files = files.kill();
     std::mem::forget(store);

@@ -112,6 +112,7 @@ fn show_messages(out: &mut String, store: &EmbeddedStore, app: AppNo) {
         writeln!(out, "    {reasons:?}").unwrap();
         for delivery in store.deliveries(app, *id, None, None, 1000) {
             let DeliveryView { device, step, reason, timeline, .. } = delivery;
+            let timeline: Vec<_> = timeline.iter().map(|m| (m.step, m.reason, m.at)).collect();
             writeln!(out, "    {} {step:?} {reason:?} {timeline:?}", device.0).unwrap();
         }
     }

@@ -7,6 +7,8 @@ const WAY = ['accepted', 'queued', 'sent', 'delivered', 'displayed', 'clicked']
 /** A data message is not shown, so its way ends earlier. */
 const DATA_WAY = WAY.slice(0, 4)
 const LAST = ['clicked', 'dismissed', 'expired', 'superseded', 'evicted', 'cancelled', 'rejected', 'erased', 'handed_over']
+/** Beside the way, and no end without delivery. */
+const GOES_ON = ['forwarded', 'dismissed', 'replied']
 const KEPT_MAX = 6
 const ASK_MS = 350
 const ASK_SLOWLY_MS = 2500
@@ -100,12 +102,13 @@ function rowsOf (entry) {
   const way = entry.kind === 'data' ? DATA_WAY : WAY
   const reached = Math.max(-1, ...entry.steps.map(({ step }) => way.indexOf(step)))
   const others = entry.steps.filter(({ step }) => !way.includes(step)).map(({ step }) => step)
+  const stops = others.filter((step) => step !== 'forwarded')
   const rows = way.map((step, i) => ({ step, at: at.get(step), done: at.has(step) || i < reached }))
   // What was put away, or ended, comes no further.
-  const to = others.length > 0 ? rows.filter((row) => row.done) : rows
+  const to = stops.length > 0 ? rows.filter((row) => row.done) : rows
   const next = to.find((row) => !row.done)
   if (next) next.next = true
-  return [...to, ...others.map((step) => ({ step, at: at.get(step), done: true, ended: step !== 'dismissed' && step !== 'replied' }))]
+  return [...to, ...others.map((step) => ({ step, at: at.get(step), done: true, ended: !GOES_ON.includes(step) }))]
 }
 
 function drawRow (row, entry) {

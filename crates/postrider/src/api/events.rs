@@ -61,6 +61,10 @@ pub struct Event {
     reason: Option<&'static str>,
     /// How many deliveries came to this step.
     count: u64,
+    /// Of `forwarded`: the road that it went.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = String, required = false)]
+    road: Option<String>,
 }
 
 pub async fn read(
@@ -149,6 +153,7 @@ fn shown(api: &Api, app: AppNo, epoch: u64, page: EventPage) -> Events {
         step: event.step,
         reason: reason(event.reason),
         count: event.count,
+        road: event.road.map(|road| road.to_string()),
     };
     Events {
         events: page.events.into_iter().zip(ids).map(event).collect(),

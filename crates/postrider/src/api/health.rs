@@ -236,7 +236,7 @@ impl StoreCollector {
         let help = "Deliveries that ended, by how they ended";
         let mut family = encoder.encode_descriptor("deliveries_ended", help, None, zero.metric_type())?;
         for app in &apps {
-            for step in Step::ALL.into_iter().filter(|step| step.ends() && !step.by_app()) {
+            for step in Step::ALL.into_iter().filter(|step| step.ends()) {
                 let ended = ConstCounter::new(app.counters.ended[step as usize]);
                 ended.encode(family.encode_family(&[("app", &*app.id), ("state", step.name())])?)?;
             }

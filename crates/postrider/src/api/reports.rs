@@ -11,7 +11,7 @@ use postrider_core::command::{Command, Outcome, Refusal};
 use postrider_core::delivery::receipt::DeviceReceipt;
 use postrider_core::id::*;
 use postrider_core::model::{Priority, Step, Submission};
-use postrider_core::port::{DeliveryView, MessageView, StoreError};
+use postrider_core::port::{self, DeliveryView, MessageView, StoreError};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use std::collections::BTreeMap;
@@ -140,11 +140,21 @@ pub struct Moment {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(schema_with = super::openapi::reason, required = false)]
     reason: Option<&'static str>,
+    /// Of `forwarded`: the road that it went.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = String, required = false)]
+    road: Option<String>,
 }
 
 impl Delivery {
     pub fn of(view: DeliveryView, device_id: Option<String>) -> Delivery {
-        let moment = |(step, why, at)| Moment { step, at: Time(at), at_unix_ms: at, reason: reason(why) };
+        let moment = |moment: port::Moment| Moment {
+            step: moment.step,
+            at: Time(moment.at),
+            at_unix_ms: moment.at,
+            reason: reason(moment.reason),
+            road: moment.road.map(|road| road.to_string()),
+        };
         Delivery {
             device_id,
             state: view.step,

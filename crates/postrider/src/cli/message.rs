@@ -252,7 +252,8 @@ fn timeline(delivery: &Value) -> Vec<String> {
     let start = moments.first().map_or(0, |first| at(first));
     let line = |moment: &&Value| {
         let after = format!("+{}", span(at(moment).saturating_sub(start)));
-        let why = moment["reason"].as_str().map_or(String::new(), |why| format!(" ({})", clean(why)));
+        let why = moment["reason"].as_str().or(moment["road"].as_str());
+        let why = why.map_or(String::new(), |why| format!(" ({})", clean(why)));
         format!("{}  {after:>12}  {}{why}", text(&moment["at"]), text(&moment["step"]))
     };
     moments.iter().map(line).collect()
@@ -274,7 +275,10 @@ pub fn wait(api: &Api, message: &str, timeout: std::time::Duration) -> Result<Va
 
 /// Nothing of it is on its way any more.
 pub fn is_settled(report: &Value) -> bool {
-    !["accepted", "queued", "sent"].iter().any(|state| report["states"][state].as_u64().unwrap_or(0) > 0)
+    use postrider_core::model::Step;
+    let is_under_way = |step: &Step| !step.ends() && !step.by_app();
+    let mut open = Step::ALL.into_iter().filter(is_under_way);
+    !open.any(|step| report["states"][step.name()].as_u64().unwrap_or(0) > 0)
 }
 
 /// Report and, for one device, the timeline as one value.
@@ -306,6 +310,7 @@ mod tests {
     fn a_report_is_settled_when_nothing_is_under_way() {
         assert!(!is_settled(&json!({ "states": { "queued": 1, "delivered": 3 } })));
         assert!(is_settled(&json!({ "states": { "displayed": 1, "expired": 3 } })));
+        assert!(!is_settled(&json!({ "states": { "delivered": 1, "forwarded": 3 } })));
         let order: Vec<_> =
             states(&json!({ "states": { "sent": 1, "expired": 2, "delivered": 3, "queued": 4 } }));
         assert_eq!(

@@ -81,7 +81,7 @@ impl Screen {
     pub fn state(&self, state: &str) -> String {
         let style = match state {
             "delivered" | "displayed" | "clicked" | "replied" | "handed_over" => Style::Good,
-            "accepted" | "queued" | "sent" => Style::Accent,
+            "accepted" | "queued" | "sent" | "forwarded" => Style::Accent,
             "rejected" | "evicted" | "erased" => Style::Bad,
             _ => Style::Warn,
         };

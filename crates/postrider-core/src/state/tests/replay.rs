@@ -127,7 +127,8 @@ fn what_was_sent_and_seen_is_shown_and_comes_back_with_a_checkpoint() {
     for state in [&w.state, &restarted(&w.state)] {
         assert_eq!(state.delivery(APP, direct_one.id, DeviceNo(0)).unwrap().step, Step::Sent);
         let view = state.delivery(APP, cast.id, DeviceNo(1)).unwrap();
-        assert_eq!(view.timeline.last(), Some(&(Step::Sent, Reason::None, w.now + 7)));
+        let last = view.timeline.last().unwrap();
+        assert_eq!((last.step, last.at), (Step::Sent, w.now + 7));
         assert_eq!(state.message(APP, cast.id).unwrap().now[Step::Sent as usize], 1);
         assert_eq!(state.deliveries(APP, cast.id, Some(Step::Sent), None, 9).len(), 1);
         assert_eq!(state.device(at(1)).unwrap().last_seen_at, Some(w.now + 8));
@@ -156,8 +157,14 @@ fn marks_go_when_they_are_of_no_use() {
     let end = w.now + HOUR;
     w.run(Command::Expire { now: end, limit: 9, history_before: 0, history_max: 9 });
     w.state.settle(w.state.seq());
-    let steps: Vec<Step> =
-        w.state.delivery(APP, told.id, DeviceNo(1)).unwrap().timeline.iter().map(|t| t.0).collect();
+    let steps: Vec<Step> = w
+        .state
+        .delivery(APP, told.id, DeviceNo(1))
+        .unwrap()
+        .timeline
+        .iter()
+        .map(|moment| moment.step)
+        .collect();
     assert_eq!(steps, [Step::Accepted, Step::Queued, Step::Sent, Step::Expired]);
     w.run(Command::Expire { now: end, limit: 9, history_before: end + 1, history_max: 9 });
     w.state.settle(w.state.seq());
