@@ -6,6 +6,7 @@ use crate::ledger::About;
 use crate::outgoing::{note_sending, read_envelope};
 use crate::server::{Mail, Server, Turn, reference};
 use crate::world::{Happening, World};
+use postrider_core::delivery::receipt::ReceiptSource;
 use postrider_core::id::*;
 use postrider_core::port::{Position, Store};
 
@@ -104,7 +105,7 @@ impl Server {
                 mail.post(Mail::Acknowledged(connection, acked));
             }
         };
-        self.engine.acknowledge(at, seqs, Box::new(done));
+        self.engine.record_receipts(ReceiptSource::Request { at, seqs, done: Box::new(done) });
     }
 }
 

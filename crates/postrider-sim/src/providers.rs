@@ -6,6 +6,7 @@ use crate::ledger::About;
 use crate::server::{Mail, Server, Turn};
 use crate::world::{Happening, World};
 use postrider_core::delivery::forward::Road;
+use postrider_core::delivery::receipt::ReceiptSource;
 use postrider_core::id::*;
 use postrider_core::port::*;
 
@@ -52,7 +53,10 @@ impl World {
                 mail.post(Mail::Forwarded { handover, has_ended });
             }
         };
-        server.engine.forwarded(at.app, &road, vec![(at.device, seq)], Box::new(done));
+        let deliveries = vec![(at.device, seq)];
+        let done = Box::new(done);
+        let source = ReceiptSource::Provider { app: at.app, road: &road, deliveries, done };
+        server.engine.record_receipts(source);
         let device = self.ledger.devices.get(&at).map(|known| known.index);
         let about = About { push: self.ledger.push_of(id), device };
         self.note(about, format!("provider {road:?}: asked to bring {seq}"));

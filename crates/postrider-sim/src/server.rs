@@ -10,7 +10,7 @@ use crate::providers::Handover;
 use postrider_core::Engine;
 use postrider_core::access::Access;
 use postrider_core::delivery::publish::Collected;
-use postrider_core::delivery::receipt::Ack;
+use postrider_core::delivery::receipt::{Ack, ReceiptSource};
 use postrider_core::hub::Saved;
 use postrider_core::id::*;
 use postrider_core::limits::Limits;
@@ -360,7 +360,7 @@ impl Server {
                     t.ledger.ack_taken(at, ack.seq);
                 }
             }
-            self.engine.ack(&acks);
+            self.engine.record_receipts(ReceiptSource::Connections(&acks));
         }
     }
 

@@ -6,6 +6,7 @@
 use crate::Engine;
 use crate::access::PEER_TOPIC;
 use crate::command::{Progress, Which};
+use crate::delivery::receipt::ReceiptSource;
 use crate::id::*;
 use crate::model::*;
 use crate::port::*;
@@ -83,7 +84,7 @@ impl Engine {
                 if acked.contains(&pending.seq) || lost || (hands_on && pending.is_shared) {
                     continue;
                 }
-                match self.outgoing(reader, pending, *position, now) {
+                match self.outgoing(reader, pending, *position) {
                     Ok(one) => outgoing.extend(one),
                     Err(Unreadable) => {
                         *position = before;
@@ -111,7 +112,6 @@ impl Engine {
         reader: &Reader,
         pending: Pending,
         position: Position,
-        now: UnixMillis,
     ) -> Result<Option<Outgoing>, Unreadable> {
         let Reader { at, client, push_qos, .. } = reader;
         let at = *at;
@@ -128,7 +128,7 @@ impl Engine {
                     why,
                     "a damaged message is not delivered"
                 );
-                self.end(at, pending.seq, Step::Rejected, Reason::Corrupt, now);
+                self.end(at, pending.seq, Step::Rejected, Reason::Corrupt);
                 return Ok(None);
             }
             // Ended meanwhile: its content is gone.
@@ -148,7 +148,7 @@ impl Engine {
             Some(topic) if topic == PEER_TOPIC && !reader.hears_peers => return Ok(None),
             Some(topic) if topic == PEER_TOPIC => 1,
             Some(topic) if !self.access.may_receive(client, topic) && !seeded::is(Bug::ReplaySkipsGate) => {
-                self.end(at, pending.seq, Step::Rejected, Reason::NotAllowed, now);
+                self.end(at, pending.seq, Step::Rejected, Reason::NotAllowed);
                 return Ok(None);
             }
             Some(_) => pending.qos,
@@ -167,9 +167,9 @@ impl Engine {
         }))
     }
 
-    fn end(&self, at: DeviceRef, seq: Seq, step: Step, reason: Reason, now: UnixMillis) {
+    fn end(&self, at: DeviceRef, seq: Seq, step: Step, reason: Reason) {
         let step = Progress { device: at.device, which: Which::Seq(seq), step, reason, sent_at: None };
-        self.record_ends(at.app, vec![step], now);
+        self.record_receipts(ReceiptSource::Server { app: at.app, ends: vec![step] });
     }
 }
 

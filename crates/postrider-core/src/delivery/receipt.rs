@@ -2,6 +2,7 @@
 
 use crate::Engine;
 use crate::command::*;
+use crate::delivery::forward::Road;
 use crate::id::*;
 use crate::model::*;
 use crate::port::*;
@@ -40,10 +41,73 @@ pub struct SortedAcks {
 /// Steps of one command, where many were put off.
 const STEPS_PER_COMMAND: usize = 10_000;
 
+/// Told how many of the steps were new and legal, once they are on stable storage.
+pub type Taken = Box<dyn FnOnce(Result<usize, StoreError>) + Send>;
+
+/// Who tells of steps. It says how deliveries are named, and what becomes of steps that the store does
+/// not take.
+pub enum ReceiptSource<'a> {
+    /// Connections of this node, many at a time. A device tells them once: where the store has no room
+    /// they wait until it has, and nothing is sent again meanwhile.
+    Connections(&'a [Ack]),
+    /// The server found out that deliveries are over. Nobody will tell again, so they wait as well.
+    Server { app: AppNo, ends: Vec<Progress> },
+    /// A device that acknowledges by a request, and waits for the answer.
+    Request { at: DeviceRef, seqs: &'a [Seq], done: Taken },
+    /// The app on the device, of messages by their ids. What only a server may tell is passed over, and so
+    /// are deliveries that are not this device's.
+    App { at: DeviceRef, receipts: &'a [DeviceReceipt], done: Taken },
+    /// A provider took deliveries. Those that have ended meanwhile, or went this road before, are passed
+    /// over, and `done` does not count them.
+    Provider { app: AppNo, road: &'a Road, deliveries: Vec<(DeviceNo, Seq)>, done: Taken },
+}
+
 impl Engine {
-    /// Records acknowledgements, many at a time; each removes its delivery from the inbox in the same commit.
-    pub fn ack(&self, acks: &[Ack]) {
+    /// The one way in for steps of deliveries. An acknowledgement removes its delivery from the inbox in
+    /// the commit that notes it; until then no drain finds it.
+    pub fn record_receipts(&self, source: ReceiptSource<'_>) {
         let now = self.clock.now();
+        match source {
+            ReceiptSource::Connections(acks) => {
+                for (app, steps) in self.steps_of(acks) {
+                    self.acking.begin(&all_named(app, &steps));
+                    self.store_acks(app, steps, now);
+                }
+            }
+            ReceiptSource::Server { app, ends } => {
+                self.acking.begin(&all_named(app, &ends));
+                self.store_acks(app, ends, now);
+            }
+            ReceiptSource::Request { at, seqs, done } => {
+                let step = |seq: &Seq| delivered(at.device, Which::Seq(*seq));
+                let steps: Vec<Progress> = seqs.iter().map(step).collect();
+                let acked = all_named(at.app, &steps);
+                self.acking.begin(&acked);
+                let engine = self.clone();
+                let done: Taken = Box::new(move |taken| {
+                    engine.acking.end(&acked);
+                    done(taken);
+                });
+                self.submit_steps(Command::Progress { app: at.app, steps, now }, done);
+            }
+            ReceiptSource::App { at, receipts, done } => {
+                let allowed = receipts.iter().filter(|r| r.step == Step::Delivered || r.step.by_app());
+                let step = |r: &DeviceReceipt| Progress {
+                    step: r.step,
+                    ..delivered(at.device, Which::Id(r.message))
+                };
+                let steps = allowed.map(step).collect();
+                self.submit_steps(Command::Progress { app: at.app, steps, now }, done);
+            }
+            ReceiptSource::Provider { app, road, deliveries, done } => {
+                let forward = Forward { app, road: road.name().clone(), deliveries, now };
+                self.submit_steps(Command::Forward(Box::new(forward)), done);
+            }
+        }
+    }
+
+    /// What connections learned, by app; those whose session is gone are passed over.
+    fn steps_of(&self, acks: &[Ack]) -> BTreeMap<AppNo, Vec<Progress>> {
         let mut by_app: BTreeMap<AppNo, Vec<Progress>> = BTreeMap::new();
         let hub = self.hub();
         for ack in acks {
@@ -51,48 +115,10 @@ impl Engine {
                 continue;
             };
             let Ack { seq, step, reason, sent_at, .. } = *ack;
-            by_app.entry(app).or_default().push(Progress {
-                device,
-                which: Which::Seq(seq),
-                step,
-                reason,
-                sent_at,
-            });
+            let which = Which::Seq(seq);
+            by_app.entry(app).or_default().push(Progress { device, which, step, reason, sent_at });
         }
-        drop(hub);
-        by_app.into_iter().for_each(|(app, steps)| self.record_ends(app, steps, now));
-    }
-
-    /// Ends that nobody will tell again: from now on no drain finds the deliveries, and a store that is full gets them later.
-    pub(crate) fn record_ends(&self, app: AppNo, steps: Vec<Progress>, now: UnixMillis) {
-        let ended: Vec<(DeviceRef, Seq)> = steps.iter().filter_map(|s| named(app, s)).collect();
-        self.acking.begin(&ended);
-        self.store_acks(app, steps, now);
-    }
-
-    /// Acknowledgements of a device that waits for the answer. `done` gets how many ended an open delivery of its inbox.
-    pub fn acknowledge(
-        &self,
-        at: DeviceRef,
-        seqs: &[Seq],
-        done: Box<dyn FnOnce(Result<usize, StoreError>) + Send>,
-    ) {
-        let step = |seq: &Seq| Progress {
-            device: at.device,
-            which: Which::Seq(*seq),
-            step: Step::Delivered,
-            reason: Reason::None,
-            sent_at: None,
-        };
-        // As with the acknowledgements of a connection: who looks into the inbox meanwhile does not find them any more.
-        let acked: Vec<(DeviceRef, Seq)> = seqs.iter().map(|seq| (at, *seq)).collect();
-        self.acking.begin(&acked);
-        let engine = self.clone();
-        let told = Box::new(move |taken| {
-            engine.acking.end(&acked);
-            done(taken);
-        });
-        self.progress(at.app, seqs.iter().map(step).collect(), told);
+        by_app
     }
 
     fn store_acks(&self, app: AppNo, steps: Vec<Progress>, now: UnixMillis) {
@@ -102,11 +128,12 @@ impl Engine {
             return;
         }
         let done: Done = Box::new(move |outcome| match outcome {
-            // The devices have said it and will not say it again: it waits for better times, and nothing is sent twice.
+            // The device will not repeat it: it is kept and stored when the store accepts writes, and nothing is
+            // sent twice.
             Err(StoreError::StorageLow { .. } | StoreError::Overloaded)
                 if engine.acking.put_off(app, &kept, engine.limits.put_off_acks_max) => {}
             outcome => {
-                let acked: Vec<(DeviceRef, Seq)> = kept.iter().filter_map(|s| named(app, s)).collect();
+                let acked = all_named(app, &kept);
                 engine.acking.end(&acked);
                 if let Err(error) = outcome {
                     tracing::warn!(%error, count = acked.len(), "acknowledgements were not stored: they are sent again");
@@ -168,41 +195,8 @@ impl Engine {
         now
     }
 
-    /// Receipts of the app on the device: displayed, clicked, dismissed, replied, or delivered by id.
-    /// `done` gets how many were new; receipts for deliveries that are not this device's are ignored.
-    pub fn device_receipts(
-        &self,
-        at: DeviceRef,
-        receipts: &[DeviceReceipt],
-        done: Box<dyn FnOnce(Result<usize, StoreError>) + Send>,
-    ) {
-        let step = |r: &DeviceReceipt| Progress {
-            device: at.device,
-            which: Which::Id(r.message),
-            step: r.step,
-            reason: Reason::None,
-            sent_at: None,
-        };
-        let allowed = receipts.iter().filter(|r| r.step == Step::Delivered || r.step.by_app());
-        self.progress(at.app, allowed.map(step).collect(), done);
-    }
-
-    fn progress(
-        &self,
-        app: AppNo,
-        steps: Vec<Progress>,
-        done: Box<dyn FnOnce(Result<usize, StoreError>) + Send>,
-    ) {
-        let command = Command::Progress { app, steps, now: self.clock.now() };
-        self.submit_steps(command, done);
-    }
-
-    /// A command that tells of steps; `done` gets how many were taken.
-    pub(super) fn submit_steps(
-        &self,
-        command: Command,
-        done: Box<dyn FnOnce(Result<usize, StoreError>) + Send>,
-    ) {
+    /// A command that tells of steps, for somebody who waits.
+    fn submit_steps(&self, command: Command, done: Taken) {
         let done: Done = Box::new(move |outcomes| {
             done(outcomes.map(|o| match o.first() {
                 Some(Outcome::Progressed { taken }) => *taken,
@@ -223,6 +217,14 @@ impl Engine {
         let s = hub.get(session)?;
         Some(DeviceRef { app: s.app, device: s.device? })
     }
+}
+
+fn delivered(device: DeviceNo, which: Which) -> Progress {
+    Progress { device, which, step: Step::Delivered, reason: Reason::None, sent_at: None }
+}
+
+fn all_named(app: AppNo, steps: &[Progress]) -> Vec<(DeviceRef, Seq)> {
+    steps.iter().filter_map(|step| named(app, step)).collect()
 }
 
 fn named(app: AppNo, step: &Progress) -> Option<(DeviceRef, Seq)> {

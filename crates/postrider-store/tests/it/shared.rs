@@ -4,7 +4,7 @@ use crate::kit::*;
 use postrider_core::Engine;
 use postrider_core::access::Access;
 use postrider_core::delivery::publish::{Collected, Publish};
-use postrider_core::delivery::receipt::Ack;
+use postrider_core::delivery::receipt::{Ack, ReceiptSource};
 use postrider_core::id::*;
 use postrider_core::limits::Limits;
 use postrider_core::model::*;
@@ -147,7 +147,8 @@ impl Group {
 
     fn ack(&self, member: &Member, seq: Seq) {
         let (step, reason) = (Step::Delivered, Reason::None);
-        self.engine.ack(&[Ack { session: member.session, seq, step, reason, sent_at: None }]);
+        let acks = [Ack { session: member.session, seq, step, reason, sent_at: None }];
+        self.engine.record_receipts(ReceiptSource::Connections(&acks));
     }
 
     /// Everything that the member can get, acknowledged.

@@ -16,6 +16,7 @@ use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Version, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use postrider_core::delivery::drain::Outgoing;
+use postrider_core::delivery::receipt::ReceiptSource;
 use postrider_core::id::{DeviceRef, Seq};
 use postrider_core::port::{self, Position};
 use postrider_core::session::Client;
@@ -343,7 +344,10 @@ pub async fn acknowledge(
     }
     let acknowledged = match sorted.open {
         open if open.is_empty() => 0,
-        open => ask(|done| api.engine.acknowledge(at, &open, done)).await??,
+        open => {
+            let record = |done| api.engine.record_receipts(ReceiptSource::Request { at, seqs: &open, done });
+            ask(record).await??
+        }
     };
     if let Some(connection) = api.engine.connection_of(at) {
         api.door.acknowledged(connection, all);

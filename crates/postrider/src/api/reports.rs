@@ -8,7 +8,7 @@ use super::{Api, Time, ask, cursors, page_of, page_size};
 use axum::Json;
 use axum::extract::State;
 use postrider_core::command::{Command, Outcome, Refusal};
-use postrider_core::delivery::receipt::DeviceReceipt;
+use postrider_core::delivery::receipt::{DeviceReceipt, ReceiptSource};
 use postrider_core::id::*;
 use postrider_core::model::{Priority, Step, Submission};
 use postrider_core::port::{self, DeliveryView, MessageView, StoreError};
@@ -280,6 +280,7 @@ pub async fn receipt(
         ReceiptStep::Clicked => Step::Clicked,
     };
     let receipts = [DeviceReceipt { message, step }];
-    let taken = ask(|done| api.engine.device_receipts(at, &receipts, done)).await??;
+    let record = |done| api.engine.record_receipts(ReceiptSource::App { at, receipts: &receipts, done });
+    let taken = ask(record).await??;
     Ok(Json(ReceiptTaken { recorded: taken > 0 }))
 }

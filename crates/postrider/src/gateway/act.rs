@@ -8,7 +8,7 @@ use super::{Protocol, Reply, TRANSIENT};
 use crate::planted;
 use crate::tokens::{Proof, keep_what_is_said};
 use postrider_core::access::{INBOX_TOPIC, RECEIPTS_TOPIC};
-use postrider_core::delivery::receipt::{Ack, DeviceReceipt};
+use postrider_core::delivery::receipt::{Ack, DeviceReceipt, ReceiptSource};
 use postrider_core::id::{AppNo, DeviceRef};
 use postrider_core::model::{ProfileChange, Reason, Step};
 use postrider_core::port::Position;
@@ -417,17 +417,14 @@ impl Driver {
             conn.uncommitted += 1;
         }
         let mailbox = self.mailbox.clone();
-        self.shared.engine.device_receipts(
-            device,
-            &receipts,
-            Box::new(move |taken| {
-                let outcome =
-                    if taken.is_ok() { PublishOutcome::Accepted } else { PublishOutcome::Unavailable };
-                if token != 0 {
-                    mailbox.post(Mail::Reply(at, Reply::Protocol(proto::Reply::Publish { token, outcome })));
-                }
-            }),
-        );
+        let done = Box::new(move |taken: Result<usize, _>| {
+            let outcome = if taken.is_ok() { PublishOutcome::Accepted } else { PublishOutcome::Unavailable };
+            if token != 0 {
+                mailbox.post(Mail::Reply(at, Reply::Protocol(proto::Reply::Publish { token, outcome })));
+            }
+        });
+        let source = ReceiptSource::App { at: device, receipts: &receipts, done };
+        self.shared.engine.record_receipts(source);
     }
 
     /// One commit for everything that this turn's publishes need.
@@ -578,7 +575,7 @@ impl Driver {
 
     pub(super) fn record_acks(&mut self) {
         if !self.acks.is_empty() {
-            self.shared.engine.ack(&self.acks);
+            self.shared.engine.record_receipts(ReceiptSource::Connections(&self.acks));
             self.acks.clear();
         }
         self.strays.clear();
