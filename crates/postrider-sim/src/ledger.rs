@@ -182,6 +182,7 @@ impl Ledger {
         self.transmissions += 1;
         self.by_id.entry(s.id).or_insert(s.n);
         let about = About { push: Some(s.n), device: self.devices.get(&s.at).map(|d| d.index) };
+        let end_for_all = self.end_for_all(s.id);
         let mut broken = |rule, what: String| self_break(&mut self.broken, rule, what);
         if s.seq > s.durable {
             broken("commit, then tell", format!("{} goes out, {} is durable", s.seq, s.durable));
@@ -195,9 +196,7 @@ impl Ledger {
         if let Some(end) = self.ends.get(&(s.id, s.at)) {
             broken("never after the end", format!("{} goes out after it ended {end:?}", s.id));
         }
-        if let Some(end @ (Step::Expired | Step::Cancelled | Step::HandedOver)) =
-            self.ended_for_all.get(&s.id)
-        {
+        if let Some(end) = end_for_all {
             broken("never after the end", format!("{} goes out after it ended {end:?} for all", s.id));
         }
         if let Some(other) = self.seqs.insert(s.seq, s.id).filter(|other| *other != s.id) {
@@ -383,6 +382,18 @@ impl Ledger {
     /// At the end, when all is quiet: what was accepted for a device and has no end.
     pub fn end_of(&self, id: MessageId, at: DeviceRef) -> Option<Step> {
         self.ends.get(&(id, at)).map(|e| e.0).or_else(|| self.ended_for_all.get(&id).copied())
+    }
+
+    /// An end that took the message from everybody. What is superseded ends for some, and the row does
+    /// not say for whom.
+    fn end_for_all(&self, id: MessageId) -> Option<Step> {
+        let is_for_all = |step: &Step| matches!(step, Step::Expired | Step::Cancelled | Step::HandedOver);
+        self.ended_for_all.get(&id).copied().filter(is_for_all)
+    }
+
+    /// Whether it is known to be over for the device.
+    pub fn has_ended(&self, id: MessageId, at: DeviceRef) -> bool {
+        self.ends.contains_key(&(id, at)) || self.end_for_all(id).is_some()
     }
 
     pub fn ends(&self) -> usize {

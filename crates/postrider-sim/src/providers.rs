@@ -45,7 +45,7 @@ impl World {
     fn hand_over(&mut self, handover: Handover, road: &str) {
         self.read_receipts();
         let Handover { at, seq, id } = handover;
-        let has_ended = self.ledger.end_of(id, at).is_some();
+        let has_ended = self.ledger.has_ended(id, at);
         let (Some(server), Some(road)) = (&self.server, Road::new(road)) else { return };
         let mail = server.mail.clone();
         let done = move |taken: Result<usize, StoreError>| {
