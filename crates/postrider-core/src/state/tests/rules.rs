@@ -9,6 +9,7 @@
 //! of what [`Sender`] thinks of.
 
 use super::*;
+use crate::jobs::{JobKind, JobName, JobOutcome};
 use crate::state::rules::{OLDEST_RULES, RULES};
 use crate::stored;
 use crate::stored::codec::Fields;
@@ -18,7 +19,7 @@ use std::path::PathBuf;
 /// Commands in a recorded journal.
 const COMMANDS: usize = 2_500;
 /// The last tag of a command that a journal was recorded of.
-const RECORDED_TAGS: u32 = 25;
+const RECORDED_TAGS: u32 = 31;
 
 fn folder() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("src/state/tests/rules")
@@ -218,7 +219,7 @@ impl Sender {
                 let (app, message, _) = self.known_message();
                 Command::Cancel { app, message, now: self.now }
             }
-            87..=93 => {
+            87..=90 => {
                 let age = self.pick(&[2_000, 30_000, 200_000]);
                 Command::Expire {
                     now: self.now,
@@ -227,6 +228,7 @@ impl Sender {
                     history_max: self.pick(&[2, 10, 40, 1000]),
                 }
             }
+            91..=94 => self.of_jobs(),
             _ => self.retain(),
         }
     }
@@ -249,6 +251,44 @@ impl Sender {
             7 => Command::RenameApp { app, name: format!("App {}", self.below(3)) },
             8 if app.0 > 1 => Command::CloseApp { app, now },
             _ => Command::EmptyApp { app, limit: self.pick(&[1, 5, 1000]), now },
+        }
+    }
+
+    /// A job, and the lease that somebody has on it.
+    fn known_job(&mut self) -> (JobNo, u64) {
+        let all: Vec<(JobNo, u64)> =
+            self.state.jobs.records.iter().map(|(no, job)| (*no, job.leases)).collect();
+        if all.is_empty() { (JobNo(1), 1) } else { self.pick(&all) }
+    }
+
+    fn of_jobs(&mut self) -> Command {
+        let (now, (job, lease)) = (self.now, self.known_job());
+        let until = now + self.pick(&[0, 500, 20_000]);
+        match self.below(12) {
+            0..=2 => {
+                let (app, kind) = (self.pick(&[None, Some(AppNo(0)), Some(AppNo(2))]), JobKind::Webhook);
+                let name = JobName { app, kind, subject: self.below(3) };
+                Command::OpenJob { name, cursor: self.below(9), due_at: until, now }
+            }
+            3..=5 => {
+                let kind = self.pick(&JobKind::ALL);
+                Command::ClaimJobs { kind, worker: self.below(3), max: self.pick(&[1, 5]), until, now }
+            }
+            6..=8 => {
+                let outcomes = [
+                    JobOutcome::Again,
+                    JobOutcome::Rest { until: UnixMillis::MAX },
+                    JobOutcome::Keep { until },
+                    JobOutcome::Failed { retry_at: until, error: "no answer".into() },
+                    JobOutcome::Parked { error: "refused".into() },
+                    JobOutcome::Closed,
+                ];
+                let cursor = self.one_in(2).then_some(lease * 10);
+                Command::SettleJob { job, lease, cursor, outcome: self.pick(&outcomes), now }
+            }
+            9 => Command::WakeJobs { jobs: vec![job], failed_too: self.one_in(2), now },
+            10 => Command::RewindJob { job, cursor: 3, now },
+            _ => Command::CloseJob { job, now },
         }
     }
 
