@@ -1,8 +1,9 @@
-//! Apps that are deleted: first nobody finds them any more, then their connections close, then what they had goes bit by bit.
+//! Apps and their keys. Of apps that are deleted: first nobody finds them any more, then their connections close, then what they had goes bit by bit.
 
 use crate::Engine;
 use crate::command::Command;
 use crate::id::*;
+use crate::model::StoredKey;
 use crate::port::{Done, Farewell};
 use std::sync::atomic::Ordering;
 
@@ -12,6 +13,25 @@ const EMPTY_BATCH: u32 = 2_000;
 const SESSIONS_BATCH: usize = 500;
 
 impl Engine {
+    /// Makes an app: [`Outcome::AppCreated`](crate::command::Outcome), or refused where the id is taken.
+    pub fn create_app(&self, id: String, name: String, done: Done) {
+        self.store.submit(vec![Command::CreateApp { id, name, at: self.clock.now() }], done);
+    }
+
+    pub fn rename_app(&self, app: AppNo, name: String, done: Done) {
+        self.store.submit(vec![Command::RenameApp { app, name }], done);
+    }
+
+    pub fn add_key(&self, app: AppNo, key: StoredKey, done: Done) {
+        self.store.submit(vec![Command::AddKey { app: Some(app), key }], done);
+    }
+
+    /// Revokes a key; refused where the app has none of that id.
+    pub fn revoke_key(&self, app: AppNo, key_id: String, done: Done) {
+        let at = self.clock.now();
+        self.store.submit(vec![Command::RevokeKey { app: Some(app), key_id, at }], done);
+    }
+
     /// Deletes an app; `done` is called when its keys are dead. The rest follows in [`Engine::tick`].
     pub fn close_app(&self, app: AppNo, done: Done) {
         self.store.submit(vec![Command::CloseApp { app, now: self.clock.now() }], done);

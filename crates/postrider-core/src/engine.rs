@@ -192,6 +192,16 @@ impl Engine {
         }
     }
 
+    /// Takes a message back: what is open of it ends `cancelled`.
+    pub fn cancel(&self, app: AppNo, message: MessageId, done: Done) {
+        self.store.submit(vec![Command::Cancel { app, message, now: self.clock.now() }], done);
+    }
+
+    /// Ends all that waits for a device `cancelled`; the device stays.
+    pub fn clear_inbox(&self, at: DeviceRef, done: Done) {
+        self.store.submit(vec![Command::ClearInbox { at, now: self.clock.now() }], done);
+    }
+
     /// Deletes a device: its deliveries end `erased`, its connection is closed, its session goes, and a will of it that waits
     /// is not published (A9).
     pub fn delete_device(&self, at: DeviceRef, done: Done) {

@@ -9,10 +9,10 @@ use crate::platform::new_secret;
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
-use postrider_core::command::{Command, Outcome, Refusal};
+use postrider_core::command::{Outcome, Refusal};
 use postrider_core::id::AppNo;
 use postrider_core::model::{KeyScope, Step, StoredKey};
-use postrider_core::port::{AppView, StoreError};
+use postrider_core::port::{AppView, Done, StoreError};
 use postrider_core::session::secret_hash;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -84,8 +84,8 @@ fn check_name(name: &str) -> Result<(), ApiError> {
     Ok(())
 }
 
-async fn submit(api: &Api, command: Command) -> Result<Outcome, ApiError> {
-    let outcomes = ask(|done| api.engine.store.submit(vec![command], done)).await??;
+async fn outcome(order: impl FnOnce(Done)) -> Result<Outcome, ApiError> {
+    let outcomes = ask(order).await??;
     outcomes.into_iter().next().ok_or_else(|| StoreError::Missing.into())
 }
 
@@ -112,7 +112,7 @@ pub async fn create(
     }
     let name = new.name.unwrap_or_else(|| new.id.clone());
     check_name(&name)?;
-    match submit(&api, Command::CreateApp { id: new.id, name, at: api.engine.clock.now() }).await? {
+    match outcome(|done| api.engine.create_app(new.id, name, done)).await? {
         Outcome::AppCreated(no) => Ok((StatusCode::CREATED, Json(app_view(&api, no)?))),
         Outcome::Refused(Refusal::Exists) => Err(Code::AppExists.into()),
         other => Err(unexpected(&other)),
@@ -170,7 +170,7 @@ pub async fn change(
 ) -> Result<Json<App>, ApiError> {
     let app = app_no(&api, &id)?;
     check_name(&change.name)?;
-    match submit(&api, Command::RenameApp { app, name: change.name }).await? {
+    match outcome(|done| api.engine.rename_app(app, change.name, done)).await? {
         Outcome::Done => app_view(&api, app).map(Json),
         Outcome::Refused(Refusal::NoSuchApp) => Err(Code::NoSuchApp.into()),
         other => Err(unexpected(&other)),
@@ -270,7 +270,7 @@ pub async fn add_key(
         created_at: api.engine.clock.now(),
         revoked_at: None,
     };
-    match submit(&api, Command::AddKey { app: Some(app), key: key.clone() }).await? {
+    match outcome(|done| api.engine.add_key(app, key.clone(), done)).await? {
         Outcome::Done => Ok((StatusCode::CREATED, Json(Key::of(key, Some(text))))),
         other => Err(unexpected(&other)),
     }
@@ -297,8 +297,8 @@ pub async fn revoke_key(
     State(api): State<Api>,
     Path((id, key_id)): Path<(String, String)>,
 ) -> Result<StatusCode, ApiError> {
-    let app = Some(app_no(&api, &id)?);
-    match submit(&api, Command::RevokeKey { app, key_id, at: api.engine.clock.now() }).await? {
+    let app = app_no(&api, &id)?;
+    match outcome(|done| api.engine.revoke_key(app, key_id, done)).await? {
         Outcome::Done => Ok(StatusCode::NO_CONTENT),
         Outcome::Refused(Refusal::NoSuchKey) => Err(Code::NoSuchKey.into()),
         other => Err(unexpected(&other)),

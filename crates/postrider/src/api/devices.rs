@@ -12,7 +12,7 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::{Extension, Json};
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
-use postrider_core::command::{Command, Outcome, Refusal};
+use postrider_core::command::{Outcome, Refusal};
 use postrider_core::delivery::request::digest;
 use postrider_core::devices::{Author, DeviceError, NewDevice, Registered};
 use postrider_core::id::*;
@@ -431,8 +431,7 @@ pub async fn clear_inbox(
     Path(id): Path<String>,
 ) -> Result<Json<ClearedInbox>, ApiError> {
     let at = caller.device(&api, &id)?;
-    let command = Command::ClearInbox { at, now: api.engine.clock.now() };
-    match ask(|done| api.engine.store.submit(vec![command], done)).await??.first() {
+    match ask(|done| api.engine.clear_inbox(at, done)).await??.first() {
         Some(Outcome::Cancelled { open }) => Ok(Json(ClearedInbox { cancelled: *open })),
         Some(Outcome::Refused(Refusal::NoSuchDevice)) => Err(Code::NoSuchDevice.into()),
         other => Err(StoreError::Failed(format!("unexpected outcome {other:?}")).into()),

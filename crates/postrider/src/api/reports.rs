@@ -7,7 +7,7 @@ use super::json::{Body, Input, Path, Query};
 use super::{Api, Time, ask, cursors, page_of, page_size};
 use axum::Json;
 use axum::extract::State;
-use postrider_core::command::{Command, Outcome, Refusal};
+use postrider_core::command::{Outcome, Refusal};
 use postrider_core::delivery::receipt::{DeviceReceipt, ReceiptSource};
 use postrider_core::id::*;
 use postrider_core::model::{Priority, Step, Submission};
@@ -228,8 +228,7 @@ pub async fn cancel(
     Path(id): Path<String>,
 ) -> Result<Json<Cancelled>, ApiError> {
     let message = message_id(&id)?;
-    let command = Command::Cancel { app, message, now: api.engine.clock.now() };
-    match ask(|done| api.engine.store.submit(vec![command], done)).await??.first() {
+    match ask(|done| api.engine.cancel(app, message, done)).await??.first() {
         Some(Outcome::Cancelled { open }) => Ok(Json(Cancelled { message_id: id, cancelled: *open })),
         Some(Outcome::Refused(Refusal::NoSuchMessage)) => Err(Code::NoSuchMessage.into()),
         other => Err(StoreError::Failed(format!("unexpected outcome {other:?}")).into()),
