@@ -35,6 +35,7 @@ pub fn check() -> Result<String, String> {
         let text = fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))?;
         lengths(path, &text, &mut faults);
         names(path, &mut faults);
+        commands(path, &text, &mut faults);
     }
     doc_paths(&mut faults);
     if faults.is_empty() {
@@ -142,6 +143,25 @@ fn names(path: &Path, faults: &mut Vec<String>) {
 }
 
 /// Every path in backticks in these documents must exist.
+/// Only the engine makes commands: an adapter that makes one decides something. The first keys are
+/// made before there is an engine.
+fn commands(path: &Path, text: &str, faults: &mut Vec<String>) {
+    let shown = shown(path);
+    let is_adapter =
+        ["api", "gateway"].iter().any(|m| shown.starts_with(&format!("crates/postrider/src/{m}/")));
+    if is_adapter && !shown.contains("/tests") && makes_commands(text) {
+        faults.push(format!("{shown} makes a command: that is a verb of the engine"));
+    }
+}
+
+fn makes_commands(text: &str) -> bool {
+    text.lines().any(|line| {
+        let line = line.trim_start();
+        let is_comment = line.starts_with("//");
+        !is_comment && (line.contains("store.submit(") || line.contains(" Command::"))
+    })
+}
+
 fn doc_paths(faults: &mut Vec<String>) {
     for document in ["ARCHITECTURE.md", "README.md", "README.zh-CN.md", "CONTRIBUTING.md"] {
         let Ok(text) = fs::read_to_string(root().join(document)) else {
@@ -179,6 +199,13 @@ mod tests {
             &mut faults,
         );
         assert_eq!(faults.len(), 1, "{faults:?}");
+    }
+
+    #[test]
+    fn a_command_that_an_adapter_makes_is_found() {
+        assert!(makes_commands("    let command = Command::Cancel { app };"));
+        assert!(makes_commands("    ask(|done| api.engine.store.submit(all, done))"));
+        assert!(!makes_commands("    // As Command::Cancel does.\n    engine.cancel(app, message, done);"));
     }
 
     #[test]
