@@ -416,12 +416,26 @@ get(91, "100 KiB of credentials", "/v1/devices", 431, auth=f"Authorization: Bear
 for name in ("access_token", "api_key", "apikey", "auth", "authorization", "key", "secret", "token", "ACCESS_TOKEN"):
     get(91, f"credentials in the query as {name}", f"/v1/devices?{name}=@APP@", 400, "credentials_in_query", auth="")
 
+# --- webhooks that would lead inside (92) --------------------------------------------------------------
+
+for url in ("", "x", "http://a.example/", "file:///etc/passwd", "https://127.0.0.1/", "https://[::1]/", "https://[::ffff:127.0.0.1]/", "https://[::127.0.0.1]/",
+            "https://0x7f.1/", "https://0x7f000001/", "https://127.1/", "https://2130706433/", "https://0177.0.0.1/", "https://169.254.169.254/", "https://localhost/",
+            "https://localhost./", "https://a.localhost/", "https://user@a.example/", "https://a.example@10.0.0.1/", "https://a.example:22/", "https://a.example:0/",
+            "https://a.example:65536/", "https://a.example/#x", "https://a.example\\@10.0.0.1/", "https://a.example/\r\nX: y", "https://\u0430.example/",
+            "https://[fe80::1%25eth0]/", "https://[64:ff9b::7f00:1]/", "https://[2002:7f00:1::]/", "https://[fd00::1]/", "https://224.0.0.1/", "https://" + "x" * 3000):
+    send(92, f"a webhook to {url[:40]!r}", "/v1/webhooks/x", {"url": url}, 400, "webhook_url_refused", "/url", method="PUT")
+for body, code, field in (("{}", "invalid_field", "/url"), ('{"url":1}', "invalid_field", "/url"), ('{"url":"https://a.example/","secret":"x"}', "invalid_field", "/secret"),
+                          ('{"url":"https://a.example/","events":["x"]}', "invalid_field", "/events/0"), ('{"url":"https://a.example/","batch_max":0}', "invalid_field", "/batch_max")):
+    send(92, f"a webhook of {body}", "/v1/webhooks/x", body, 400, code, field, method="PUT")
+get(92, "a webhook with a strange name", "/v1/webhooks/..%2Fx", 404, "no_such_webhook")
+
 # --- every call without credentials, and with those of another kind -----------------------------------
 
 MESSAGE = "/v1/messages/00000000000000000000000000000001"
 BY_APP = [("GET", "/v1/devices"), ("POST", "/v1/devices"), ("POST", "/v1/messages"), ("GET", "/v1/messages"), ("POST", "/v1/messages/batch"), ("POST", ESTIMATE),
           ("GET", MESSAGE), ("DELETE", MESSAGE), ("GET", f"{MESSAGE}/deliveries"), ("GET", f"{MESSAGE}/deliveries/x"), ("GET", "/v1/events"), ("GET", "/v1/topics/x"),
-          ("POST", "/v1/topics/x/publish")]
+          ("POST", "/v1/topics/x/publish"), ("GET", "/v1/webhooks"), ("GET", "/v1/webhooks/x"), ("PUT", "/v1/webhooks/x"), ("DELETE", "/v1/webhooks/x"),
+          ("POST", "/v1/webhooks/x/test"), ("POST", "/v1/webhooks/x/secret"), ("POST", "/v1/webhooks/x/replay"), ("GET", "/v1/webhooks/x/failures")]
 BY_ADMIN = [("POST", "/v1/apps"), ("GET", "/v1/apps"), ("GET", "/v1/apps/default"), ("PATCH", "/v1/apps/default"),
             ("DELETE", "/v1/apps/default"), ("POST", "/v1/apps/default/keys"), ("GET", "/v1/apps/default/keys"),
             ("DELETE", "/v1/apps/default/keys/x"), ("POST", "/v1/admin/audit"),

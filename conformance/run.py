@@ -19,7 +19,7 @@ from harness import CONFORMANCE, DEFAULT, NotHere, Target
 from server import Server, StartFailed, profile_of
 
 SUITES = ["v311", "v5", "old_clients", "hostile", "hostile_http", "hostile_xmpp", "clients", "bridges", "push", "web", "rights", "proxies",
-          "browser", "xmpp", "docs", "generated"]
+          "browser", "xmpp", "webhooks", "docs", "generated"]
 
 
 def arguments():

@@ -14,7 +14,9 @@ judged by their language: JSON has to parse, TOML has to pass `postrider config 
 import os
 import shlex
 import shutil
+import socket
 import subprocess
+import sys
 import tempfile
 import tomllib
 import xml.etree.ElementTree as xml
@@ -39,6 +41,18 @@ TOOLS = ("bash", "curl", "jq", "mosquitto_sub")
 READY = "listening "
 
 
+def neighbours():
+    """A free port whose successor is free as well: a page may have two receivers."""
+    while True:
+        port = quiet_port()
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port + 1))
+                return port
+            except OSError:
+                continue
+
+
 class Session:
     """A folder with the tools' configuration, and the environment that leads them to the page's server."""
 
@@ -55,7 +69,9 @@ class Session:
         self.work = os.path.join(folder, "work")
         os.makedirs(self.work)
         self.variables = {
-            "PATH": f"{programs}:{os.environ['PATH']}", "HOME": home, "LANG": "C.UTF-8", "TMPDIR": folder,
+            # Receivers of webhooks use the libraries of the tests.
+            "PATH": f"{programs}:{os.path.dirname(sys.executable)}:{os.environ['PATH']}",
+            "NODE_PATH": os.path.join(ROOT, "conformance/node/node_modules"), "PORT": str(neighbours()), "HOME": home, "LANG": "C.UTF-8", "TMPDIR": folder,
             "POSTRIDER_SERVER": f"http://127.0.0.1:{self.ports['http']}",
             "POSTRIDER_MQTT": f"127.0.0.1:{self.ports['mqtt']}",
             # What the machine of the tests needs: a full disk, say.

@@ -6,6 +6,7 @@
 use crate::id::*;
 use crate::jobs::{ClaimedJob, JobKind, JobName, JobOutcome};
 use crate::model::*;
+use crate::webhooks::{MoveWebhook, PutWebhook};
 use std::sync::Arc;
 
 /// One change, atomic and durable as a whole.
@@ -173,6 +174,19 @@ pub enum Command {
         job: JobNo,
         now: UnixMillis,
     },
+    PutWebhook(Box<PutWebhook>),
+    DropWebhook {
+        app: AppNo,
+        id: String,
+    },
+    /// How far a webhook has got.
+    MoveWebhook(Box<MoveWebhook>),
+    /// A webhook begins anew behind a receipt.
+    ReplayWebhook {
+        app: AppNo,
+        id: String,
+        position: u64,
+    },
 }
 
 /// Deliveries that a provider took with one request.
@@ -211,7 +225,8 @@ impl Command {
             | Command::Enroll { .. }
             | Command::Subscribe { .. }
             | Command::OpenJob { .. }
-            | Command::Accept(_) => true,
+            | Command::Accept(_)
+            | Command::PutWebhook(_) => true,
             Command::Retain { message, .. } => message.is_some(),
             Command::ChangeDevice { change, .. } => change.grows(),
             // One for each device that is there, which cannot acknowledge without it.
@@ -235,7 +250,10 @@ impl Command {
             | Command::ClearInbox { .. }
             | Command::CloseApp { .. }
             | Command::EmptyApp { .. }
-            | Command::HandOn(_) => false,
+            | Command::HandOn(_)
+            | Command::DropWebhook { .. }
+            | Command::MoveWebhook(_)
+            | Command::ReplayWebhook { .. } => false,
             Command::RenameApp { .. } => false,
         }
     }
@@ -411,6 +429,9 @@ pub enum Refusal {
     NoSuchJob,
     /// The lease on the job ran out, and somebody else may have it.
     LeaseLost,
+    NoSuchWebhook,
+    /// It was changed meanwhile.
+    Stale,
     Exists,
     /// The same idempotency key came with another request.
     IdempotencyMismatch,

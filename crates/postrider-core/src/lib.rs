@@ -22,5 +22,6 @@ mod shares;
 pub mod state;
 pub mod stored;
 pub mod topics;
+pub mod webhooks;
 
 pub use engine::Engine;

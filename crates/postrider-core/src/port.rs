@@ -7,6 +7,7 @@ use crate::command::*;
 use crate::id::*;
 use crate::jobs::{JobFilter, JobKind, JobName, JobStats, JobView};
 use crate::model::*;
+use crate::webhooks::Webhook;
 use std::sync::Arc;
 
 /// Called once, when all commands of a batch are on stable storage (or never will be).
@@ -120,6 +121,18 @@ pub trait Store: Send + Sync + 'static {
 
     /// Receipts of an app with a position above `after`, at most `max`.
     fn events(&self, app: AppNo, after: u64, max: usize) -> Result<EventPage, StoreError>;
+    /// Behind which receipt those begin that happened at `at` or later.
+    fn receipt_before(&self, at: UnixMillis) -> Result<u64, StoreError>;
+    /// Position of the newest receipt that can be read.
+    fn last_receipt(&self) -> u64;
+    /// Which start of this history gave out the receipt: the same answer for ever, as long as that
+    /// start is remembered.
+    fn epoch_of(&self, receipt: u64) -> u64;
+    fn webhook(&self, app: AppNo, id: &str) -> Option<Webhook>;
+    /// Those of an app, in the order of their ids.
+    fn webhooks(&self, app: AppNo) -> Vec<Webhook>;
+    /// Those of all apps, by name.
+    fn webhook_ids(&self) -> Vec<(AppNo, String)>;
     /// What cursors given out from now on carry, beside their position.
     fn epoch(&self) -> u64;
     /// Whether a cursor with this epoch gave out this place of this history: else it is from before a restore, of a copy, or

@@ -45,6 +45,9 @@ macro_rules! delegate_reads {
             jobs(filter: JobFilter, after: Option<JobNo>, look: usize) -> (Vec<JobView>, Option<JobNo>);
             job_stats() -> Vec<JobStats>;
             last_time() -> UnixMillis;
+            webhook(app: AppNo, id: &str) -> Option<Webhook>;
+            webhooks(app: AppNo) -> Vec<Webhook>;
+            webhook_ids() -> Vec<(AppNo, String)>;
         }
     };
     // Those that a store may have to add something to, or to answer in slices.

@@ -11,6 +11,8 @@ use postrider_core::jobs::*;
 use postrider_core::model::*;
 use postrider_core::port::*;
 use postrider_core::state::{Effects, Live};
+
+use postrider_core::webhooks::Webhook;
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -229,6 +231,20 @@ impl Store for MemoryStore {
             page.events.extend((event.app == app).then(|| event.clone()));
         }
         Ok(page)
+    }
+
+    fn receipt_before(&self, at: UnixMillis) -> Result<u64, StoreError> {
+        let inner = self.inner();
+        let told = &inner.events[..inner.told_events];
+        Ok(told.partition_point(|event| event.at < at) as u64)
+    }
+
+    fn last_receipt(&self) -> u64 {
+        self.watch.latest()
+    }
+
+    fn epoch_of(&self, _: u64) -> u64 {
+        self.epoch
     }
 
     fn epoch(&self) -> u64 {

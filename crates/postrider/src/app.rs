@@ -2,17 +2,18 @@
 
 use crate::bootstrap::{self, FirstKeys};
 use crate::config::Config;
-use crate::gateway::{Gateway, GatewayConfig, GatewayMetrics};
+use crate::gateway::{Door, Gateway, GatewayConfig, GatewayMetrics};
 use crate::http::HttpConfig;
 use crate::networks::Networks;
 use crate::opened::{OPS_CONNECTIONS_MAX, Opened, Seats};
 use crate::platform::{OsChance, SteadyClock};
 use crate::supervise::{EXIT_PART_ENDED, EXIT_STORE_FAILED, Supervisor, TOLD_FOR};
 use crate::tokens::Tokens;
-use crate::{api, http, planted, platform};
+use crate::{api, http, planted, platform, secrets};
 use postrider_core::Engine;
 use postrider_core::id::AppNo;
 use postrider_core::port::{Audit, Chance, Clock, Store, StoreError};
+use postrider_outbound::webhooks::Webhooks;
 use postrider_store::{EmbeddedStore, FailedBy, OpenError, OsFiles};
 use std::fmt;
 use std::io;
@@ -129,8 +130,11 @@ pub fn serve(
     let gateway = Arc::new(gateway);
     let ticking = Ticker::start(engine.clone(), &supervisor)?;
     let listening = Listening::of(&opened, &config, first_keys.is_there());
+    let webhooks = start_webhooks(&config, &engine, &store)?;
     let web = runtime.block_on(async {
-        let web = Web::start(&config, watched, (app, seats), (&gateway, &metrics), &store, opened)?;
+        let sending = Sending::start(&webhooks, &supervisor);
+        let door = (&gateway, &metrics);
+        let web = Web::start(&config, watched, (app, seats), (door, &webhooks), &store, opened)?;
         tracing::info!("{listening}");
         ready(&listening);
         until_stop(&stop, signals, &supervisor).await;
@@ -138,6 +142,7 @@ pub fn serve(
         tracing::info!("stopping");
         let mut web = web;
         web.stop_api().await;
+        sending.stop().await;
         Ok::<Web, ServeError>(web)
     });
     gateway.stop();
@@ -240,6 +245,41 @@ fn start_gateway(
     Ok(Gateway::start(engine.clone(), tokens, settings, metrics.clone(), (listeners, supervisor.clone()))?)
 }
 
+/// Webhooks, told of new receipts from now on.
+fn start_webhooks(
+    config: &Config,
+    engine: &Engine,
+    store: &Arc<EmbeddedStore>,
+) -> Result<Webhooks, ServeError> {
+    let client = config.webhook_client().map_err(ServeError::Config)?;
+    let keys = secrets::key_ring(config, engine.chance.clone());
+    let show = api::show_events(engine.store.clone());
+    let webhooks = Webhooks::new(engine.clone(), client, config.webhook_settings(), show, keys);
+    let told = webhooks.clone();
+    store.watch_events().on_new(move |position, apps| told.told(position, apps));
+    Ok(webhooks)
+}
+
+/// The part that sends webhooks.
+struct Sending {
+    stop: tokio::sync::watch::Sender<bool>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Sending {
+    fn start(webhooks: &Webhooks, supervisor: &Supervisor) -> Sending {
+        let (stop, stopping) = tokio::sync::watch::channel(false);
+        let sending = tokio::spawn(webhooks.clone().run(stopping));
+        Sending { stop, task: tokio::spawn(supervisor.clone().watch_task("webhooks", sending)) }
+    }
+
+    /// What is in flight has a few seconds; what it does not finish, the next start sends again.
+    async fn stop(self) {
+        _ = self.stop.send(true);
+        _ = tokio::time::timeout(Duration::from_secs(5), self.task).await;
+    }
+}
+
 /// The HTTP side: the API on one listener, operations on the other.
 struct Web {
     api: Served,
@@ -276,7 +316,7 @@ impl Web {
         config: &Config,
         (engine, supervisor): (&Engine, &Supervisor),
         (app, seats): (AppNo, Seats),
-        (gateway, metrics): (&Arc<Gateway>, &GatewayMetrics),
+        ((gateway, metrics), webhooks): ((&Arc<Gateway>, &GatewayMetrics), &Webhooks),
         store: &Arc<EmbeddedStore>,
         opened: Opened,
     ) -> Result<Web, ServeError> {
@@ -284,12 +324,12 @@ impl Web {
         let notify = changed.clone();
         store.watch_events().on_new(move |_, apps| notify.tell(apps));
         let door = Arc::new(Arc::downgrade(gateway));
-        let tokens = gateway.tokens();
-        let api =
-            api::Api::new(engine.clone(), app, changed, config.api_limits(), (tokens, config.proofs()), door);
+        let tokens = (gateway.tokens(), config.proofs());
+        let out = (door as Arc<dyn Door>, webhooks.clone());
+        let api = api::Api::new(engine.clone(), app, changed, config.api_limits(), tokens, out);
         let counts = Arc::downgrade(gateway);
         let connections = move || counts.upgrade().map_or((0, 0), |g| g.counts());
-        let watched = (engine.clone(), supervisor.clone());
+        let watched = (engine.clone(), supervisor.clone(), webhooks.clone());
         let ops = api::health::Ops::new(watched, api.metrics.clone(), metrics.clone(), connections);
         let settings = config.http_settings();
         let few = HttpConfig {

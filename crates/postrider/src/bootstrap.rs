@@ -28,6 +28,8 @@ const FIRST_KEYS: &str = "first-keys";
 pub struct PresetKeys {
     pub app: Option<String>,
     pub admin: Option<String>,
+    /// What secrets are sealed with.
+    pub secrets: Option<String>,
 }
 
 /// Why there are no keys to begin with.
@@ -254,7 +256,11 @@ mod tests {
         }
 
         fn ensure(&self, app: Option<&str>, admin: Option<&str>) -> Result<AppNo, KeysError> {
-            let preset = PresetKeys { app: app.map(str::to_owned), admin: admin.map(str::to_owned) };
+            let preset = PresetKeys {
+                app: app.map(str::to_owned),
+                admin: admin.map(str::to_owned),
+                ..PresetKeys::default()
+            };
             ensure(&self.store, &OsChance, 1, &preset, &self.first_keys())
         }
 

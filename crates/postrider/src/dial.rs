@@ -31,6 +31,10 @@ pub fn trusted(cafile: Option<&Path>) -> Result<Vec<CertificateDer<'static>>, St
 fn client_tls(cafile: Option<&Path>) -> Result<Arc<ClientConfig>, String> {
     let mut roots = RootCertStore::empty();
     roots.add_parsable_certificates(trusted(cafile)?);
+    client_config(roots)
+}
+
+fn client_config(roots: RootCertStore) -> Result<Arc<ClientConfig>, String> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
@@ -38,6 +42,24 @@ fn client_tls(cafile: Option<&Path>) -> Result<Arc<ClientConfig>, String> {
         .with_root_certificates(roots)
         .with_no_client_auth();
     Ok(Arc::new(config))
+}
+
+/// For connections to third parties: the certificates of this machine, and those of a file.
+pub fn outbound_tls(ca_file: Option<&Path>) -> Result<Arc<ClientConfig>, String> {
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    if let Some(file) = ca_file {
+        let named = |why| format!("webhooks.ca_file {}: {why}", file.display());
+        let certificates =
+            CertificateDer::pem_file_iter(file).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+        roots.add_parsable_certificates(certificates.map_err(named)?);
+    }
+    if roots.is_empty() {
+        tracing::warn!(
+            "this machine trusts no certificates: no webhook can be sent over TLS (webhooks.ca_file)"
+        );
+    }
+    client_config(roots)
 }
 
 /// Where MQTT is spoken: `HOST[:PORT]`, `mqtt://HOST[:PORT]` or `mqtts://HOST[:PORT]`.

@@ -14,6 +14,7 @@ mod opened;
 mod planted;
 mod platform;
 mod proof;
+mod secrets;
 mod supervise;
 mod tls;
 mod tokens;

@@ -7,6 +7,7 @@ use crate::id::*;
 use crate::model::*;
 use crate::port::Counters;
 use crate::seeded::{self, Bug};
+use crate::webhooks::Webhook;
 use rustc_hash::FxHashMap;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
@@ -19,6 +20,7 @@ pub(crate) struct App {
     /// It was deleted; what it had goes step by step.
     pub closed_at: Option<UnixMillis>,
     pub keys: Vec<StoredKey>,
+    pub webhooks: BTreeMap<String, Webhook>,
     /// By number; `None` where a device was deleted.
     pub devices: Vec<Option<Box<Device>>>,
     pub inboxes: FxHashMap<u32, Inbox>,
@@ -241,6 +243,7 @@ impl App {
             created_at: at,
             closed_at: None,
             keys: Vec::new(),
+            webhooks: BTreeMap::new(),
             devices: Vec::new(),
             inboxes: FxHashMap::default(),
             entry_ids: BTreeMap::new(),

@@ -63,6 +63,7 @@ impl State {
         self.saw(now);
         let app = self.open_app_mut(no)?;
         app.closed_at = Some(now);
+        app.webhooks.clear();
         let (id, keys) = (app.id.clone(), std::mem::take(&mut app.keys));
         self.apps_by_id.remove(&id);
         keys.iter().for_each(|key| _ = self.keys_by_hash.remove(&key.hash));

@@ -31,6 +31,7 @@ mod shares;
 mod tests;
 mod timers;
 pub(crate) mod volatile;
+mod webhooks;
 
 use crate::command::*;
 use crate::id::*;
@@ -143,6 +144,10 @@ impl State {
             Command::WakeJobs { jobs, failed_too, now } => Ok(self.wake_jobs(jobs, *failed_too, *now)),
             Command::RewindJob { job, cursor, now } => self.rewind_job(*job, *cursor, *now),
             Command::CloseJob { job, now } => self.close_job(*job, *now),
+            Command::PutWebhook(put) => self.put_webhook(put),
+            Command::DropWebhook { app, id } => self.drop_webhook(*app, id),
+            Command::MoveWebhook(moved) => self.move_webhook(moved),
+            Command::ReplayWebhook { app, id, position } => self.replay_webhook(*app, id, *position),
         };
         result.unwrap_or_else(|refusal| {
             if blob.len > 0 {

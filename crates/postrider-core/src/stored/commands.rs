@@ -73,11 +73,15 @@ commands! {
         29 WakeJobs { 1 jobs, 2 failed_too, 3 now }
         30 RewindJob { 1 job, 2 cursor, 3 now }
         31 CloseJob { 1 job, 2 now }
+        37 DropWebhook { 1 app, 2 id }
+        39 ReplayWebhook { 1 app, 2 id, 3 position }
     }
     records {
         4 Register
         12 Accept
         25 HandOn
+        36 PutWebhook
+        38 MoveWebhook
         46 Forward
     }
 }

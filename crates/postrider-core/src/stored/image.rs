@@ -13,6 +13,7 @@ use crate::state::jobs::Job;
 use crate::state::message::{Bulk, Extra, Message, Report, RoadNo, Row, Targeted, Whom};
 use crate::state::rows::Rows;
 use crate::state::{Live, State, Volatile};
+use crate::webhooks::Webhook;
 use rustc_hash::FxHashMap;
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -97,6 +98,12 @@ struct RequestPart {
     answer: FirstAnswer,
 }
 record!(RequestPart { 1 app, 2 request, 3 answer });
+
+struct WebhookPart {
+    app: AppNo,
+    webhook: Webhook,
+}
+record!(WebhookPart { 1 app, 2 webhook });
 
 struct MessagePart {
     seq: Seq,
@@ -254,6 +261,7 @@ const MESSAGE: u32 = 10;
 const HISTORY: u32 = 11;
 const PROOF: u32 = 12;
 const JOB: u32 = 26;
+const WEBHOOK: u32 = 36;
 // 46 and 47: what is known beside the state.
 const ROAD: u32 = 48;
 
@@ -348,6 +356,9 @@ fn write_app(parts: &mut Parts<'_>, no: AppNo, app: &App, order: Order) -> io::R
         closed_at: app.closed_at,
     };
     parts.write(APP, |out| part.put(out))?;
+    for webhook in app.webhooks.values() {
+        parts.write_of(WEBHOOK, &no, |out| webhook.put_value(2, out))?;
+    }
     let at = |device| DeviceRef { app: no, device: DeviceNo(device) };
     for (i, device) in app.devices.iter().enumerate() {
         if let Some(device) = device {
@@ -493,6 +504,10 @@ fn read_part(state: &mut State, tag: u32, bytes: &[u8]) -> Result<(), Bad> {
         JOB => {
             let JobPart { no, job } = Record::get(bytes)?;
             state.jobs.records.insert(no, job);
+        }
+        WEBHOOK => {
+            let WebhookPart { app: no, webhook } = Record::get(bytes)?;
+            app(state, no)?.webhooks.insert(webhook.id.clone(), webhook);
         }
         tag => return Err(Bad::UnknownField(tag)),
     }

@@ -27,6 +27,7 @@ mod nouns;
 mod second;
 #[cfg(test)]
 mod tests;
+mod webhooks;
 
 use crate::command::Command;
 use crate::model::{Content, ReceiptEvent};

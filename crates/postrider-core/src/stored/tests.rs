@@ -3,6 +3,7 @@ use crate::command::*;
 use crate::id::*;
 use crate::jobs::*;
 use crate::model::*;
+use crate::webhooks::*;
 use proptest::prelude::*;
 
 fn subscription() -> StoredSubscription {
@@ -172,7 +173,59 @@ fn commands() -> Vec<Command> {
         Command::RenameApp { app: AppNo(2), name: "n".into() },
         Command::CloseApp { app: AppNo(2), now: 1 },
         Command::EmptyApp { app: AppNo(2), limit: 5, now: 1 },
+        put_webhook(),
+        Command::DropWebhook { app: AppNo(0), id: "w".into() },
+        moved_webhook(None),
+        moved_webhook(Some(WebhookStop::Gone)),
+        Command::ReplayWebhook { app: AppNo(0), id: "w".into(), position: 0 },
     ]
+}
+
+fn put_webhook() -> Command {
+    let sealed = |until| SealedSecret { sealed: [0, 7].into(), until };
+    Command::PutWebhook(Box::new(PutWebhook {
+        app: AppNo(0),
+        id: "w".into(),
+        seen: 3,
+        settings: WebhookSettings {
+            url: "https://a.example/".into(),
+            steps: vec![Step::Accepted, Step::Expired],
+            batch_max: 1,
+        },
+        secrets: vec![sealed(None), sealed(Some(0))],
+        enabled: false,
+        webhooks_max: 9,
+        now: 1,
+    }))
+}
+
+fn moved_webhook(stop: Option<WebhookStop>) -> Command {
+    let failure = WebhookFailure {
+        at: 1,
+        what: "timeout".into(),
+        attempt: 2,
+        request_id: "r".into(),
+        events: 3,
+        gave_up: true,
+    };
+    let progress = WebhookProgress {
+        position: 1,
+        sending: stop.map(|_| WebhookBatch { to: 9, epoch: u64::MAX, events: 2 }),
+        attempts: 3,
+        failing_since: Some(0),
+        next_at: 4,
+        delivered_at: None,
+        delivered: 5,
+        given_up: 6,
+    };
+    Command::MoveWebhook(Box::new(MoveWebhook {
+        app: AppNo(0),
+        id: "w".into(),
+        version: 1,
+        progress,
+        failure: stop.map(|_| failure),
+        stop,
+    }))
 }
 
 #[test]

@@ -246,6 +246,32 @@ impl EventLog {
         Ok(page)
     }
 
+    /// Behind which position the rows begin that happened at `at` or later. The clock never goes
+    /// back, so rows are in order of time.
+    pub fn before(&self, at: UnixMillis) -> Result<u64, StoreError> {
+        let segments: Vec<EventSegment> = self.inner().segments.iter().cloned().collect();
+        let is_before = |segment: &EventSegment| {
+            let mut first = None;
+            let read = segment.scan(HEADER_LEN as u64, |_, event, _| {
+                first = Some(event.at);
+                false
+            });
+            read.map(|()| first.is_some_and(|first| first < at))
+        };
+        // The last file whose first row is older: there the border lies.
+        let (mut low, mut high) = (0, segments.len());
+        while low < high {
+            let middle = low + (high - low) / 2;
+            match is_before(&segments[middle]).map_err(failed)? {
+                true => low = middle + 1,
+                false => high = middle,
+            }
+        }
+        let oldest = segments.first().map_or(0, |segment| segment.first.saturating_sub(1));
+        let Some(segment) = low.checked_sub(1).and_then(|i| segments.get(i)) else { return Ok(oldest) };
+        segment.place_in_time(at).map_err(failed)
+    }
+
     /// The file with the first row above `after`, indexed.
     fn segment_for(&self, after: u64) -> io::Result<Option<EventSegment>> {
         let segment = {
@@ -445,6 +471,34 @@ impl EventSegment {
             true
         })?;
         Ok(index)
+    }
+
+    /// The last position before `at`, where the first row is older.
+    fn place_in_time(&self, at: UnixMillis) -> io::Result<u64> {
+        let index = match &self.index {
+            Some(index) => index.clone(),
+            None => Arc::new(self.make_index()?),
+        };
+        let (mut low, mut high) = (0, index.len());
+        while low < high {
+            let middle = low + (high - low) / 2;
+            let mut is_older = false;
+            self.scan(index[middle].1, |_, event, _| {
+                is_older = event.at < at;
+                false
+            })?;
+            if is_older { low = middle + 1 } else { high = middle }
+        }
+        let from = low.checked_sub(1).map_or(HEADER_LEN as u64, |i| index[i].1);
+        let mut last = self.first;
+        self.scan(from, |_, event, _| {
+            let is_older = event.at < at;
+            if is_older {
+                last = event.position;
+            }
+            is_older
+        })?;
+        Ok(last)
     }
 
     fn find_latest(&self) -> UnixMillis {

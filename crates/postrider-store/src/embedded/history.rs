@@ -68,6 +68,11 @@ impl History {
         self.starts.last().map_or(0, |start| start.id)
     }
 
+    /// Id of the start that gave out a receipt; 0 where it is no longer remembered.
+    pub fn start_of(&self, receipt: u64) -> u64 {
+        self.starts.iter().rev().find(|start| start.event < receipt).map_or(0, |start| start.id)
+    }
+
     /// Whether that start gave out that place, in this history. `now`: how far the present one is.
     pub fn knows(&self, id: u64, place: Place, now: Reached) -> bool {
         let Some(at) = self.starts.iter().rposition(|start| start.id == id) else { return false };

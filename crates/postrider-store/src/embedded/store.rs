@@ -11,6 +11,7 @@ use postrider_core::model::*;
 use postrider_core::port::*;
 use postrider_core::seeded::{self, Bug};
 use postrider_core::state::Live;
+use postrider_core::webhooks::Webhook;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, RwLockReadGuard, RwLockWriteGuard};
 
@@ -148,6 +149,18 @@ impl Store for EmbeddedStore {
 
     fn events(&self, app: AppNo, after: u64, max: usize) -> Result<EventPage, StoreError> {
         self.shared.events.page(app, after, max)
+    }
+
+    fn receipt_before(&self, at: UnixMillis) -> Result<u64, StoreError> {
+        self.shared.events.before(at)
+    }
+
+    fn last_receipt(&self) -> u64 {
+        self.shared.events.last()
+    }
+
+    fn epoch_of(&self, receipt: u64) -> u64 {
+        self.history.start_of(receipt)
     }
 
     fn epoch(&self) -> u64 {

@@ -188,7 +188,10 @@ pub async fn remove(
         return Err(Code::AppInUse.into());
     }
     match ask(|done| api.engine.close_app(app, done)).await??.first() {
-        Some(Outcome::Done) => Ok(StatusCode::NO_CONTENT),
+        Some(Outcome::Done) => {
+            api.webhooks.app_closed(app);
+            Ok(StatusCode::NO_CONTENT)
+        }
         Some(Outcome::Refused(Refusal::NoSuchApp)) => Err(Code::NoSuchApp.into()),
         other => Err(StoreError::Failed(format!("unexpected outcome {other:?}")).into()),
     }

@@ -30,8 +30,15 @@ pub fn read_list(api: &Api, kind: &str, text: Option<&str>) -> Result<Option<u12
 }
 
 /// Behind a receipt. The epoch is that of the moment in which the page was read.
-pub fn of_receipt(api: &Api, epoch: u64, position: u64) -> String {
-    seal(&*api.engine.store, "receipt", (epoch, position, 0))
+pub fn of_receipt(store: &dyn Store, epoch: u64, position: u64) -> String {
+    seal(store, "receipt", (epoch, position, 0))
+}
+
+/// What a receipt is known by: always the same, whoever asks and however often the server started.
+pub fn receipt_id(store: &dyn Store, position: u64) -> String {
+    let place = [store.epoch_of(position), position].map(u64::to_le_bytes).concat();
+    let whole = keyed(&store.cursor_key(), "id of receipt", &place);
+    format!("evt_{}", BASE64_URL_SAFE_NO_PAD.encode(&whole[..15]))
 }
 
 pub fn read_receipt(api: &Api, text: &str) -> Result<u64, ApiError> {

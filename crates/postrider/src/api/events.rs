@@ -13,7 +13,7 @@ use axum::http::Method;
 use axum::{Extension, Json};
 use postrider_core::id::*;
 use postrider_core::model::{Reason, ReceiptEvent, Step};
-use postrider_core::port::EventPage;
+use postrider_core::port::{EventPage, Store};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -47,6 +47,8 @@ pub struct Events {
 /// One step of one delivery, or of many that it happened to together.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct Event {
+    /// The same whenever the event is read or posted to a webhook.
+    id: String,
     /// As `after`, it reads on behind this event.
     cursor: String,
     #[schema(value_type = String, format = DateTime)]
@@ -100,7 +102,7 @@ pub async fn read(
             },
         }
     };
-    Ok(Json(shown(&api, app, epoch, page)))
+    Ok(Json(shown(&*api.engine.store, app, epoch, page)))
 }
 
 /// Reads files, which may take a while.
@@ -142,11 +144,21 @@ async fn wait_for_events(
     }
 }
 
-fn shown(api: &Api, app: AppNo, epoch: u64, page: EventPage) -> Events {
-    let devices: Vec<DeviceNo> = page.events.iter().map(|e| e.device.unwrap_or(DeviceNo(u32::MAX))).collect();
-    let ids = api.engine.store.device_ids(app, &devices);
+fn shown(store: &dyn Store, app: AppNo, epoch: u64, page: EventPage) -> Events {
+    Events {
+        next: cursors::of_receipt(store, epoch, page.next),
+        missed: page.missed,
+        events: rows(store, app, epoch, page.events),
+    }
+}
+
+/// Receipts as they are shown.
+pub fn rows(store: &dyn Store, app: AppNo, epoch: u64, events: Vec<ReceiptEvent>) -> Vec<Event> {
+    let devices: Vec<DeviceNo> = events.iter().map(|e| e.device.unwrap_or(DeviceNo(u32::MAX))).collect();
+    let ids = store.device_ids(app, &devices);
     let event = |(event, device_id): (ReceiptEvent, Option<String>)| Event {
-        cursor: cursors::of_receipt(api, epoch, event.position),
+        id: cursors::receipt_id(store, event.position),
+        cursor: cursors::of_receipt(store, epoch, event.position),
         occurred_at: Time(event.at),
         message_id: event.message.to_string(),
         device_id,
@@ -155,11 +167,7 @@ fn shown(api: &Api, app: AppNo, epoch: u64, page: EventPage) -> Events {
         count: event.count,
         road: event.road.map(|road| road.to_string()),
     };
-    Events {
-        events: page.events.into_iter().zip(ids).map(event).collect(),
-        next: cursors::of_receipt(api, epoch, page.next),
-        missed: page.missed,
-    }
+    events.into_iter().zip(ids).map(event).collect()
 }
 
 /// A reason's name, where there is a reason.

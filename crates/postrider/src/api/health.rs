@@ -9,8 +9,11 @@ use axum::http::{Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use postrider_core::Engine;
+use postrider_core::id::AppNo;
 use postrider_core::jobs::JobState;
 use postrider_core::model::Step;
+use postrider_core::webhooks::Webhook;
+use postrider_outbound::webhooks::Webhooks;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, text};
 use prometheus_client::metrics::counter::{ConstCounter, Counter};
@@ -136,6 +139,7 @@ fn register_gateway(gateway: &GatewayMetrics, registry: &mut Registry) {
 /// Numbers that are asked for only when they are looked at: the store's and the books'.
 pub struct StoreCollector {
     pub engine: Engine,
+    pub webhooks: Webhooks,
     /// Connections of the gateways: open, and of those not signed in.
     pub connections: Box<dyn Fn() -> (usize, usize) + Send + Sync>,
 }
@@ -151,7 +155,8 @@ impl Collector for StoreCollector {
         self.encode_store(&mut encoder)?;
         self.encode_connections(&mut encoder)?;
         self.encode_jobs(&mut encoder)?;
-        self.encode_apps(&mut encoder)
+        self.encode_apps(&mut encoder)?;
+        self.encode_webhooks(&mut encoder)
     }
 }
 
@@ -273,6 +278,65 @@ impl StoreCollector {
     }
 }
 
+/// Webhooks of one app.
+struct OfApp {
+    id: String,
+    no: AppNo,
+    webhooks: Vec<Webhook>,
+}
+
+impl StoreCollector {
+    /// By app: an app has few webhooks, but there may be many apps.
+    fn encode_webhooks(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let store = &self.engine.store;
+        let with = |app: postrider_core::port::AppView| {
+            let webhooks = store.webhooks(app.no);
+            (!webhooks.is_empty()).then_some(OfApp { id: app.id, no: app.no, webhooks })
+        };
+        let apps: Vec<OfApp> = store.apps().into_iter().filter_map(with).collect();
+        let now = self.engine.clock.now();
+        let lag = |app: &OfApp| {
+            let waits = |webhook: &Webhook| self.webhooks.status(app.no, &webhook.id).waiting_since;
+            let since = app.webhooks.iter().filter_map(waits).min();
+            since.map_or(0, |since| now.saturating_sub(since) / 1_000)
+        };
+        let help = "Age of the oldest event that a webhook of the app has not delivered yet";
+        let zero = ConstGauge::new(0i64);
+        let unit = Some(&Unit::Seconds);
+        let mut family = encoder.encode_descriptor("webhook_lag", help, unit, zero.metric_type())?;
+        for app in &apps {
+            ConstGauge::new(lag(app) as i64).encode(family.encode_family(&[("app", &*app.id)])?)?;
+        }
+        let failing = |webhook: &&Webhook| webhook.progress.attempts > 0 || webhook.stopped.is_some();
+        let help = "Webhooks whose last attempt failed, or that were stopped";
+        let mut family = encoder.encode_descriptor("webhooks_failing", help, None, zero.metric_type())?;
+        for app in &apps {
+            let count = app.webhooks.iter().filter(failing).count();
+            ConstGauge::new(count as i64).encode(family.encode_family(&[("app", &*app.id)])?)?;
+        }
+        let help = "Requests to receivers of webhooks, by how they ended";
+        let zero = ConstCounter::new(0u64);
+        let mut family = encoder.encode_descriptor("webhook_requests", help, None, zero.metric_type())?;
+        for app in &apps {
+            let counts = self.webhooks.counts(app.no);
+            for (outcome, count) in [("delivered", counts.delivered), ("failed", counts.failed)] {
+                let labels = [("app", &*app.id), ("outcome", outcome)];
+                ConstCounter::new(count).encode(family.encode_family(&labels)?)?;
+            }
+        }
+        let help = "Events of webhooks, by what became of them";
+        let mut family = encoder.encode_descriptor("webhook_events", help, None, zero.metric_type())?;
+        for app in &apps {
+            let counts = self.webhooks.counts(app.no);
+            for (outcome, count) in [("delivered", counts.events), ("failed", counts.events_given_up)] {
+                let labels = [("app", &*app.id), ("outcome", outcome)];
+                ConstCounter::new(count).encode(family.encode_family(&labels)?)?;
+            }
+        }
+        Ok(())
+    }
+}
+
 fn counter(
     encoder: &mut DescriptorEncoder<'_>,
     name: &str,
@@ -306,7 +370,7 @@ pub struct Ops {
 impl Ops {
     /// `connections`: those of the gateways that are open, and of these the ones that have not signed in.
     pub fn new(
-        (engine, supervisor): (Engine, Supervisor),
+        (engine, supervisor, webhooks): (Engine, Supervisor, Webhooks),
         api: ApiMetrics,
         gateway: GatewayMetrics,
         connections: impl Fn() -> (usize, usize) + Send + Sync + 'static,
@@ -315,7 +379,11 @@ impl Ops {
         api.register(&mut registry);
         register_gateway(&gateway, &mut registry);
         let connections = Box::new(connections);
-        registry.register_collector(Box::new(StoreCollector { engine: engine.clone(), connections }));
+        registry.register_collector(Box::new(StoreCollector {
+            engine: engine.clone(),
+            webhooks,
+            connections,
+        }));
         Ops { engine, supervisor, registry: Arc::new(registry) }
     }
 }

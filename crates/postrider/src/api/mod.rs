@@ -32,6 +32,7 @@ mod topics;
 mod trail;
 mod turns;
 pub mod warnings;
+mod webhooks;
 pub mod wording;
 
 use crate::gateway::Door;
@@ -52,6 +53,8 @@ pub use health::ApiMetrics;
 use postrider_core::Engine;
 use postrider_core::id::{AppNo, DeviceRef, UnixMillis};
 use postrider_core::model::ProofKeys;
+use postrider_core::port::Store;
+use postrider_outbound::webhooks::{Show, Webhooks};
 use serde::{Serialize, Serializer};
 use std::future::Future;
 use std::net::IpAddr;
@@ -78,6 +81,7 @@ pub struct Api {
     pub door: Arc<dyn Door>,
     pub tokens: Arc<Tokens>,
     pub proofs: Proofs,
+    pub webhooks: Webhooks,
     /// `/openapi.json`, once somebody asked for it.
     document: Arc<OnceLock<String>>,
     failures: Arc<Buckets<IpAddr>>,
@@ -106,7 +110,7 @@ impl Api {
         events_changed: Arc<EventsChanged>,
         limits: ApiLimits,
         (tokens, proofs): (Arc<Tokens>, Proofs),
-        door: Arc<dyn Door>,
+        (door, webhooks): (Arc<dyn Door>, Webhooks),
     ) -> Api {
         let second = 1_000_000;
         let every = |per_sec: u64| if per_sec == 0 { 0 } else { second / per_sec.min(second) };
@@ -118,6 +122,7 @@ impl Api {
             metrics: ApiMetrics::default(),
             default_app,
             door,
+            webhooks,
             tokens,
             drains: Arc::new(Buckets::new(limits.drains_burst, second / 10, limits.pulls_devices_max)),
             proofs,
@@ -201,6 +206,8 @@ pub struct ApiLimits {
     /// Requests of one app that wait for events, and how long one waits (L29).
     pub polls_max: usize,
     pub poll_max: Duration,
+    /// Webhooks of an app.
+    pub webhooks_max: u32,
     /// Pulls of one device that find nothing: at once, then one a second (L29); devices remembered.
     pub pulls_burst: u64,
     /// And of those that find something: at once, then ten a second.
@@ -250,6 +257,7 @@ impl Default for ApiLimits {
             page_max: 1_000,
             polls_max: 32,
             poll_max: Duration::from_secs(60),
+            webhooks_max: 20,
             pulls_burst: 10,
             drains_burst: 100,
             pulls_devices_max: 100_000,
@@ -281,6 +289,7 @@ where
     Route { method, path, handler: Box::new(move |filter| on(filter, handler)) }
 }
 
+// tidy: table
 /// Every route there is.
 pub fn routes() -> Vec<Route> {
     use Method as M;
@@ -307,6 +316,14 @@ pub fn routes() -> Vec<Route> {
         route(M::GET, "/v1/messages/{id}/deliveries/{device}", reports::delivery),
         route(M::POST, "/v1/messages/{id}/receipts", reports::receipt),
         route(M::GET, "/v1/events", events::read),
+        route(M::GET, "/v1/webhooks", webhooks::list),
+        route(M::PUT, "/v1/webhooks/{id}", webhooks::put),
+        route(M::GET, "/v1/webhooks/{id}", webhooks::show),
+        route(M::DELETE, "/v1/webhooks/{id}", webhooks::remove),
+        route(M::POST, "/v1/webhooks/{id}/test", webhooks::test),
+        route(M::POST, "/v1/webhooks/{id}/secret", webhooks::rotate),
+        route(M::POST, "/v1/webhooks/{id}/replay", webhooks::replay),
+        route(M::GET, "/v1/webhooks/{id}/failures", webhooks::failures),
         route(M::GET, "/v1/topics", topics::show_named),
         route(M::POST, "/v1/topics/publish", topics::publish_named),
         route(M::GET, "/v1/topics/publish", topics::show_publish),
@@ -436,6 +453,14 @@ pub async fn ask<T: Send + 'static>(start: impl FnOnce(Box<dyn FnOnce(T) + Send>
     let (tell, told) = oneshot::channel();
     start(Box::new(move |answer| _ = tell.send(answer)));
     told.await.map_err(|_| Code::Unavailable.retry_after(1))
+}
+
+/// How webhooks show events: as the API does.
+pub fn show_events(store: Arc<dyn Store>) -> Show {
+    Arc::new(move |app, events| {
+        let rows = events::rows(&*store, app, store.epoch(), events);
+        rows.iter().map(|row| serde_json::to_value(row).unwrap_or_default()).collect()
+    })
 }
 
 /// Runs what takes long aside, so that other requests go on.

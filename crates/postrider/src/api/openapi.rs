@@ -20,6 +20,7 @@ use super::messages::*;
 use super::reports::*;
 use super::topics::*;
 use super::warnings::Warning;
+use super::webhooks::*;
 use super::{Api, ApiLimits, apps, reports};
 use axum::extract::State;
 use axum::http::header;
@@ -27,7 +28,9 @@ use axum::response::{IntoResponse, Response};
 use postrider_core::limits::Limits;
 use postrider_core::model::KeyScope;
 use serde_json::{Map, Value, json};
-pub use shapes::{audience, backlog, job_kind, job_state, key_scope, platform, priority, reason, step};
+pub use shapes::{
+    audience, backlog, job_kind, job_state, key_scope, platform, priority, reason, step, steps,
+};
 use utoipa::OpenApi;
 
 /// One call.
@@ -101,6 +104,7 @@ impl Operation {
                 self.idempotent
                     || reads_place
                     || matches!(self.id, "createApp" | "deleteApp" | "publish" | "changeSecret")
+                    || matches!(self.id, "putWebhook" | "rotateWebhookSecret" | "replayWebhook")
             }
             422 => self.id == "sendMessage",
             503 => changes && self.needs.is_some(),
@@ -190,6 +194,14 @@ const OPERATIONS: &[Operation] = &[
     call(("get", "/v1/messages/{id}/deliveries/{device}"), "getDelivery", "Trace one delivery", READ, (200, Some("Delivery"))),
     call(("post", "/v1/messages/{id}/receipts"), "reportReceipt", "Tell what the device did with a message", READER, (200, Some("ReceiptTaken"))).body("ReceiptRequest"),
     call(("get", "/v1/events"), "readEvents", "Read the receipt stream, waiting for events if asked to", READ, (200, Some("Events"))).query(EVENT_QUERY),
+    call(("get", "/v1/webhooks"), "listWebhooks", "List webhooks", READ, (200, Some("WebhookList"))),
+    call(("put", "/v1/webhooks/{id}"), "putWebhook", "Make or change a webhook, which gets the events of the receipt stream", MANAGE, (200, Some("Webhook"))).body("WebhookRequest"),
+    call(("get", "/v1/webhooks/{id}"), "getWebhook", "Show a webhook and how it is going", READ, (200, Some("Webhook"))),
+    call(("delete", "/v1/webhooks/{id}"), "deleteWebhook", "Delete a webhook", MANAGE, (204, None)),
+    call(("post", "/v1/webhooks/{id}/test"), "testWebhook", "Send a test event now", MANAGE, (200, Some("WebhookTested"))),
+    call(("post", "/v1/webhooks/{id}/secret"), "rotateWebhookSecret", "Give a webhook a new secret; the one before signs beside it for a while", MANAGE, (200, Some("WebhookSecret"))).body("WebhookSecretRequest"),
+    call(("post", "/v1/webhooks/{id}/replay"), "replayWebhook", "Send the events behind a cursor or since a time again", MANAGE, (200, Some("Webhook"))).body("ReplayRequest"),
+    call(("get", "/v1/webhooks/{id}/failures"), "listWebhookFailures", "List the last attempts that failed", READ, (200, Some("WebhookFailures"))),
     call(("get", "/v1/topics"), "getTopicByName", "Show a topic that the query names, also behind proxies that decode paths", READ, (200, Some("Topic"))).query(TOPIC_QUERY),
     call(("post", "/v1/topics/publish"), "publishByName", "Publish to the MQTT topic that the body names, also behind proxies that decode paths", SEND, (202, Some("Published"))).body("PublishRequest"),
     call(("get", "/v1/topics/publish"), "getTopicPublish", "Show the topic that is called `publish`", READ, (200, Some("Topic"))),
@@ -292,6 +304,16 @@ pub fn said_needs(route: &str) -> Option<Needs> {
     Acknowledged,
     Events,
     Event,
+    WebhookRequest,
+    Webhook,
+    WebhookState,
+    WebhookList,
+    WebhookTested,
+    WebhookSecretRequest,
+    WebhookSecret,
+    ReplayRequest,
+    WebhookFailures,
+    WebhookFailure,
     PublishRequest,
     Published,
     Topic,

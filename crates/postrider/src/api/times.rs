@@ -7,12 +7,16 @@ use postrider_core::id::UnixMillis;
 /// A time in a query: RFC 3339, or milliseconds since 1970.
 pub fn read_time(name: &'static str, text: Option<&str>) -> Result<Option<UnixMillis>, ApiError> {
     let Some(text) = text else { return Ok(None) };
-    let read = text.parse().ok().or_else(|| rfc3339(text));
-    read.map(Some).ok_or_else(|| {
+    parse_time(text).map(Some).ok_or_else(|| {
         let some = Time(1_795_867_200_000);
         Code::InvalidParameter
             .at(name, format!("`{name}` is a time like {some}, or milliseconds since 1970."))
     })
+}
+
+/// RFC 3339, or milliseconds since 1970.
+pub fn parse_time(text: &str) -> Option<UnixMillis> {
+    text.parse().ok().or_else(|| rfc3339(text))
 }
 
 fn rfc3339(text: &str) -> Option<UnixMillis> {

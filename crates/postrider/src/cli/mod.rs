@@ -17,6 +17,7 @@ mod remote;
 mod screen;
 mod serve;
 mod store;
+mod webhook;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
@@ -62,6 +63,8 @@ enum Command {
     Message(message::Args),
     /// Register devices, look at them, tag them.
     Device(device::Args),
+    /// Webhooks: where an app's receipts are posted to.
+    Webhook(webhook::Args),
     /// Apps (tenants) and their keys. Needs the administrator's key.
     App(app::Args),
     /// Jobs: slow work that goes on by itself. Needs the administrator's key.
@@ -165,6 +168,7 @@ fn carry_out(command: Command, screen: &Screen) -> Result<(), Failure> {
         Command::Listen(args) => listen::run(args, screen),
         Command::Message(args) => message::run(args, screen),
         Command::Device(args) => device::run(args, screen),
+        Command::Webhook(args) => webhook::run(args, screen),
         Command::App(args) => app::run(args, screen),
         Command::Jobs(args) => jobs::run(args, screen),
         Command::Key(args) => key::run(args, screen),

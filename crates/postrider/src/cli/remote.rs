@@ -197,6 +197,11 @@ impl Api {
         self.answer(request.send_empty())
     }
 
+    pub fn put_json(&self, path: &str, body: &Value) -> Result<Value, Failure> {
+        let request = self.agent.put(self.url(path)).header("authorization", &self.authorization);
+        self.answer(request.content_type("application/json").send(body.to_string()))
+    }
+
     pub fn patch(&self, path: &str, body: &Value) -> Result<Value, Failure> {
         let request = self.agent.patch(self.url(path)).header("authorization", &self.authorization);
         self.answer(request.content_type("application/json").send(body.to_string()))

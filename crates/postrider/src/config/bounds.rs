@@ -52,6 +52,11 @@ const EXCEPTIONS: &[(&str, &str, i64, i64)] = &[
     ("http", "pushes_burst", 0, 1_000_000_000),
     ("http", "bytes_per_sec", 0, TIB),
     ("http", "bytes_burst", 1_024, TIB),
+    // A webhook without room would be none.
+    ("webhooks", "in_flight_max", 1, 10_000),
+    ("webhooks", "per_app_max", 0, 10_000),
+    ("webhooks", "connect_secs", 1, 60),
+    ("webhooks", "answer_secs", 1, 120),
     // They are multiplied with a burst, in microseconds.
     ("http", "auth_failure_secs", 1, DAY),
     ("gateway", "failure_secs", 1, DAY),

@@ -14,6 +14,10 @@ use jsonwebtoken::{Algorithm, DecodingKey};
 use postrider_core::access::Access;
 use postrider_core::id::AppNo;
 use postrider_core::limits::Limits;
+use postrider_outbound::attempts::Policy;
+use postrider_outbound::client::{Client, Times, system_lookup};
+use postrider_outbound::guard::Rules;
+use postrider_outbound::webhooks;
 use postrider_proto::json::JsonConfig;
 use postrider_proto::{Qos, mqtt, ws, xmpp};
 use postrider_store::{EmbeddedConfig, SyncMode};
@@ -284,6 +288,7 @@ impl Config {
             page_max: h.page_max,
             bad_acks_per_minute_max: self.gateway.bad_acks_per_minute_max,
             polls_max: h.polls_max,
+            webhooks_max: self.webhooks.per_app_max,
             poll_max: Duration::from_secs(h.poll_wait_max_secs),
             origins: h.origins.clone(),
             demo: h.demo,
@@ -318,6 +323,31 @@ impl Config {
     /// Threads that serve HTTP requests.
     pub fn http_workers(&self) -> usize {
         threads(self.http.workers)
+    }
+
+    /// How webhooks are sent, and whom they may reach.
+    pub fn webhook_client(&self) -> Result<Client, String> {
+        let w = &self.webhooks;
+        let allowed = w.allow_networks.clone();
+        let rules = Rules {
+            allow_http: w.allow_http,
+            ports: w.ports.clone(),
+            is_allowed: Arc::new(move |address| allowed.contain(address)),
+        };
+        let ca_file = Some(Path::new(&w.ca_file)).filter(|file| !file.as_os_str().is_empty());
+        let times = Times {
+            connect: Duration::from_secs(w.connect_secs),
+            answer: Duration::from_secs(w.answer_secs),
+        };
+        Ok(Client::new(Arc::new(rules), crate::dial::outbound_tls(ca_file)?, times, system_lookup()))
+    }
+
+    pub fn webhook_settings(&self) -> webhooks::Settings {
+        let w = &self.webhooks;
+        webhooks::Settings {
+            policy: Policy { wait_max_ms: w.retry_max_secs * 1_000, give_up_ms: w.give_up_secs * 1_000 },
+            in_flight_max: w.in_flight_max,
+        }
     }
 
     /// Keys given by the environment.

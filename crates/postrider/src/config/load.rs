@@ -50,7 +50,8 @@ pub const ENV_ALIASES: [(&str, &str, &str); 8] = [
 ];
 
 /// Variables that are read elsewhere.
-const ENV_OTHERS: [&str; 3] = ["POSTRIDER_SERVER", "POSTRIDER_MQTT", "POSTRIDER_CONFIG"];
+const ENV_OTHERS: [&str; 4] =
+    ["POSTRIDER_SERVER", "POSTRIDER_MQTT", "POSTRIDER_CONFIG", "POSTRIDER_WEBHOOK_SECRET"];
 
 /// Preset keys. The last two are what the commands of the command line read too: whoever has them in a shell for those, and
 /// starts a server there, presets its keys without meaning to. The first two are for servers only, and win.
@@ -196,6 +197,7 @@ impl Loading {
             match name.as_str() {
                 // In order of their names, so that these come last.
                 "POSTRIDER_PRESET_APP_KEY" | "POSTRIDER_APP_KEY" => keys.app = Some(value.clone()),
+                "POSTRIDER_SECRETS_KEY" => keys.secrets = Some(value.clone()),
                 "POSTRIDER_PRESET_ADMIN_KEY" | "POSTRIDER_ADMIN_KEY" => keys.admin = Some(value.clone()),
                 _ => match known.iter().find(|(variable, ..)| variable == name) {
                     Some((_, section, key)) => self.add_text(name, section, key, value),

@@ -1,7 +1,7 @@
 //! Every setting, once: its type, its default, and the sentence that explains it. The structs, the example file and
 //! `docs/config.md` all come from here, so a setting without an explanation does not compile.
 
-use super::values::{LogFormat, Sync, address, address_or_off};
+use super::values::{LogFormat, Sync, address, address_or_off, ports};
 use crate::api::ApiLimits;
 use crate::bootstrap::PresetKeys;
 use crate::gateway::admission::AdmissionLimits;
@@ -520,6 +520,41 @@ settings! {
         app: String = "default".into(),
         /// What the claim `aud` has to be; empty: it is not looked at.
         audience: String = String::new(),
+    }
+
+    /// Receipts that are posted to receivers of the apps. What apps name must not lead into your
+    /// network: only public addresses are connected to, unless you say otherwise here.
+    [webhooks] Webhooks {
+        /// Webhooks of an app, at most.
+        per_app_max: u32 = 20,
+        /// Whether `http://` will do too, in clear. For tests and networks of your own.
+        allow_http: bool = false,
+        /// Ports that may be connected to; empty: all.
+        #[serde(with = "ports")]
+        ports: Vec<u16> = vec![443],
+        /// Addresses or networks that may be connected to although they are not public:
+        /// `["10.1.2.0/24"]`.
+        allow_networks: Networks = Networks::default(),
+        /// A file with certificates in PEM that are trusted beside those of this machine.
+        ca_file: String = String::new(),
+        /// Seconds that a connection may take to come about.
+        connect_secs: u64 = 5,
+        /// Seconds that a receiver may take to answer.
+        answer_secs: u64 = 15,
+        /// Requests in flight at once, to all receivers; each webhook has at most one.
+        in_flight_max: usize = 256,
+        /// Seconds between two attempts, at most: the wait grows from a second to this.
+        retry_max_secs: u64 = 3_600,
+        /// Seconds after which a request that failed for so long is given up.
+        give_up_secs: u64 = 3 * 24 * 3_600,
+    }
+
+    /// The key that seals secrets in the store, such as those of webhooks.
+    [secrets] Secrets {
+        /// A file that only its owner may read, with 64 hexadecimal digits; of several lines the first seals and all open.
+        /// Empty: `secrets.key` in the data folder, made when it is first needed. Keep a copy of it, apart from the copies
+        /// of the data. `POSTRIDER_SECRETS_KEY` goes before the file.
+        key_file: String = String::new(),
     }
 
     /// What the server tells of itself, on its standard error.

@@ -3,6 +3,7 @@
 use super::bounds;
 use super::sections::Config;
 use crate::bootstrap::KEY_LEN_MIN;
+use postrider_outbound::seal::Keys;
 
 impl Config {
     /// Everything that is wrong, a sentence each.
@@ -36,6 +37,10 @@ impl Config {
                      such as `openssl rand -hex 32` gives"
                 ));
             }
+        }
+        let sealing = self.keys.secrets.as_ref().map(|keys| Keys::parse(&keys.replace(',', "\n")));
+        if let Some(Err(why)) = sealing {
+            problems.push(format!("POSTRIDER_SECRETS_KEY: {why}"));
         }
         if self.keys.app.is_some() && self.keys.app == self.keys.admin {
             problems.push("POSTRIDER_APP_KEY and POSTRIDER_ADMIN_KEY: must not be the same key".into());

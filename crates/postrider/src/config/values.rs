@@ -42,6 +42,32 @@ pub mod address_or_off {
     }
 }
 
+/// Ports, written `[443, 8443]` in the file and `443,8443` elsewhere.
+pub mod ports {
+    use super::*;
+
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Port {
+        Number(u16),
+        Text(String),
+    }
+
+    pub fn serialize<S: Serializer>(ports: &[u16], to: S) -> Result<S::Ok, S::Error> {
+        to.collect_seq(ports)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<u16>, D::Error> {
+        let wrong = || D::Error::custom("a port is a number from 1 to 65535");
+        let read = |port: Port| match port {
+            Port::Number(number) => Some(number),
+            Port::Text(text) => text.parse().ok(),
+        };
+        let ports = Vec::<Port>::deserialize(from).map_err(|_| wrong())?;
+        ports.into_iter().map(|port| read(port).filter(|port| *port > 0).ok_or_else(wrong)).collect()
+    }
+}
+
 /// When something counts as stored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -32,6 +32,10 @@ pub fn step() -> RefOr<Schema> {
     to("Step")
 }
 
+pub fn steps() -> RefOr<Schema> {
+    utoipa::openapi::ArrayBuilder::new().items(to("Step")).into()
+}
+
 pub fn reason() -> RefOr<Schema> {
     to("Reason")
 }

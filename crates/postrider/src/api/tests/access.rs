@@ -58,6 +58,14 @@ const ROWS: &[Row] = &[
     ("GET /v1/messages/{id}/deliveries/{device}", Serves::Read, "/v1/messages/MESSAGE/deliveries/d1", "", 200),
     ("POST /v1/messages/{id}/receipts", Serves::Receiver, "/v1/messages/MESSAGE/receipts", r#"{"step":"displayed"}"#, 200),
     ("GET /v1/events", Serves::Read, "/v1/events", "", 200),
+    ("GET /v1/webhooks", Serves::Read, "/v1/webhooks", "", 200),
+    ("PUT /v1/webhooks/{id}", Serves::Manage, "/v1/webhooks/w1", r#"{"url":"https://a.example/"}"#, 200),
+    ("GET /v1/webhooks/{id}", Serves::Read, "/v1/webhooks/HOOK", "", 200),
+    ("DELETE /v1/webhooks/{id}", Serves::Manage, "/v1/webhooks/HOOK", "", 204),
+    ("POST /v1/webhooks/{id}/test", Serves::Manage, "/v1/webhooks/HOOK/test", "", 200),
+    ("POST /v1/webhooks/{id}/secret", Serves::Manage, "/v1/webhooks/HOOK/secret", "", 200),
+    ("POST /v1/webhooks/{id}/replay", Serves::Manage, "/v1/webhooks/HOOK/replay", r#"{"from":"0"}"#, 200),
+    ("GET /v1/webhooks/{id}/failures", Serves::Read, "/v1/webhooks/HOOK/failures", "", 200),
     ("GET /v1/topics", Serves::Read, "/v1/topics?topic=a/b", "", 200),
     ("POST /v1/topics/publish", Serves::Send, "/v1/topics/publish", r#"{"topic":"a/b","payload_text":"x"}"#, 202),
     ("GET /v1/topics/publish", Serves::Read, "/v1/topics/publish", "", 200),
@@ -144,8 +152,12 @@ const CALLERS: [By; 16] = [
 
 /// What the matrix says: `None` stands for success.
 fn refusal(serves: Serves, by: By, path: &str) -> Option<(u16, &'static str)> {
-    let names_something = path.contains("/d1") || path.contains("MESSAGE");
-    let not_found = if path.contains("MESSAGE") { "no_such_message" } else { "no_such_device" };
+    let names_something = ["/d1", "MESSAGE", "/HOOK"].iter().any(|name| path.contains(name));
+    let not_found = match path {
+        path if path.contains("MESSAGE") => "no_such_message",
+        path if path.contains("/HOOK") => "no_such_webhook",
+        _ => "no_such_device",
+    };
     let elsewhere = names_something.then_some((404, not_found));
     let forbidden = Some((403, "not_allowed"));
     match by {
@@ -258,6 +270,9 @@ async fn each_route_serves_whom_it_should_and_nobody_else() {
             let world = World::new();
             let message = world.message_to_new_device("d1").await;
             world.job(AppNo(0), 1);
+            if path.contains("/HOOK") {
+                world.ok(200, "PUT /v1/webhooks/HOOK", json!({ "url": "https://a.example/" })).await;
+            }
             let token = world.token_of(by).await;
             let method = route.split(' ').next().unwrap();
             let line = format!("{method} {}", path.replace("MESSAGE", &message));

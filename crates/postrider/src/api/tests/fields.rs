@@ -62,6 +62,9 @@ const OF_ONE_KIND: &[&str] = &[
     "POST /v1/inbox/acks",
     "POST /v1/stream/acks",
     "POST /demo/push",
+    "PUT /v1/webhooks/{id}",
+    "POST /v1/webhooks/{id}/secret",
+    "POST /v1/webhooks/{id}/replay",
 ];
 
 const CALLERS: [&str; 7] = ["app", "send", "read", "register", "device", "jwt", "ticket"];

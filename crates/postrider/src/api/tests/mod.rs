@@ -17,6 +17,7 @@ mod repeats;
 mod serving;
 mod tokens;
 mod trail;
+mod webhooks;
 mod who;
 
 use super::auth::Peer;
@@ -36,11 +37,17 @@ use postrider_core::limits::Limits;
 use postrider_core::model::*;
 use postrider_core::port::*;
 use postrider_core::session::{Attach, Client, secret_hash};
+use postrider_outbound::attempts::Policy;
+use postrider_outbound::client::{self, Lookup, Times};
+use postrider_outbound::guard::Rules;
+use postrider_outbound::seal::Keys;
+use postrider_outbound::webhooks::{Settings, Webhooks};
 use postrider_store::MemoryStore;
 use serde_json::{Value, json};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 use tower::ServiceExt;
 
 pub const ADMIN_KEY: &str = "test-admin-key";
@@ -103,6 +110,18 @@ impl Chance for TestChance {
     }
 }
 
+/// Webhooks by the default settings; no name has an address here.
+fn webhooks(engine: &Engine) -> Webhooks {
+    let times = Times { connect: Duration::from_secs(5), answer: Duration::from_secs(5) };
+    let lookup: Lookup = Arc::new(|_| Box::pin(async { Ok(Vec::new()) }));
+    let tls = crate::dial::outbound_tls(None).unwrap();
+    let client = client::Client::new(Arc::new(Rules::default()), tls, times, lookup);
+    let settings = Settings { policy: Policy::default(), in_flight_max: 8 };
+    let key = Arc::new(Keys::parse(&"5a".repeat(32)).unwrap());
+    let show = crate::api::show_events(engine.store.clone());
+    Webhooks::new(engine.clone(), client, settings, show, Arc::new(move |_| Ok(key.clone())))
+}
+
 /// A server without sockets: two apps, their keys, nothing else.
 pub struct World {
     pub api: Api,
@@ -143,6 +162,9 @@ impl World {
         let changed = Arc::new(crate::api::EventsChanged::default());
         let notify = changed.clone();
         store.watch_events().on_new(move |_, apps| notify.tell(apps));
+        let webhooks = webhooks(&engine);
+        let told = webhooks.clone();
+        store.watch_events().on_new(move |position, apps| told.told(position, apps));
         let tokens = Arc::new(Tokens::new(Some(tokens::issuer(None)), &TestChance::default()));
         let api = Api::new(
             engine,
@@ -150,7 +172,7 @@ impl World {
             changed,
             api_limits,
             (tokens, Proofs { are_kept: false }),
-            Arc::new(NoDoor),
+            (Arc::new(NoDoor), webhooks),
         );
         let world = World { router: router(api.clone()), api, store, closed, clock };
         for app in ["default", "other"] {

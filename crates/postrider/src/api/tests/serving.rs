@@ -180,8 +180,12 @@ async fn the_operations_listener_tells_health_and_numbers() {
     world.device("d1").await;
     world.message_to("d1").await;
     let metrics = world.api.metrics.clone();
-    let ops =
-        Ops::new((world.api.engine.clone(), Default::default()), metrics, Default::default(), || (7, 2));
+    let ops = Ops::new(
+        (world.api.engine.clone(), Default::default(), world.api.webhooks.clone()),
+        metrics,
+        Default::default(),
+        || (7, 2),
+    );
     let ops = ops_router(ops);
     let get = async |path: &str| {
         let response = ops.clone().oneshot(Request::get(path).body(Body::empty()).unwrap()).await.unwrap();
