@@ -16,3 +16,4 @@ mod kit;
 mod rot;
 mod shared;
 mod upgrade;
+mod webhooks;
