@@ -13,11 +13,7 @@ fn put(id: &str) -> Command {
         app: APP,
         id: id.into(),
         seen: 0,
-        settings: WebhookSettings {
-            url: "https://a.example/".into(),
-            steps: Vec::new(),
-            batch_max: 7,
-        },
+        settings: WebhookSettings { url: "https://a.example/".into(), steps: Vec::new(), batch_max: 7 },
         secrets: vec![SealedSecret { sealed: [1, 2, 3].into(), until: None }],
         enabled: true,
         webhooks_max: 9,
