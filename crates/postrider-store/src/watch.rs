@@ -74,6 +74,7 @@ mod tests {
             reason: Reason::None,
             count: 1,
             submission: None,
+            road: None,
         }
     }
 
