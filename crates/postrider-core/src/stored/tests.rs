@@ -105,6 +105,7 @@ fn job_commands() -> Vec<Command> {
 }
 
 /// One of each kind, with what is easily lost: empty texts within options, zeros, both ends.
+// tidy: table
 fn commands() -> Vec<Command> {
     let at = DeviceRef { app: AppNo(2), device: DeviceNo(0) };
     let key = StoredKey {
