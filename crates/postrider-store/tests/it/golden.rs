@@ -1,6 +1,7 @@
 //! Folders that earlier releases wrote, byte for byte as they wrote them: every later release opens
 //! them and shows what they showed. The texts were written by the code that made the folders;
-//! `conformance/golden.py` makes a folder of a release.
+//! `conformance/golden.py` makes a folder of a release, and `SHOW=NAME cargo test -p postrider-store golden`
+//! in that release writes the text of a new one.
 
 use crate::kit::{self, DIR};
 use postrider_core::id::*;
@@ -10,7 +11,7 @@ use postrider_store::EmbeddedStore;
 use postrider_store::faulty::FaultyFiles;
 use postrider_store::files::Files;
 use std::fmt::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// A time at which nothing in the folders has expired that had not when they were made.
 const THEN: UnixMillis = 1_795_875_000_000;
@@ -128,14 +129,20 @@ fn show_events(out: &mut String, store: &EmbeddedStore, app: AppNo) {
 
 /// What the release that made a folder said of it.
 pub fn said(name: &str) -> String {
-    let text = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/{name}.txt"));
-    std::fs::read_to_string(&text).unwrap()
+    std::fs::read_to_string(text_of(name)).unwrap()
+}
+
+fn text_of(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/{name}.txt"))
 }
 
 pub fn assert_shows(files: &FaultyFiles, name: &str) -> FaultyFiles {
     let store = kit::open(files).unwrap();
     assert!(store.problems().is_empty(), "{:?}", store.problems());
     let now = shown(&store);
+    if std::env::var("SHOW").is_ok_and(|wanted| wanted == name) {
+        std::fs::write(text_of(name), &now).unwrap();
+    }
     let then = said(name);
     for (i, (now, then)) in now.lines().zip(then.lines()).enumerate() {
         assert_eq!(now, then, "line {}", i + 1);
@@ -168,6 +175,11 @@ fn a_journal_of_the_first_rules_is_replayed_by_them() {
 #[test]
 fn a_folder_of_the_third_format_shows_what_it_showed_then() {
     assert_shows_for_ever("third");
+}
+
+#[test]
+fn a_folder_that_names_its_rules_shows_what_it_showed_then() {
+    assert_shows_for_ever("third-with-rules");
 }
 
 #[test]
