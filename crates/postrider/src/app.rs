@@ -204,7 +204,7 @@ fn open_store(config: &Config, supervisor: &Supervisor) -> Result<EmbeddedStore,
     }
     let store = EmbeddedStore::open(settings, Arc::new(OsFiles))?;
     for problem in store.problems() {
-        tracing::error!(?problem, "damage was found in the store and put into quarantine");
+        tracing::error!(%problem, "damage was found in the store and put into quarantine");
     }
     report_gaps(&store.audit());
     Ok(store)

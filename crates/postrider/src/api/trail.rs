@@ -80,7 +80,8 @@ impl Trail {
             let code = response.extensions().get::<Code>().map(|code| code.name());
             let ms = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX);
             let (id, status) = (self.id.to_str().unwrap_or_default(), response.status().as_u16());
-            tracing::debug!(id, %method, route, status, code, app, by, ?peer, ms, "request");
+            let peer = peer.map(tracing::field::display);
+            tracing::debug!(id, %method, route, status, code, app, by, peer, ms, "request");
         }
         response.headers_mut().insert(REQUEST_ID, self.id);
     }

@@ -108,11 +108,11 @@ impl Driver {
     }
 
     fn refuse_header(&mut self, slot: u32, NotAHeader(why): NotAHeader) {
-        let peer = self.conn(slot).map(|c| c.peer);
+        let peer = self.conn(slot).map(|c| tracing::field::display(c.peer));
         if self.now >= self.header_warned_at + WARN_EVERY_MS {
             self.header_warned_at = self.now;
             tracing::warn!(
-                ?peer,
+                peer,
                 why,
                 "a connection of a proxy named in the section proxy_protocol was refused"
             );

@@ -69,6 +69,11 @@ async fn at_debug_each_request_is_a_line_that_says_who_asked_and_what_came_of_it
         .filter(|line| line["message"] == "request")
         .map(|line| json!([line["route"], line["status"], line["code"], line["app"], line["by"]]))
         .collect();
+    for line in text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()) {
+        // An address, not how Rust would write one that may be missing.
+        let peer = line["peer"].as_str().map(|peer| peer.parse::<std::net::SocketAddr>());
+        assert!(matches!(peer, None | Some(Ok(_))) && !line.to_string().contains("Some("), "{line}");
+    }
     let wanted = json!([
         ["/v1/devices", 201, null, "default", "id-of-default-app-key"],
         ["/v1/messages", 403, "not_allowed", "default", "id-of-default-read-key"],
