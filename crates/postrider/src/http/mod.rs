@@ -7,6 +7,7 @@
 mod body;
 mod forwarded;
 mod head;
+mod heads;
 mod progress;
 mod proxied;
 mod seats;

@@ -1,6 +1,7 @@
 //! How far a connection and its requests are.
 
 use super::HttpConfig;
+use super::heads::Heads;
 use super::seats::Busy;
 use super::takeover::Taken;
 use axum::body::Body;
@@ -26,7 +27,7 @@ pub struct Progress {
     /// When an answer that has more to say last went on; 0: none has. In HTTP/2 a peer that grants no window stops an answer
     /// without stopping the socket.
     answer_moved_at: AtomicU64,
-    ends: Mutex<Ends>,
+    heads: Mutex<Heads>,
     /// Who takes the socket.
     pub take: Mutex<Option<Taken>>,
     pub taken: Notify,
@@ -42,42 +43,6 @@ impl Hangup {
     /// Until the peer closes its side, or all.
     pub async fn heard(&self) {
         self.0.hung_up.notified().await;
-    }
-}
-
-/// Where heads end in what was read since the last request.
-#[derive(Debug, Default)]
-struct Ends {
-    /// Of CR LF CR LF.
-    matched: u8,
-    heads: u32,
-    last: u8,
-    /// A line of the first head ended with LF alone.
-    has_bare_lf: bool,
-    /// The request that is under way came alone, to its last byte.
-    is_alone: bool,
-}
-
-impl Ends {
-    fn read(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.has_bare_lf |= self.heads == 0 && *byte == b'\n' && self.last != b'\r';
-            self.last = *byte;
-            self.matched = match (self.matched, byte) {
-                (0 | 2 | 4, b'\r') => (self.matched % 4) + 1,
-                (1 | 3, b'\n') => self.matched + 1,
-                (_, b'\r') => 1,
-                _ => 0,
-            };
-            self.heads += u32::from(self.matched == 4);
-        }
-    }
-
-    /// The first head was read; whether each of its lines ended with CR LF.
-    fn begin(&mut self) -> bool {
-        let is_clean = !self.has_bare_lf;
-        *self = Ends { is_alone: self.heads == 1 && self.matched == 4, ..Ends::default() };
-        is_clean
     }
 }
 
@@ -101,20 +66,20 @@ impl Progress {
             head_since: AtomicU64::new(0),
             stalled_since: AtomicU64::new(0),
             answer_moved_at: AtomicU64::new(0),
-            ends: Mutex::default(),
+            heads: Mutex::default(),
             take: Mutex::default(),
             taken: Notify::new(),
             hung_up: Notify::new(),
         }
     }
 
-    fn ends(&self) -> std::sync::MutexGuard<'_, Ends> {
-        self.ends.lock().unwrap_or_else(PoisonError::into_inner)
+    fn heads(&self) -> std::sync::MutexGuard<'_, Heads> {
+        self.heads.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Nothing was read behind the head of the request under way.
     pub fn is_at_end(&self) -> bool {
-        self.ends().is_alone
+        self.heads().is_at_end()
     }
 
     pub fn free(&self, taken: Taken) {
@@ -165,12 +130,13 @@ impl Progress {
             self.is_h2.store(bytes.starts_with(b"PRI"), Relaxed);
         }
         // In HTTP/2 any frame may come between requests; there the idle time alone counts.
-        if self.requests.load(Relaxed) == 0 && !self.is_h2.load(Relaxed) {
-            _ = self.head_since.compare_exchange(0, self.now(), Relaxed, Relaxed);
-            self.ends().read(bytes);
-        } else {
-            self.ends().is_alone = false;
+        if self.is_h2.load(Relaxed) {
+            return;
         }
+        if self.requests.load(Relaxed) == 0 {
+            _ = self.head_since.compare_exchange(0, self.now(), Relaxed, Relaxed);
+        }
+        self.heads().read(bytes);
     }
 
     pub fn answer_moved(&self) {
@@ -188,7 +154,7 @@ impl Progress {
 /// A request that is not answered to the end.
 pub struct Underway {
     progress: Arc<Progress>,
-    /// Each line of its head that could be looked at ended with CR LF.
+    /// Each line of its head ended with CR LF.
     pub has_clean_head: bool,
     /// Its connection makes no room for others meanwhile.
     _busy: Busy,
@@ -199,7 +165,7 @@ impl Underway {
         progress.requests.fetch_add(1, Relaxed);
         progress.had_request.store(true, Relaxed);
         progress.head_since.store(0, Relaxed);
-        let has_clean_head = progress.ends().begin();
+        let has_clean_head = progress.heads().begin();
         Underway { progress: progress.clone(), has_clean_head, _busy: busy }
     }
 

@@ -251,6 +251,12 @@ async fn a_head_with_a_bare_line_feed_is_refused_and_the_connection_ends() {
         assert!(answer.starts_with("HTTP/1.1 400 "), "{head:?}: {answer}");
         assert_eq!(answer.matches("HTTP/1.1 ").count(), 1, "{head:?}: {answer}");
     }
+    // However it comes: behind another request, with its body, in one piece with them.
+    let bad = "GET /openapi.json HTTP/1.1\r\nHost: x\nX: a\r\n\r\n";
+    let post = "POST /v1/messages HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\n\n\n{}";
+    let answer = live.talk(format!("{next}{post}{bad}{next}").as_bytes()).await.expect("the connection ends");
+    let told: Vec<&str> = answer.split("HTTP/1.1 ").skip(1).map(|answer| &answer[..3]).collect();
+    assert_eq!(told, ["401", "401", "400"], "{answer}");
     // In a body they are just bytes.
     let body = "{\n\"audience\":\n\"all\"\n\n}";
     let request = format!(
