@@ -8,7 +8,7 @@ use bytes::Bytes;
 #[derive(Debug)]
 pub enum Request {
     /// The peer begins to prove that it knows the password of `user`. Answer: [`Answer::Keys`]; for a name that there is not,
-    /// [`ScramKeys::fake`], so that nobody finds out which there are.
+    /// [`ScramKeys::fake`], so that nobody finds out which there are. Or [`Answer::NoKeys`].
     Keys { user: Text, hash: ScramHash },
     /// The proof for `user` was wrong: to be counted as a wrong password is (L31). No answer.
     WrongProof { user: Text },
@@ -57,6 +57,8 @@ pub struct Stanza {
 #[derive(Debug)]
 pub enum Answer {
     Keys(Box<ScramKeys>),
+    /// Too many of this peer's address were left unanswered: there is no challenge now.
+    NoKeys,
     Account {
         token: u32,
         outcome: AccountOutcome,

@@ -365,6 +365,7 @@ impl ServerProtocol for ServerConnection {
         match reply {
             Reply::Connect(answer) => self.handle_connect_answer(answer, now, out),
             Reply::Xmpp(Answer::Keys(keys)) => self.handle_keys(*keys, out),
+            Reply::Xmpp(Answer::NoKeys) => self.refuse_challenge(out),
             Reply::Xmpp(Answer::Account { token: 0, outcome }) => self.handle_registered(outcome, out),
             other => self.handle_answer(other, out),
         }

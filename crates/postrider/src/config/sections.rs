@@ -393,7 +393,8 @@ settings! {
         unauthenticated_per_address_max: usize = admission().unauthenticated_per_address_max,
         /// Connections of one address or IPv6 /64 network.
         per_address_max: usize = admission().per_address_max,
-        /// Wrong credentials of one address before it is only told that it tries too often. Right ones always pass.
+        /// Wrong credentials of one address before it is only told that it tries too often, and gets 20 SCRAM challenges a
+        /// second at most. A challenge that is left unanswered counts as wrong. Right credentials always pass.
         failures_burst: u32 = admission().failures_burst,
         /// Seconds after which one more wrong try of such an address is heard.
         failure_secs: u64 = admission().failure_secs,

@@ -89,6 +89,9 @@ impl Driver {
         if self.conn(slot).is_some_and(|c| c.lane == Lane::Refused) {
             return self.turn_away(slot, &connect, ConnectRefusal::Busy);
         }
+        if let Some(conn) = self.conn(slot).filter(|_| connect.is_proven) {
+            conn.owes_proof = false;
+        }
         match self.sign_in_of(&connect) {
             Ok(SignIn { client, assigned, proof, news: None }) => {
                 self.enter(slot, Parked { connect, client, assigned, proof });
@@ -192,11 +195,13 @@ impl Driver {
                 ConnectRefusal::RateExceeded
             }
             _ if refusal == ConnectRefusal::Busy => {
-                tracing::debug!(?peer, client, "there was no place for a connection");
+                let peer = peer.map(tracing::field::display);
+                tracing::debug!(peer, client, "there was no place for a connection");
                 refusal
             }
             _ => {
-                tracing::info!(?peer, client, user, ?refusal, "a sign-in was refused");
+                let peer = peer.map(tracing::field::display);
+                tracing::info!(peer, client, user, ?refusal, "a sign-in was refused");
                 refusal
             }
         }
@@ -229,8 +234,9 @@ impl Driver {
         let first_token = if connect.clean_start { 0 } else { self.shared.engine.chance.bits128() as u32 };
         let name = tracing::enabled!(tracing::Level::DEBUG).then(|| attach.client.id.clone());
         let attached = self.shared.engine.connect(attach).map_err(mqtt::refusal_of)?;
-        let (peer, session) = (self.conn(slot).map(|c| c.peer), attached.session);
-        tracing::debug!(?peer, client = ?name, session, "a client connected");
+        let peer = self.conn(slot).map(|c| tracing::field::display(c.peer));
+        let session = attached.session;
+        tracing::debug!(peer, client = name, session, "a client connected");
         let now = self.shared.engine.clock.now();
         if let Some(conn) = self.conn(slot) {
             conn.session = Some(attached.session);
@@ -376,7 +382,7 @@ impl Driver {
                 outcome
             }
             Err(error) => {
-                tracing::debug!(session, topic = ?publish.topic, %error, "a publish was refused");
+                tracing::debug!(session, topic = &*publish.topic, %error, "a publish was refused");
                 mqtt::outcome_of(error)
             }
         };

@@ -61,6 +61,9 @@ const REFUSED_MAX: usize = 200;
 /// Connections whose proxy has not said yet for whom they are.
 const UNNAMED_MAX: usize = 2_000;
 
+/// Challenges in a second of an address that has failed as often as it may.
+const CHALLENGES_PER_SEC: u32 = 20;
+
 /// Addresses that are remembered; beyond it all knowledge is given up.
 const ADDRESSES_MAX: usize = 100_000;
 
@@ -71,6 +74,8 @@ pub struct Admission {
     refused: AtomicUsize,
     unnamed: AtomicUsize,
     failures: Leaking,
+    /// Challenges of addresses that have failed as often as they may.
+    challenges: Leaking,
     registrations: Leaking,
 }
 
@@ -336,13 +341,29 @@ impl Admission {
 
     /// An address tried with wrong credentials; false when it did so too often to be told more than that.
     pub fn count_failure(&self, address: IpAddr, now_ms: u64) -> bool {
-        self.failures.count(address, now_ms, self.limits.failures_burst, self.limits.failure_secs)
+        let every_ms = self.limits.failure_secs.saturating_mul(1_000);
+        self.failures.count(address, now_ms, self.limits.failures_burst, every_ms)
+    }
+
+    /// Whether a client of the address is challenged to prove a password. Where too many sign-ins
+    /// failed, or were left unanswered, so many a second still are: behind the address may be
+    /// honest clients, and their proofs are always taken.
+    pub fn may_challenge(&self, address: IpAddr, now_ms: u64) -> bool {
+        let every_ms = self.limits.failure_secs.saturating_mul(1_000);
+        !self.failures.is_full(address, now_ms, self.limits.failures_burst, every_ms)
+            || self.challenges.count(
+                address,
+                now_ms,
+                CHALLENGES_PER_SEC,
+                1_000 / u64::from(CHALLENGES_PER_SEC),
+            )
     }
 
     /// A device of the address makes an account; false when too many did.
     pub fn count_registration(&self, address: IpAddr, now_ms: u64) -> bool {
         let limits = &self.limits;
-        self.registrations.count(address, now_ms, limits.registrations_burst, limits.registration_secs)
+        let every_ms = limits.registration_secs.saturating_mul(1_000);
+        self.registrations.count(address, now_ms, limits.registrations_burst, every_ms)
     }
 
     pub fn unauthenticated(&self) -> usize {
@@ -410,16 +431,25 @@ struct Bucket {
 
 impl Leaking {
     /// One more; false, and not counted, where the bucket is full. A burst of 0: no limit.
-    fn count(&self, address: IpAddr, now_ms: u64, burst: u32, secs: u64) -> bool {
+    fn count(&self, address: IpAddr, now_ms: u64, burst: u32, every_ms: u64) -> bool {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if all.len() >= ADDRESSES_MAX {
             all.clear();
         }
         let bucket = all.entry(network(address)).or_insert(Bucket { count: 0, since_ms: now_ms });
-        bucket.leak(now_ms, secs.saturating_mul(1_000));
+        bucket.leak(now_ms, every_ms);
         let fits = burst == 0 || bucket.count < burst;
         bucket.count += u32::from(fits);
         fits
+    }
+}
+
+impl Leaking {
+    fn is_full(&self, address: IpAddr, now_ms: u64, burst: u32, every_ms: u64) -> bool {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(bucket) = all.get_mut(&network(address)) else { return false };
+        bucket.leak(now_ms, every_ms);
+        burst > 0 && bucket.count >= burst
     }
 }
 
@@ -459,6 +489,10 @@ mod tests {
         assert!(!admission.count_failure(evil, 59_999) && admission.count_failure(good, 0));
         assert!(admission.count_failure(evil, 60_000) && !admission.count_failure(evil, 60_001));
         assert!((0..30).all(|_| admission.count_failure(evil, 60_000 * 40)));
+        // It is still challenged, at a rate; others as they like.
+        let challenged = |at| (0..100).filter(|_| admission.may_challenge(evil, at)).count();
+        assert_eq!([60_000 * 40, 60_000 * 40, 60_000 * 40 + 500].map(challenged), [20, 0, 10]);
+        assert!((0..100).all(|_| admission.may_challenge(good, 60_000 * 40)));
     }
 
     #[test]

@@ -46,6 +46,8 @@ pub struct Conn {
     pub orderly: bool,
     /// Signed in by a ticket: reads the inbox and acknowledges, nothing else.
     pub only_reads: bool,
+    /// It was challenged to prove a password, and has not answered.
+    pub owes_proof: bool,
     /// TLS begins as soon as everything is written.
     pub starts_tls: bool,
     /// The protocol is to be told when TLS is up.

@@ -591,6 +591,7 @@ impl Driver {
         if was_open {
             self.shared.metrics.connections_closed.get_or_create(&label("kind", kind)).inc();
         }
+        self.leave_challenge(slot);
         self.leave_session(slot);
         if self.settles(slot) {
             return;
@@ -757,6 +758,7 @@ fn new_conn(transport: Transport, protocol: Protocol, generation: u32, peer: Soc
         paused: false,
         orderly: false,
         only_reads: false,
+        owes_proof: false,
         starts_tls: false,
         awaits_tls: false,
         reads: Reads::default(),

@@ -253,3 +253,43 @@ fn a_subscription_that_is_there_already_is_not_written_once_more() {
     assert_eq!(ask(unsubscribe, &[0xb0, 2, 0, 1]), third, "there was nothing to take away");
     assert!(ask(&subscribe(0), &[0x90, 3, 0, 1, 0]) > third);
 }
+
+/// An XMPP stream in clear up to the challenge, or what is said instead of one.
+fn ask_for_challenge(address: SocketAddr) -> (TcpStream, String) {
+    let mut stream = connect(address);
+    let first = "n,,n=d1,r=abcdefghijklmnop";
+    let first = base64::Engine::encode(&base64::prelude::BASE64_STANDARD, first);
+    let open = "<stream:stream to='localhost' xmlns='jabber:client' \
+                xmlns:stream='http://etherx.jabber.org/streams' version='1.0'>";
+    let auth =
+        format!("<auth xmlns='urn:ietf:params:xml:ns:xmpp-sasl' mechanism='SCRAM-SHA-256'>{first}</auth>");
+    stream.write_all(format!("{open}{auth}").as_bytes()).unwrap();
+    let mut told = String::new();
+    let mut byte = [0];
+    while !["</challenge>", "</failure>"].iter().any(|end| told.ends_with(end)) {
+        stream.read_exact(&mut byte).unwrap();
+        told.push(byte[0].into());
+    }
+    (stream, told)
+}
+
+#[test]
+fn an_address_that_leaves_challenges_unanswered_gets_them_at_a_rate() {
+    let live = Live::start(|config| config.gateway.failures_burst = 3);
+    let challenges = (0..200).filter(|_| {
+        let (mut stream, told) = ask_for_challenge(live.xmpp);
+        // Gone, and seen to be gone, without an answer.
+        stream.write_all(b"</stream:stream>").unwrap();
+        rest(&mut stream);
+        told.contains("<challenge")
+    });
+    let begun = Instant::now();
+    let count = challenges.count();
+    // The first three, and then no more than twenty a second, twenty of them at once.
+    let most = 3 + 20 + begun.elapsed().as_millis() / 50 + 1;
+    assert!((23..=most as usize).contains(&count), "{count} of 200, {most} at most");
+    // Right credentials of the same address are taken all the while.
+    let mut phone = connect(live.mqtt);
+    phone.write_all(&sign_in("phone")).unwrap();
+    assert_eq!(connack(&mut phone), 0);
+}

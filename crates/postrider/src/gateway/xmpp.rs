@@ -21,8 +21,11 @@ impl Driver {
     pub(super) fn act_on_xmpp(&mut self, slot: u32, request: Request) {
         match request {
             Request::Keys { user, hash } => {
-                let keys = Box::new(self.keys_of(&user, hash));
-                self.answer_xmpp(slot, Answer::Keys(keys));
+                let answer = match self.begin_challenge(slot) {
+                    true => Answer::Keys(Box::new(self.keys_of(&user, hash))),
+                    false => Answer::NoKeys,
+                };
+                self.answer_xmpp(slot, answer);
             }
             Request::WrongProof { user } => self.count_wrong_proof(slot, &user),
             Request::Account { token, user, action } => self.change_account(slot, token, &user, action),
@@ -58,8 +61,31 @@ impl Driver {
         if user.contains('/') { user.to_owned() } else { format!("{}/{user}", app().unwrap_or_default()) }
     }
 
+    /// Whether the peer is challenged. It has to answer: one that asks again, or goes, has failed.
+    fn begin_challenge(&mut self, slot: u32) -> bool {
+        self.leave_challenge(slot);
+        let Some(peer) = self.conn(slot).map(|c| c.peer) else { return false };
+        let may = self.shared.admission.may_challenge(peer, self.now);
+        if let Some(conn) = self.conn(slot).filter(|_| may) {
+            conn.owes_proof = true;
+        }
+        may
+    }
+
+    /// A challenge that waits for its answer gets none.
+    pub(super) fn leave_challenge(&mut self, slot: u32) {
+        let Some(conn) = self.conn(slot).filter(|c| c.owes_proof) else { return };
+        conn.owes_proof = false;
+        let peer = conn.peer;
+        if self.shared.admission.count_failure(peer, self.now) {
+            tracing::debug!(%peer, "a challenge to prove a password was left unanswered");
+        }
+    }
+
     fn count_wrong_proof(&mut self, slot: u32, user: &str) {
-        let Some(peer) = self.conn(slot).map(|c| c.peer) else { return };
+        let Some(conn) = self.conn(slot) else { return };
+        conn.owes_proof = false;
+        let peer = conn.peer;
         if self.shared.admission.count_failure(peer, self.now) {
             tracing::info!(%peer, user = self.loggable(Some(user)), "a proof of a password was wrong");
         }

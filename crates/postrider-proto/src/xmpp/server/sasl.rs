@@ -116,6 +116,14 @@ impl ServerConnection {
         if !self.may_sign_in() {
             return Err(Failure("encryption-required"));
         }
+        // A challenge that is not answered is a try like any other; a stream has only a few.
+        let is_open = |n: &super::Negotiation| matches!(n.step, Step::Scram(..));
+        if self.negotiation.as_deref().is_some_and(is_open) {
+            self.count_failure(out);
+            if self.is_closed {
+                return Ok(());
+            }
+        }
         let name = element.attribute("mechanism").unwrap_or_default();
         let mechanism = Mechanism::named(name).ok_or(Failure("invalid-mechanism"))?;
         let Some(negotiation) = &mut self.negotiation else { return Ok(()) };
@@ -236,6 +244,14 @@ impl ServerConnection {
         negotiation.step = Step::Scram(scram, Box::new(keys));
         let xml = format!("<challenge xmlns=\"{}\">{challenge}</challenge>", ns::SASL);
         self.write_element(&xml, &mut out.bytes);
+    }
+
+    /// The peer may come again later; it did nothing wrong itself.
+    pub(super) fn refuse_challenge(&mut self, out: &mut Output) {
+        let is_due = |n: &super::Negotiation| matches!(n.step, Step::AwaitKeys(_));
+        if self.negotiation.as_deref().is_some_and(is_due) {
+            self.write_failure(Failure("temporary-auth-failure"), out);
+        }
     }
 
     pub(super) fn handle_connect_answer(

@@ -389,7 +389,9 @@ impl ServerConnection {
             | Reply::Xmpp(
                 Answer::Account { token, .. } | Answer::Items { token, .. } | Answer::Stanza { token, .. },
             ) => *token,
-            Reply::Connect(_) | Reply::Ping { .. } | Reply::Xmpp(Answer::Keys(_)) => return,
+            Reply::Connect(_) | Reply::Ping { .. } | Reply::Xmpp(Answer::Keys(_) | Answer::NoKeys) => {
+                return;
+            }
         };
         let Some(session) = &mut self.session else { return };
         let Some(place) = session.pending.iter().position(|pending| pending.token == token) else { return };

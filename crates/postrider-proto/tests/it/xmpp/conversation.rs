@@ -253,6 +253,7 @@ impl Conversation {
                 "often" => Err(ConnectRefusal::RateExceeded),
                 _ => Err(ConnectRefusal::NotAuthorized),
             }),
+            Question::Keys(_) if rest == "none" => Reply::Xmpp(Answer::NoKeys),
             Question::Keys(hash) => {
                 Reply::Xmpp(Answer::Keys(Box::new(ScramKeys::derive(hash, how, b"salt of tests", 4_096))))
             }
