@@ -258,9 +258,11 @@ def a_restored_folder_is_known(place):
     shutil.copytree(place.data, stopped)
     server = place.server().start()
     equal([status(server, device, line) for line in common], [200, 200, 200], "a restart")
+    names = deliveries(server, device)
     for n in range(5):
         push(f"lost {n}")
     lost = cursors(server, device)
+    kept, gone = names, deliveries(server, device)[len(names):]
     server.stop()
     for backup in (stopped, running, running):
         shutil.rmtree(place.data)
@@ -270,7 +272,13 @@ def a_restored_folder_is_known(place):
             push(f"after the restore {n}")
         equal([status(server, device, line) for line in lost], [409, 409, 409], f"cursors of what was lost, on {backup}")
         equal([status(server, device, line) for line in common], [200, 200, 200], f"cursors from before the copy, on {backup}")
-        lost = cursors(server, device)
+        # Each of the lost numbers is another message's now, which the device has not seen.
+        now = deliveries(server, device)
+        equal((now[:len(kept)], len(now), set(now) & set(gone)), (kept, len(kept) + 8, set()), "names of deliveries")
+        equal(acknowledge(server, device, gone), 0, "acknowledgements of what was lost")
+        equal(deliveries(server, device), now, "the inbox after them")
+        equal(acknowledge(server, device, now[:1] + now[-1:]), 2, "acknowledgements of what is there")
+        lost, gone = cursors(server, device), now[len(kept):]
         server.stop()
 
 
@@ -281,6 +289,18 @@ def ask(server, device, line):
     connection.request("GET", line, headers={"Authorization": by})
     answer = connection.getresponse()
     return answer.status, json.loads(answer.read())
+
+
+def deliveries(server, device):
+    return [message["delivery"] for message in ask(server, device, "/v1/inbox")[1]["messages"]]
+
+
+def acknowledge(server, device, names):
+    connection = http.client.HTTPConnection(*server.places["http"], timeout=10)
+    basic = base64.b64encode(f"{device.device_id}:{device.secret}".encode()).decode()
+    headers = {"Authorization": f"Basic {basic}", "Content-Type": "application/json"}
+    connection.request("POST", "/v1/inbox/acks", json.dumps({"deliveries": names}), headers)
+    return json.loads(connection.getresponse().read())["acknowledged"]
 
 
 def cursors(server, device):

@@ -138,6 +138,9 @@ pub trait Store: Send + Sync + 'static {
     /// Whether a cursor with this epoch gave out this place of this history: else it is from before a restore, of a copy, or
     /// never was given out, and its bearer must start again.
     fn knows(&self, epoch: u64, place: Place) -> bool;
+    /// The starts of a server that this history is made of, in order of time. The last one is the present one; none is
+    /// added while the store is open.
+    fn starts(&self) -> Vec<Start>;
     /// The last command on stable storage.
     fn last_command(&self) -> Seq;
     /// A secret of this store that stays the same, for cursors that tell nothing.
@@ -164,6 +167,15 @@ pub trait Store: Send + Sync + 'static {
     }
     /// The latest time in any command: the clock must not start before it.
     fn last_time(&self) -> UnixMillis;
+}
+
+/// A start of a server on a store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Start {
+    /// Drawn at the start.
+    pub id: u64,
+    /// The last command before it.
+    pub after: Seq,
 }
 
 /// Why the store did not do it.

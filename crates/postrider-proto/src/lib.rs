@@ -306,34 +306,11 @@ pub struct Deliver<'a> {
     pub late_since: Option<u64>,
 }
 
-/// A place in a device's inbox: behind which urgent delivery, and behind which other. The epoch names the store's history;
-/// in another one the numbers mean nothing.
+/// A place in a device's inbox: behind which urgent delivery, and behind which other.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Cursor {
-    pub epoch: u64,
     pub urgent: u64,
     pub normal: u64,
-}
-
-impl std::fmt::Display for Cursor {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{:x}-{}-{}", self.epoch, self.urgent, self.normal)
-    }
-}
-
-impl std::str::FromStr for Cursor {
-    type Err = ();
-
-    fn from_str(text: &str) -> Result<Cursor, ()> {
-        let mut parts = text.split('-');
-        let (epoch, urgent, normal) = (parts.next(), parts.next(), parts.next());
-        let plain = text.bytes().all(|b| b.is_ascii_hexdigit() || b == b'-');
-        let cursor = (|| {
-            let epoch = u64::from_str_radix(epoch?, 16).ok()?;
-            Some(Cursor { epoch, urgent: urgent?.parse().ok()?, normal: normal?.parse().ok()? })
-        })();
-        cursor.filter(|_| plain && parts.next().is_none()).ok_or(())
-    }
 }
 
 /// What became of a [`Deliver`].

@@ -1,6 +1,7 @@
 //! A small client of the JSON protocol over WebSocket frames, as `docs/protocol/websocket.md` describes it.
 
 use postrider_core::id::{MessageId, Seq};
+use postrider_proto::json::PlainNames;
 use postrider_proto::ws::frame::{Opcode, read_server_frame, write_client_frame};
 use serde_json::{Value, json};
 
@@ -64,7 +65,7 @@ impl Socket {
 
     pub fn ack(&mut self, deliveries: &[Seq], now: u64, bytes: &mut Vec<u8>) {
         let names: Vec<String> =
-            deliveries.iter().map(|d| postrider_proto::json::delivery_name(*d)).collect();
+            deliveries.iter().map(|d| postrider_proto::json::delivery_name(*d, &PlainNames)).collect();
         self.say(&json!({"type": "ack", "deliveries": names}), now, bytes);
     }
 
@@ -110,7 +111,8 @@ impl Socket {
                 Some(Said::Welcome { resumed: frame["resumed"].as_bool()?, ticket: text("resume_token") })
             }
             "push" | "message" => {
-                let delivery = text("delivery").and_then(|name| postrider_proto::json::read_delivery(&name));
+                let delivery = text("delivery")
+                    .and_then(|name| postrider_proto::json::read_delivery(&name, &PlainNames));
                 let envelope = &frame["message"];
                 let id = envelope["id"].as_str().and_then(|id| id.parse().ok());
                 Some(Said::Message { delivery, push: id.zip(envelope["data"]["n"].as_u64()) })

@@ -261,6 +261,10 @@ impl Store for MemoryStore {
             }
     }
 
+    fn starts(&self) -> Vec<Start> {
+        vec![Start { id: self.epoch, after: 0 }]
+    }
+
     fn last_command(&self) -> Seq {
         self.inner().durable
     }

@@ -9,6 +9,7 @@ mod config;
 mod dial;
 mod gateway;
 mod http;
+mod names;
 mod networks;
 mod opened;
 mod planted;

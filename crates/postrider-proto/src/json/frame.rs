@@ -1,5 +1,7 @@
 //! The frames: what a client's text means, and the text of ours.
 
+use super::Names;
+use super::names::plain_number;
 use crate::{Deliver, Fanned, PUSH_TOPIC, Publish, Text};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -13,7 +15,7 @@ const DEPTH_MAX: usize = 32;
 /// Deliveries of one `ack`.
 const ACKS_MAX: usize = 1_000;
 /// Tokens of live messages have the top bit set; in a frame they are `t` and the rest, since JSON's numbers end before.
-const LIVE: u64 = 1 << 63;
+pub(super) const LIVE: u64 = 1 << 63;
 
 /// A frame of the client's.
 #[derive(Debug)]
@@ -81,7 +83,7 @@ struct PublishFrame<'a> {
 }
 
 /// Reads a frame; what is wrong is told in a sentence.
-pub(super) fn read(text: &str) -> Result<Frame, String> {
+pub(super) fn read(text: &str, names: &dyn Names) -> Result<Frame, String> {
     if is_too_deep(text) {
         return Err(format!("More than {DEPTH_MAX} levels deep."));
     }
@@ -93,7 +95,7 @@ pub(super) fn read(text: &str) -> Result<Frame, String> {
     match &*tag.kind {
         "ping" => Ok(Frame::Ping),
         "hello" => parse(text).map(Frame::Hello),
-        "ack" => parse::<Ack>(text).and_then(|ack| deliveries(&ack.deliveries)).map(Frame::Ack),
+        "ack" => parse::<Ack>(text).and_then(|ack| deliveries(&ack.deliveries, names)).map(Frame::Ack),
         "receipt" => parse::<Receipt>(text).map(|receipt| Frame::Receipt {
             id: receipt.id.as_str().into(),
             step: receipt.step.as_str().into(),
@@ -150,29 +152,34 @@ fn publish(frame: PublishFrame<'_>) -> Result<Frame, String> {
     Ok(Frame::Publish { publish, reference: frame.reference })
 }
 
-fn deliveries(names: &[String]) -> Result<Vec<u64>, String> {
-    if names.len() > ACKS_MAX {
+fn deliveries(told: &[String], names: &dyn Names) -> Result<Vec<u64>, String> {
+    if told.len() > ACKS_MAX {
         return Err(format!("At most {ACKS_MAX} deliveries in one `ack`."));
     }
-    let all: Option<Vec<u64>> = names.iter().map(|name| read_delivery(name)).collect();
+    let all: Option<Vec<u64>> = told.iter().map(|name| read_delivery(name, names)).collect();
     all.ok_or_else(|| "A delivery is not one that was given out.".to_owned())
 }
 
 /// The number that a delivery's name in a frame stands for.
-pub fn read_delivery(name: &str) -> Option<u64> {
-    let number = |digits: &str| {
-        let plain = !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit());
-        digits.parse::<u64>().ok().filter(|n| plain && *n < LIVE)
-    };
-    match name.strip_prefix('t') {
-        Some(live) => number(live).map(|n| n | LIVE),
-        None => number(name),
+pub fn read_delivery(name: &str, names: &dyn Names) -> Option<u64> {
+    match name.strip_prefix('t').and_then(plain_number) {
+        Some(live) => Some(live | LIVE),
+        None => names.read_delivery(name).filter(|number| !is_live(*number)),
     }
 }
 
 /// The name of a delivery in a frame.
-pub fn delivery_name(delivery: u64) -> String {
-    if delivery & LIVE == 0 { delivery.to_string() } else { format!("t{}", delivery & !LIVE) }
+pub fn delivery_name(delivery: u64, names: &dyn Names) -> String {
+    let mut name = String::new();
+    append_name(delivery, names, &mut name);
+    name
+}
+
+fn append_name(delivery: u64, names: &dyn Names, into: &mut String) {
+    match is_live(delivery) {
+        true => _ = write!(into, "t{}", delivery & !LIVE),
+        false => names.write_delivery(delivery, into),
+    }
 }
 
 /// Whether a delivery number is of a live message, which is in no inbox.
@@ -211,14 +218,18 @@ pub(super) fn quoted(text: &str) -> String {
 }
 
 /// Appends the frame of a delivery; the part that all receivers share is made once.
-pub fn write_delivery(message: &mut Fanned, how: &Deliver<'_>, into: &mut Vec<u8>) {
+pub fn write_delivery(message: &mut Fanned, how: &Deliver<'_>, names: &dyn Names, into: &mut Vec<u8>) {
     let is_push = &*message.publish().topic == PUSH_TOPIC;
     let mut own = String::from(if is_push { r#"{"type":"push","# } else { r#"{"type":"message","# });
     if how.qos != crate::Qos::AtMostOnce {
-        _ = write!(own, r#""delivery":"{}","#, delivery_name(how.delivery));
+        own.push_str(r#""delivery":""#);
+        append_name(how.delivery, names, &mut own);
+        own.push_str(r#"","#);
     }
     if let Some(cursor) = how.cursor {
-        _ = write!(own, r#""cursor":"{cursor}","#);
+        own.push_str(r#""cursor":""#);
+        names.write_cursor(cursor, &mut own);
+        own.push_str(r#"","#);
     }
     if how.dup {
         own.push_str(r#""again":true,"#);
@@ -265,16 +276,21 @@ pub(crate) fn body_of(publish: &Publish, id: Option<&str>) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::json::PlainNames;
+
+    fn read(text: &str) -> Result<Frame, String> {
+        super::read(text, &PlainNames)
+    }
 
     #[test]
     fn deliveries_have_names_that_are_read_back() {
         for number in [0, 1, 184, (1 << 53) + 1, LIVE | 7] {
-            assert_eq!(read_delivery(&delivery_name(number)), Some(number));
+            assert_eq!(read_delivery(&delivery_name(number, &PlainNames), &PlainNames), Some(number));
         }
         for bad in
             ["", "t", "-1", "+1", " 1", "1 ", "0x1", "9223372036854775808", "t9223372036854775808", "１"]
         {
-            assert_eq!(read_delivery(bad), None, "{bad}");
+            assert_eq!(read_delivery(bad, &PlainNames), None, "{bad}");
         }
     }
 

@@ -5,19 +5,23 @@
 //! | file | what it knows |
 //! | --- | --- |
 //! | `frame` | the frames of both sides, as text |
+//! | `names` | what deliveries and places in an inbox are called in them |
 //! | `socket` | `json::SocketConnection`: the protocol over a WebSocket |
 //! | `stream` | `json::EventStream`: the server's half of it as server-sent events |
 
 mod frame;
+mod names;
 mod socket;
 mod stream;
 
 pub(crate) use frame::body_of;
 pub use frame::{delivery_name, read_delivery, write_delivery};
+pub use names::{Names, PlainNames, plain_number};
 pub use socket::SocketConnection;
 pub use stream::EventStream;
 
 use crate::ConnectRefusal;
+use std::sync::Arc;
 
 /// What a listener allows peers that speak JSON.
 #[derive(Clone, Debug)]
@@ -40,6 +44,8 @@ pub struct JsonConfig {
     pub topic_levels_max: usize,
     /// Filters of one `subscribe` (L13).
     pub filters_max: usize,
+    /// What deliveries and places in an inbox are called.
+    pub names: Arc<dyn Names>,
 }
 
 impl Default for JsonConfig {
@@ -56,6 +62,7 @@ impl Default for JsonConfig {
             topic_bytes_max: 512,
             topic_levels_max: 16,
             filters_max: 16,
+            names: Arc::new(PlainNames),
         }
     }
 }

@@ -90,7 +90,7 @@ impl SocketConnection {
 
     fn handle_message(&mut self, message: Message, out: &mut Output) {
         let Message::Text(text) = message else { return self.end(CloseCode::UNSUPPORTED_DATA, out) };
-        match frame::read(&text) {
+        match frame::read(&text, &*self.config.names) {
             Ok(frame) => self.handle_frame(frame, out),
             Err(why) => self.refuse_frame(&why, out),
         }
@@ -388,7 +388,8 @@ impl ServerProtocol for SocketConnection {
             return Delivered::WindowFull;
         }
         let mut text = Vec::with_capacity(message.publish().payload.len() + 128);
-        frame::write_delivery(message, &Deliver { cursor: None, ..how }, &mut text);
+        let how = Deliver { cursor: None, ..how };
+        frame::write_delivery(message, &how, &*self.config.names, &mut text);
         self.ws.send_utf8(&text, bytes);
         if is_acked {
             self.inflight.push(how.delivery);

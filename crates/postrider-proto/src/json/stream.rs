@@ -101,10 +101,13 @@ impl ServerProtocol for EventStream {
         }
         let mut event = Vec::with_capacity(message.publish().payload.len() + 160);
         if let Some(cursor) = how.cursor {
-            event.extend_from_slice(format!("id: {cursor}\n").as_bytes());
+            let mut id = String::from("id: ");
+            self.config.names.write_cursor(cursor, &mut id);
+            event.extend_from_slice(id.as_bytes());
+            event.push(b'\n');
         }
         event.extend_from_slice(b"data: ");
-        frame::write_delivery(message, &how, &mut event);
+        frame::write_delivery(message, &how, &*self.config.names, &mut event);
         event.extend_from_slice(b"\n\n");
         write_chunk(&event, bytes);
         self.comment_at = now + u64::from(self.config.comment_secs) * 1_000;

@@ -13,7 +13,7 @@ use super::OpenError;
 use super::record::{self, HEADER_LEN, Header};
 use crate::files::{Files, read_all};
 use postrider_core::id::Seq;
-use postrider_core::port::Place;
+use postrider_core::port::{self, Place};
 use std::io;
 use std::path::Path;
 
@@ -71,6 +71,11 @@ impl History {
     /// Id of the start that gave out a receipt; 0 where it is no longer remembered.
     pub fn start_of(&self, receipt: u64) -> u64 {
         self.starts.iter().rev().find(|start| start.event < receipt).map_or(0, |start| start.id)
+    }
+
+    /// All of them, for those who name what one of them stored.
+    pub fn starts(&self) -> Vec<port::Start> {
+        self.starts.iter().map(|start| port::Start { id: start.id, after: start.seq }).collect()
     }
 
     /// Whether that start gave out that place, in this history. `now`: how far the present one is.

@@ -173,6 +173,10 @@ impl Store for EmbeddedStore {
         self.history.knows(epoch, place, now)
     }
 
+    fn starts(&self) -> Vec<Start> {
+        self.history.starts()
+    }
+
     fn last_command(&self) -> Seq {
         self.shared.durable.load(Ordering::Acquire)
     }

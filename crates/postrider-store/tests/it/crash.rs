@@ -130,6 +130,10 @@ fn cursors_of_what_a_restore_took_away_are_not_known_and_those_from_before_are()
     let stopped = copy(&files, 20);
     let store = open(&files).unwrap();
     assert!(knows(&store, before), "a restart costs nobody anything");
+    let starts = store.starts();
+    let [.., first, second] = &*starts else { panic!("two starts at least: {starts:?}") };
+    assert_eq!([first.id, second.id], [before.0, store.epoch()]);
+    assert_eq!((first.after, Place::Command(second.after)), (0, before.1[0]));
     push(&store, 5..10);
     let lost = end_of(&store);
     drop(store);

@@ -9,6 +9,7 @@ use super::sockets::reserve;
 use super::{Api, ask, page_size};
 use crate::gateway::{Begin, Place, Speaks, Wait, publish_of};
 use crate::http::{Freed, Takeover};
+use crate::names::BadCursor;
 use axum::Json;
 use axum::extract::{Extension, FromRequestParts, State};
 use axum::http::request::Parts;
@@ -18,11 +19,12 @@ use bytes::Bytes;
 use postrider_core::delivery::drain::Outgoing;
 use postrider_core::delivery::receipt::ReceiptSource;
 use postrider_core::id::{DeviceRef, Seq};
-use postrider_core::port::{self, Position};
+use postrider_core::port::Position;
 use postrider_core::session::Client;
-use postrider_proto::json::{read_delivery, write_delivery};
+use postrider_proto::json::{Names, read_delivery, write_delivery};
 use postrider_proto::{Cursor, Deliver, Fanned, Qos};
 use serde::{Deserialize, Serialize};
+use std::fmt::Write;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
 use utoipa::ToSchema;
@@ -93,15 +95,10 @@ fn device_id(api: &Api, at: DeviceRef) -> Result<String, ApiError> {
 }
 
 fn position(api: &Api, text: &str) -> Result<Position, ApiError> {
-    let Cursor { epoch, urgent, normal } = text.parse().map_err(|()| Code::InvalidCursor)?;
-    if !api.engine.store.knows(epoch, port::Place::Command(urgent.max(normal))) {
-        return Err(Code::CursorFromOtherHistory.into());
-    }
-    Ok(Position { urgent, normal })
-}
-
-fn cursor(api: &Api, Position { urgent, normal }: Position) -> Cursor {
-    Cursor { epoch: api.engine.store.epoch(), urgent, normal }
+    api.names.read_cursor(&*api.engine.store, text).map_err(|why| match why {
+        BadCursor::Malformed => Code::InvalidCursor.into(),
+        BadCursor::Foreign => Code::CursorFromOtherHistory.into(),
+    })
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -263,18 +260,23 @@ impl Page {
             if i > 0 {
                 body.push(b',');
             }
-            write(api, delivery, &mut body);
+            write_frame(api, delivery, &mut body);
         }
-        let (next, more) = (cursor(api, self.next), self.more);
-        let end = format!(r#"],"next":"{next}","more":{more},"poll_after_secs":{after}}}"#);
+        let mut end = String::from(r#"],"next":""#);
+        api.names.write_cursor(cursor(self.next), &mut end);
+        _ = write!(end, r#"","more":{},"poll_after_secs":{after}}}"#, self.more);
         body.extend_from_slice(end.as_bytes());
         let kind = (header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
         ([kind, tag], body).into_response()
     }
 }
 
+fn cursor(Position { urgent, normal }: Position) -> Cursor {
+    Cursor { urgent, normal }
+}
+
 /// A delivery as the frame that a WebSocket would carry.
-fn write(api: &Api, delivery: &Outgoing, body: &mut Vec<u8>) {
+fn write_frame(api: &Api, delivery: &Outgoing, body: &mut Vec<u8>) {
     let how = Deliver {
         delivery: delivery.seq,
         // Whatever its subscription said: here it is acknowledged.
@@ -283,11 +285,11 @@ fn write(api: &Api, delivery: &Outgoing, body: &mut Vec<u8>) {
         dup: delivery.sent_before,
         subscription_ids: &[],
         expiry_left_secs: None,
-        cursor: Some(cursor(api, delivery.position)),
+        cursor: Some(cursor(delivery.position)),
         late_since: None,
     };
     let id = delivery.unsaid_id().map(|id| id.to_string().into());
-    write_delivery(&mut Fanned::with_id(publish_of(&delivery.content), id), &how, body);
+    write_delivery(&mut Fanned::with_id(publish_of(&delivery.content), id), &how, &*api.names, body);
 }
 
 /// Deliveries to acknowledge.
@@ -295,7 +297,7 @@ fn write(api: &Api, delivery: &Outgoing, body: &mut Vec<u8>) {
 #[serde(deny_unknown_fields)]
 pub struct AckRequest {
     /// The `delivery` of each, as it came.
-    #[schema(example = json!(["184"]))]
+    #[schema(example = json!(["mH0x3kq5bVYw2nT7s9RLAg"]))]
     deliveries: Vec<String>,
 }
 
@@ -330,7 +332,8 @@ pub async fn acknowledge(
     if request.deliveries.len() > ACKS_MAX {
         return Err(Code::InvalidField.at("/deliveries", format!("At most {ACKS_MAX}.")));
     }
-    let known: Option<Vec<u64>> = request.deliveries.iter().map(|name| read_delivery(name)).collect();
+    let known: Option<Vec<u64>> =
+        request.deliveries.iter().map(|name| read_delivery(name, &*api.names)).collect();
     let all =
         known.ok_or_else(|| Code::InvalidField.at("/deliveries", "Not a delivery that was given out."))?;
     // Those of live messages are in no inbox; only their connection counts them.

@@ -36,6 +36,7 @@ mod webhooks;
 pub mod wording;
 
 use crate::gateway::Door;
+use crate::names::SealedNames;
 use crate::platform::OsChance;
 use crate::proof::Proofs;
 use crate::tokens::Tokens;
@@ -101,6 +102,8 @@ pub struct Api {
     changes: Arc<Buckets<DeviceRef>>,
     request_ids: Arc<trail::RequestIds>,
     turns: Arc<Turns>,
+    /// What deliveries and places in an inbox are called.
+    names: Arc<SealedNames>,
 }
 
 impl Api {
@@ -115,6 +118,7 @@ impl Api {
         let second = 1_000_000;
         let every = |per_sec: u64| if per_sec == 0 { 0 } else { second / per_sec.min(second) };
         Api {
+            names: Arc::new(SealedNames::of(&*engine.store)),
             request_ids: Arc::new(trail::RequestIds::new(&OsChance)),
             turns: Arc::new(Turns::new(limits.threads)),
             engine,

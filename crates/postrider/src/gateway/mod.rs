@@ -29,6 +29,7 @@ mod transport;
 mod wheel;
 mod xmpp;
 
+use crate::names::SealedNames;
 use crate::networks::Networks;
 use crate::proof::Proofs;
 use crate::supervise::Supervisor;
@@ -225,8 +226,6 @@ pub(crate) struct Shared {
     pub accounts: accounts::Accounts,
     pub metrics: GatewayMetrics,
     pub start: Instant,
-    /// Of the store's history.
-    pub epoch: u64,
 }
 
 /// Why there is no place for another connection.
@@ -281,13 +280,14 @@ impl Gateway {
     pub fn start(
         engine: Engine,
         tokens: Arc<Tokens>,
-        config: GatewayConfig,
+        mut config: GatewayConfig,
         metrics: GatewayMetrics,
         (listeners, supervisor): (Vec<Vec<(mio::net::TcpListener, listener::Listens)>>, Supervisor),
     ) -> io::Result<Gateway> {
+        let names = Arc::new(SealedNames::of(&*engine.store));
+        config.json = Arc::new(JsonConfig { names, ..(*config.json).clone() });
         let admission = Admission::new(config.admission.clone());
         let shared = Arc::new(Shared {
-            epoch: engine.store.epoch(),
             accounts: accounts::Accounts::new(config.account_jobs_max),
             config,
             engine,

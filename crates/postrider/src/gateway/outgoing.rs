@@ -257,7 +257,7 @@ impl Driver {
         };
         let Position { urgent, normal } = delivery.position;
         let now = self.shared.engine.clock.now();
-        let cursor = Cursor { epoch: self.shared.epoch, urgent, normal };
+        let cursor = Cursor { urgent, normal };
         let how = Deliver {
             delivery: delivery.seq,
             qos: mqtt::qos_of(delivery.qos),
