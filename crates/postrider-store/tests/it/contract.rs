@@ -250,7 +250,12 @@ fn a_retained_message_stays_on_its_topic_until_it_is_taken_away(make: Make<'_>) 
     let put = |n: u64| Command::Retain {
         app: APP,
         topic: "house/door".into(),
-        message: Some(RetainedMessage { qos: 1, expires_at: NOW + 9_000, content: Some(content(n)) }),
+        message: Some(RetainedMessage {
+            qos: 1,
+            expires_at: NOW + 9_000,
+            room: None,
+            content: Some(content(n)),
+        }),
     };
     run(&*store, vec![put(1), put(2)]).unwrap();
     let found = store.retained(APP, "house/+", 10, NOW);
@@ -264,7 +269,7 @@ fn a_retained_message_stays_on_its_topic_until_it_is_taken_away(make: Make<'_>) 
 fn bytes_of_retained_messages_are_counted_until_they_go(make: Make<'_>) {
     let store = populated(make, 1);
     let put = |topic: &str, n: u64, expires_at| {
-        let message = Some(RetainedMessage { qos: 1, expires_at, content: Some(content(n)) });
+        let message = Some(RetainedMessage { qos: 1, expires_at, room: None, content: Some(content(n)) });
         run_one(&*store, Command::Retain { app: APP, topic: topic.into(), message });
         store.retained_bytes(APP)
     };
@@ -350,7 +355,7 @@ fn keys_are_found_until_they_are_revoked(make: Make<'_>) {
         created_at: NOW,
         revoked_at: None,
     };
-    run_one(&*store, Command::AddKey { app: Some(APP), key: key.clone() });
+    run_one(&*store, Command::AddKey { app: Some(APP), key: key.clone(), keys_max: 0 });
     assert_eq!(store.key(&[3; 32]), Some((Some(APP), key)));
     run_one(&*store, Command::RevokeKey { app: Some(APP), key_id: "k1".into(), at: NOW });
     assert_eq!(store.key(&[3; 32]), None);
@@ -557,6 +562,7 @@ pub fn random_command(random: &mut Random, n: u64) -> Command {
             message: (!n.is_multiple_of(3)).then(|| RetainedMessage {
                 qos: 0,
                 expires_at: NOW * 2,
+                room: None,
                 content: Some(content(n)),
             }),
         },

@@ -67,9 +67,9 @@ fn a_real_small_disk_is_filled_and_emptied() {
     assert_eq!((inbox(&store, 0).len(), inbox(&store, 1).len()), (0, 2));
 }
 
-const KIB: u64 = 1024;
+pub const KIB: u64 = 1024;
 
-fn limited(files: &FaultyFiles) -> EmbeddedStore {
+pub fn limited(files: &FaultyFiles) -> EmbeddedStore {
     let config = EmbeddedConfig {
         min_free_bytes: 16 * KIB,
         min_free_percent: 10,
@@ -81,7 +81,7 @@ fn limited(files: &FaultyFiles) -> EmbeddedStore {
 }
 
 /// Accepts until refused; how many were taken.
-fn fill(store: &EmbeddedStore, promises: &mut Promises, from: u64) -> u64 {
+pub fn fill(store: &EmbeddedStore, promises: &mut Promises, from: u64) -> u64 {
     for n in from.. {
         match promises.accept(store, n, &[(n % 2) as u32]) {
             Ok(()) => {}

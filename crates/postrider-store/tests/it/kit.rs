@@ -16,7 +16,7 @@ pub const APP: AppNo = AppNo(0);
 pub const DIR: &str = "/data";
 /// The time at which most things happen in tests.
 pub const NOW: UnixMillis = 1_700_000_000_000;
-const LATER: UnixMillis = NOW + 3_600_000;
+pub const LATER: UnixMillis = NOW + 3_600_000;
 
 /// A clock that moves when a test says so: milliseconds since [`NOW`].
 #[derive(Default)]
@@ -63,6 +63,7 @@ pub fn create_app() -> Command {
 pub fn register(name: &str) -> Command {
     Command::Register(Box::new(Registration {
         origin: None,
+        quota: None,
         app: APP,
         id: name.into(),
         secret_hash: Some([7; 32]),
@@ -94,6 +95,7 @@ pub fn message(n: u64, devices: &[u32]) -> NewMessage {
         inbox_max: 1000,
         inbox_bytes_max: 4 << 20,
         peer_inbox_max: 0,
+        room: None,
         submission: None,
         content: Some(content(n)),
     }

@@ -13,6 +13,7 @@ mod golden;
 mod ill;
 mod jobs;
 mod kit;
+mod low;
 mod rot;
 mod shared;
 mod upgrade;
