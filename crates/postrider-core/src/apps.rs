@@ -22,8 +22,8 @@ impl Engine {
         self.store.submit(vec![Command::RenameApp { app, name }], done);
     }
 
-    pub fn add_key(&self, app: AppNo, key: StoredKey, done: Done) {
-        self.store.submit(vec![Command::AddKey { app: Some(app), key }], done);
+    pub fn add_key(&self, app: AppNo, key: StoredKey, keys_max: u32, done: Done) {
+        self.store.submit(vec![Command::AddKey { app: Some(app), key, keys_max }], done);
     }
 
     /// Revokes a key; refused where the app has none of that id.

@@ -21,6 +21,8 @@ pub enum Command {
     AddKey {
         app: Option<AppNo>,
         key: StoredKey,
+        /// Keys that the app may have; 0: as many as come.
+        keys_max: u32,
     },
     RevokeKey {
         app: Option<AppNo>,
@@ -295,6 +297,32 @@ pub struct Registration {
     pub idempotency: Option<Idempotency>,
     /// Who registers it; nobody where an anonymous client's session is kept.
     pub origin: Option<Origin>,
+    pub quota: Option<DeviceQuota>,
+}
+
+/// How many devices an app may have. Limits travel in the commands: what is decided before the
+/// queue does not know what waits in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceQuota {
+    pub all_max: u64,
+    /// Those of them that registered themselves.
+    pub own_max: u64,
+}
+
+/// What the open messages of an app may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Room {
+    pub messages_max: u64,
+    /// Of their contents.
+    pub bytes_max: u64,
+    pub broadcasts_max: u64,
+}
+
+/// What the retained messages of an app may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RetainedRoom {
+    pub messages_max: u64,
+    pub bytes_max: u64,
 }
 
 /// Names one request of a caller for good: repeated, it gets the first answer.
@@ -332,6 +360,8 @@ pub struct NewMessage {
     pub inbox_bytes_max: u32,
     /// Above 0: a message of another device, and how many of those may wait in the inbox.
     pub peer_inbox_max: u32,
+    /// `None`: as much as comes.
+    pub room: Option<Room>,
     /// For the report of a tracked message.
     pub submission: Option<Arc<Submission>>,
     pub content: Option<Arc<Content>>,
@@ -342,6 +372,8 @@ pub struct NewMessage {
 pub struct RetainedMessage {
     pub qos: u8,
     pub expires_at: UnixMillis,
+    /// `None`: as much as comes.
+    pub room: Option<RetainedRoom>,
     pub content: Option<Arc<Content>>,
 }
 
@@ -435,6 +467,12 @@ pub enum Refusal {
     Exists,
     /// The same idempotency key came with another request.
     IdempotencyMismatch,
-    QuotaExceeded,
     InboxFull,
+    /// The app's open messages take all the room that they may.
+    AppFull,
+    TooManyBroadcasts,
+    RetainedFull,
+    TooManyDevices,
+    TooManyOwnDevices,
+    TooManyKeys,
 }

@@ -98,9 +98,15 @@ impl Engine {
             now,
             idempotency,
             origin: Some(device.origin),
+            quota: Some(self.device_quota()),
         };
-        let told = |outcomes: Result<Vec<Outcome>, StoreError>| match outcomes?.last() {
+        let (max, own_max) = (self.limits.devices_max, self.limits.own_devices_max);
+        let told = move |outcomes: Result<Vec<Outcome>, StoreError>| match outcomes?.last() {
             Some(Outcome::Registered { at, existed }) => Ok(Registered { at: *at, repeated: *existed }),
+            Some(Outcome::Refused(Refusal::TooManyDevices)) => Err(DeviceError::TooMany { max }),
+            Some(Outcome::Refused(Refusal::TooManyOwnDevices)) => {
+                Err(DeviceError::TooManyOwn { max: own_max })
+            }
             other => Err(refused(other)),
         };
         let room = match self.make_room(app, device.origin) {
@@ -117,6 +123,10 @@ impl Engine {
         };
         let commands = displaced.into_iter().chain(room).chain([register]).collect();
         self.store.submit(commands, Box::new(move |outcomes| done(told(outcomes))));
+    }
+
+    pub(crate) fn device_quota(&self) -> DeviceQuota {
+        DeviceQuota { all_max: self.limits.devices_max, own_max: self.limits.own_devices_max }
     }
 
     /// Devices that register themselves have a quota of their own, so that they do not keep the app's

@@ -451,6 +451,7 @@ impl Engine {
             profile: Profile::default(),
             now,
             idempotency: None,
+            quota: Some(self.device_quota()),
         };
         let registered = Box::new(move |outcomes: Result<Vec<Outcome>, StoreError>| {
             if let Err(error) = outcomes {

@@ -35,6 +35,7 @@ impl World {
             let tags = if d.plan.tagged { vec!["t".to_owned()] } else { Vec::new() };
             commands.push(Command::Register(Box::new(Registration {
                 origin: None,
+                quota: None,
                 app: AppNo(d.plan.app),
                 id: d.name.clone(),
                 secret_hash: Some(secret_hash(SECRET.as_bytes())),

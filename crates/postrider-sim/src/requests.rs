@@ -8,10 +8,11 @@ use crate::world::{Happening, World};
 use postrider_core::audience::Audience;
 use postrider_core::command::Command;
 use postrider_core::delivery::accept::{Push as CorePush, PushData};
-use postrider_core::delivery::publish::Publish as CorePublish;
+use postrider_core::delivery::publish::{Publish as CorePublish, PublishError};
 use postrider_core::devices::{DeviceError, NewDevice};
 use postrider_core::id::{AppNo, MessageId};
 use postrider_core::model::{Content, Origin, Priority, Profile, ProofKeys};
+use postrider_core::port::StoreError;
 use serde_json::json;
 use std::sync::Arc;
 
@@ -263,7 +264,13 @@ impl World {
                 let payload = format!("news {}", if retain { word } else { no }).into();
                 let content = Content { topic: Some(topic.into()), payload, properties: None };
                 let publish = CorePublish { content: Arc::new(content), qos: 1, retain, expiry_secs: None };
-                let done = Box::new(move |outcome: Result<usize, _>| stored(outcome.map(|_| Vec::new())));
+                let done = Box::new(move |outcome: Result<usize, PublishError>| {
+                    // No app of the simulation ever fills its room.
+                    stored(outcome.map(|_| Vec::new()).map_err(|why| match why {
+                        PublishError::Store(error) => error,
+                        other => StoreError::Failed(other.to_string()),
+                    }))
+                });
                 let _ = server.engine.publish_from_app(request.app, publish, done);
             }
             Kind::Register { device, key } => self.register(no, request.app, device, key),

@@ -51,6 +51,7 @@ fn populate(store: &EmbeddedStore) {
         let register = |no: &u32| {
             Command::Register(Box::new(Registration {
                 origin: None,
+                quota: None,
                 app: APP,
                 id: format!("device-{no}"),
                 secret_hash: Some([0; 32]),
@@ -87,6 +88,7 @@ fn accept(n: u64) -> Command {
         inbox_max: 1000,
         inbox_bytes_max: 4 << 20,
         peer_inbox_max: 0,
+        room: None,
         submission: None,
         content: Some(Arc::new(content)),
     }))

@@ -200,7 +200,7 @@ impl Keys<'_> {
             created_at: self.now,
             revoked_at: None,
         };
-        match submit(self.store, Command::AddKey { app: of.app, key: stored })? {
+        match submit(self.store, Command::AddKey { app: of.app, key: stored, keys_max: 0 })? {
             Outcome::Done => Ok(true),
             Outcome::Refused(Refusal::Exists) => Ok(false),
             other => Err(failed("a key could not be stored", &other)),

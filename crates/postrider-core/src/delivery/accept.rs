@@ -6,6 +6,7 @@ use crate::command::*;
 use crate::delivery::repeats::{Asked, First, Known};
 use crate::delivery::request::{self, digest};
 use crate::id::*;
+use crate::limits::Limits;
 use crate::model::*;
 use crate::port::*;
 use bytes::Bytes;
@@ -226,14 +227,25 @@ impl Engine {
             inbox_max: limits.inbox_max,
             inbox_bytes_max: limits.inbox_bytes_max,
             peer_inbox_max: 0,
+            room: Some(self.room()),
             submission,
             content: Some(content),
         });
         Ok(Ready::Stored(message, unmatched))
     }
 
-    /// The app's open messages take all the room that they may. What waits for the writer is not counted yet, so an app may
-    /// go beyond it by as much as the queue holds.
+    /// What an app's open messages may take.
+    pub(super) fn room(&self) -> Room {
+        let limits = &self.limits;
+        Room {
+            messages_max: limits.app_messages_max,
+            bytes_max: limits.app_bytes_max,
+            broadcasts_max: limits.broadcasts_max as u64,
+        }
+    }
+
+    /// The app's open messages take all the room that they may. What waits for the writer is not counted yet: the state
+    /// looks again when it executes the command.
     pub(super) fn is_full(&self, app: AppNo) -> bool {
         let (messages, bytes) = self.store.kept(app);
         messages >= self.limits.app_messages_max || bytes >= self.limits.app_bytes_max
@@ -380,6 +392,8 @@ fn told(id: MessageId, outcome: Outcome, unmatched: UnmatchedNames) -> Result<Ac
         }),
         Outcome::Refused(Refusal::IdempotencyMismatch) => Err(AcceptError::IdempotencyMismatch),
         Outcome::Refused(Refusal::InboxFull) => Err(AcceptError::InboxFull),
+        Outcome::Refused(Refusal::AppFull) => Err(AcceptError::AppFull),
+        Outcome::Refused(Refusal::TooManyBroadcasts) => Err(AcceptError::TooManyBroadcasts),
         other => Err(StoreError::Failed(format!("message {id}: unexpected outcome {other:?}")).into()),
     }
 }
@@ -388,7 +402,7 @@ fn invalid(field: &'static str, why: impl Into<String>) -> AcceptError {
     AcceptError::Invalid { field, why: why.into() }
 }
 
-fn check_names(push: &Push, limits: &crate::limits::Limits) -> Result<(), AcceptError> {
+fn check_names(push: &Push, limits: &Limits) -> Result<(), AcceptError> {
     check_audience(&push.audience, limits)?;
     push.exclude.as_ref().map_or(Ok(()), |e| check_audience(e, limits))?;
     check_name("collapse_key", push.collapse_key.as_deref(), limits.name_bytes_max)?;
@@ -420,7 +434,7 @@ pub fn check_name(field: &'static str, name: Option<&str>, bytes_max: usize) -> 
     }
 }
 
-fn check_audience(audience: &Audience, limits: &crate::limits::Limits) -> Result<(), AcceptError> {
+fn check_audience(audience: &Audience, limits: &Limits) -> Result<(), AcceptError> {
     let (clauses, names) = audience.size();
     if clauses > limits.audience_clauses_max {
         return Err(invalid("audience", format!("at most {} clauses", limits.audience_clauses_max)));

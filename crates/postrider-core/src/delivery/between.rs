@@ -36,9 +36,9 @@ impl Engine {
                 Box::new(move |outcomes| {
                     done(match outcomes.ok().and_then(|all| all.into_iter().next()) {
                         Some(Outcome::Accepted(accepted)) if accepted.full == 0 => Ok(()),
-                        Some(Outcome::Accepted(_) | Outcome::Refused(Refusal::InboxFull)) => {
-                            Err(SendError::InboxFull)
-                        }
+                        Some(
+                            Outcome::Accepted(_) | Outcome::Refused(Refusal::InboxFull | Refusal::AppFull),
+                        ) => Err(SendError::InboxFull),
                         Some(Outcome::Refused(_)) => Err(SendError::Unavailable),
                         _ => Err(SendError::TryLater),
                     });
@@ -84,6 +84,7 @@ impl Engine {
             inbox_max: self.limits.inbox_max,
             inbox_bytes_max: self.limits.inbox_bytes_max,
             peer_inbox_max: self.limits.peer_inbox_max.max(1),
+            room: Some(self.room()),
             submission: None,
             content: Some(Arc::new(content(payload))),
         }))

@@ -34,7 +34,7 @@ pub struct Routed {
     pub durable: bool,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PublishError {
     #[error("publishing to this topic is not allowed")]
     NotAllowed,
@@ -50,6 +50,19 @@ pub enum PublishError {
     TooManyFilters,
     #[error("the idempotency key was used with another request")]
     IdempotencyMismatch,
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Whether the commands of a publish were all taken. Where the room of an app ended while they
+/// waited, its publisher is told as if it had ended before.
+pub fn all_taken(outcomes: &[Outcome]) -> Result<(), PublishError> {
+    let refused = outcomes.iter().find_map(|outcome| match outcome {
+        Outcome::Refused(Refusal::AppFull) => Some(PublishError::AppFull),
+        Outcome::Refused(Refusal::RetainedFull) => Some(PublishError::RetainedFull),
+        _ => None,
+    });
+    refused.map_or(Ok(()), Err)
 }
 
 /// A publish of an app's server was taken.
@@ -130,7 +143,7 @@ impl Engine {
         &self,
         app: AppNo,
         publish: Publish,
-        done: Box<dyn FnOnce(Result<usize, StoreError>) + Send>,
+        done: Box<dyn FnOnce(Result<usize, PublishError>) + Send>,
     ) -> Result<(), PublishError> {
         if publish.content.payload.len() > self.limits.payload_bytes_max {
             return Err(PublishError::TooLarge);
@@ -144,7 +157,11 @@ impl Engine {
         if collected.commands.is_empty() {
             done(Ok(routed.matched));
         } else {
-            self.commit(collected.commands, Box::new(move |outcome| done(outcome.map(|_| routed.matched))));
+            let told = move |outcomes: Result<Vec<Outcome>, StoreError>| {
+                let taken = outcomes.map_err(PublishError::from).and_then(|all| all_taken(&all));
+                done(taken.map(|()| routed.matched));
+            };
+            self.commit(collected.commands, Box::new(told));
         }
         Ok(())
     }
@@ -155,7 +172,7 @@ impl Engine {
         app: AppNo,
         publish: Publish,
         (owner, key): (u128, &str),
-        done: Box<dyn FnOnce(Result<Taken, StoreError>) + Send>,
+        done: Box<dyn FnOnce(Result<Taken, PublishError>) + Send>,
     ) -> Result<(), PublishError> {
         let key = digest(format!("topic\n{owner:032x}\n{key}").as_bytes());
         let asked = Asked { app, key, request: request::of_publish(&publish) };
@@ -169,13 +186,13 @@ impl Engine {
             }
             // It is not known yet what comes of it.
             Known::UnderWay => {
-                done(Err(StoreError::Overloaded));
+                done(Err(StoreError::Overloaded.into()));
                 return Ok(());
             }
             Known::Other => return Err(PublishError::IdempotencyMismatch),
         }
         let engine = self.clone();
-        let told = Box::new(move |sessions: Result<usize, StoreError>| {
+        let told = Box::new(move |sessions: Result<usize, PublishError>| {
             let first = |sessions: &usize| First { id: MessageId(0), count: *sessions as u64 };
             engine.repeats.settle(asked, sessions.as_ref().ok().map(first));
             done(sessions.map(|sessions| Taken { sessions, repeated: false }));
@@ -273,6 +290,7 @@ impl Engine {
             inbox_max: self.limits.inbox_max,
             inbox_bytes_max: self.limits.inbox_bytes_max,
             peer_inbox_max: 0,
+            room: Some(self.room()),
             submission: None,
             content: Some(publish.content.clone()),
         }))
@@ -302,7 +320,12 @@ impl Engine {
             return Err(PublishError::RetainedFull);
         }
         let expires_at = publish.expiry_secs.map_or(UnixMillis::MAX, |secs| now + u64::from(secs) * 1000);
-        Ok(RetainedMessage { qos: publish.qos, expires_at, content: Some(publish.content.clone()) })
+        let room = RetainedRoom {
+            messages_max: self.limits.retained_max as u64,
+            bytes_max: self.limits.retained_bytes_max,
+        };
+        let content = Some(publish.content.clone());
+        Ok(RetainedMessage { qos: publish.qos, expires_at, room: Some(room), content })
     }
 
     /// Retained messages for a new subscription of a session, through the same gate as everything else.
@@ -321,7 +344,7 @@ impl Engine {
         }
         for (topic, message) in under_way {
             match message {
-                Some(RetainedMessage { qos, expires_at, content: Some(content) }) => {
+                Some(RetainedMessage { qos, expires_at, content: Some(content), .. }) => {
                     found.insert(topic, (qos, expires_at, content));
                 }
                 _ => _ = found.remove(&topic),

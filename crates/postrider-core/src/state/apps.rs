@@ -26,7 +26,12 @@ impl State {
         }
     }
 
-    pub(super) fn add_key(&mut self, app: Option<AppNo>, key: &StoredKey) -> Result<Outcome, Refusal> {
+    pub(super) fn add_key(
+        &mut self,
+        app: Option<AppNo>,
+        key: &StoredKey,
+        keys_max: u32,
+    ) -> Result<Outcome, Refusal> {
         self.saw(key.created_at);
         if self.keys_by_hash.contains_key(&key.hash) {
             return Err(Refusal::Exists);
@@ -34,6 +39,9 @@ impl State {
         let keys = self.keys_mut(app)?;
         if keys.iter().any(|k| k.id == key.id) {
             return Err(Refusal::Exists);
+        }
+        if keys_max > 0 && keys.len() >= keys_max as usize {
+            return Err(Refusal::TooManyKeys);
         }
         keys.push(key.clone());
         let place = keys.len() - 1;

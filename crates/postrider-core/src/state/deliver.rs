@@ -44,6 +44,15 @@ impl State {
                 holder: None,
             }));
         }
+        if let Some(room) = new.room {
+            if app.kept.messages >= room.messages_max || app.kept.bytes >= room.bytes_max {
+                return Err(Refusal::AppFull);
+            }
+            let is_broadcast = matches!(new.targets, Targets::Broadcast(_));
+            if is_broadcast && app.broadcasts.len() as u64 >= room.broadcasts_max {
+                return Err(Refusal::TooManyBroadcasts);
+            }
+        }
         let (direct, full) = self.direct_targets(new, blob, effects);
         let mut message = Message::new(new, &direct, blob, &self.rules);
         let targeted = self.create_deliveries(&mut message, new, &direct);

@@ -24,6 +24,21 @@ impl State {
         if app.by_id.contains_key(&new.id) {
             return Err(Refusal::Exists);
         }
+        if let Some(quota) = new.quota {
+            // A session of an anonymous client is no device, and is counted with its own kind.
+            let is_device = new.secret_hash.is_some();
+            if is_device && app.all.len() >= quota.all_max {
+                return Err(Refusal::TooManyDevices);
+            }
+            let of_its_kind = match new.origin {
+                Some(origin) if origin.is_own() => Some(app.own.len()),
+                _ if is_device => None,
+                _ => Some(app.anonymous.len()),
+            };
+            if of_its_kind.is_some_and(|count| count >= quota.own_max) {
+                return Err(Refusal::TooManyOwnDevices);
+            }
+        }
         let device = DeviceNo(app.devices.len() as u32);
         let mut profile = new.profile.clone();
         tidy_tags(&mut profile.tags);

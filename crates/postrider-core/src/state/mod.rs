@@ -95,7 +95,7 @@ impl State {
         self.seq += 1;
         let result = match command {
             Command::CreateApp { id, name, at } => self.create_app(id, name, *at),
-            Command::AddKey { app, key } => self.add_key(*app, key),
+            Command::AddKey { app, key, keys_max } => self.add_key(*app, key, *keys_max),
             Command::RevokeKey { app, key_id, at } => self.revoke_key(*app, key_id, *at),
             Command::Register(registration) => self.register(registration),
             Command::ChangeDevice { at, change } => self.change_device(*at, change),
@@ -399,6 +399,14 @@ impl State {
     ) -> Result<Outcome, Refusal> {
         let no = app;
         let app = self.open_app_mut(no)?;
+        if let Some(room) = message.and_then(|new| new.room) {
+            // Also where it takes the place of another one: nobody says that that was as large.
+            let has_room = app.retained_bytes + u64::from(blob.len) <= room.bytes_max;
+            let fits = app.retained.contains_key(topic) || (app.retained.len() as u64) < room.messages_max;
+            if !(has_room && fits) {
+                return Err(Refusal::RetainedFull);
+            }
+        }
         let (qos, expires_at) = message.map_or((0, 0), |new| (new.qos, new.expires_at));
         let kept = message.map(|_| Retained { topic: topic.to_owned(), qos, expires_at, blob });
         let old = app.retain(topic, kept);

@@ -56,6 +56,7 @@ impl World {
     fn register(&mut self, id: &str) -> Outcome {
         self.run(Command::Register(Box::new(Registration {
             origin: None,
+            quota: None,
             app: APP,
             id: id.into(),
             secret_hash: Some([1; 32]),
@@ -83,6 +84,7 @@ impl World {
             inbox_max: 3,
             inbox_bytes_max: 1_000,
             peer_inbox_max: 0,
+            room: None,
             submission: None,
             content: Some(Arc::new(Content { payload: vec![0; 10].into(), ..Content::default() })),
         }
@@ -149,6 +151,7 @@ fn who_registered_a_device_and_whether_it_was_there_is_kept() {
     for id in ["own-1", "own-2"] {
         let registration = Registration {
             origin: Some(Origin::Demo),
+            quota: None,
             app: APP,
             id: id.into(),
             secret_hash: Some([1; 32]),
@@ -369,6 +372,7 @@ fn an_anonymous_client_goes_with_its_session_and_a_registered_one_stays() {
     let mut w = World::new(1);
     let registration = Registration {
         origin: None,
+        quota: None,
         app: APP,
         id: "anon".into(),
         secret_hash: None,
@@ -399,6 +403,7 @@ fn proof_keys_come_with_the_first_enrollment_change_with_the_secret_and_go_with_
     let idempotency = Some(Idempotency { key: 1, request: 1, keep_until: UnixMillis::MAX, keys_max: 0 });
     let registration = Box::new(Registration {
         origin: None,
+        quota: None,
         app: APP,
         id: "d".into(),
         secret_hash: Some([1; 32]),
@@ -437,7 +442,7 @@ fn a_retained_message_goes_when_its_life_is_over_and_its_content_is_released() {
     let mut w = World::new(0);
     let content = Some(Arc::new(Content { payload: vec![0; 7].into(), ..Content::default() }));
     for (topic, expires_at) in [("short", w.now + 10), ("long", UnixMillis::MAX)] {
-        let message = Some(RetainedMessage { qos: 1, expires_at, content: content.clone() });
+        let message = Some(RetainedMessage { qos: 1, expires_at, room: None, content: content.clone() });
         w.run(Command::Retain { app: APP, topic: topic.into(), message });
     }
     assert_eq!(w.state.retained(APP, "#", 9, w.now).len(), 2);

@@ -46,7 +46,7 @@ macro_rules! commands {
 commands! {
     fields {
         1 CreateApp { 1 id, 2 name, 3 at }
-        2 AddKey { 1 app, 2 key }
+        2 AddKey { 1 app, 2 key, 3 keys_max }
         3 RevokeKey { 1 app, 2 key_id, 3 at }
         5 ChangeDevice { 1 at, 2 change }
         6 DeleteDevice { 1 at, 2 now }

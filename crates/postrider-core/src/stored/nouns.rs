@@ -40,14 +40,17 @@ record!(Forward { 1 app, 2 road, 3 deliveries, 4 now });
 record!(Submission { 1 key, 2 audience, 3 exclude, 4 title, 5 body });
 record!(BlobRef { 1 file, 2 offset, 3 len });
 record!(Retained { 1 topic, 2 qos, 3 expires_at, 4 blob });
-record!(Registration { 1 app, 2 id, 3 secret_hash, 4 profile, 5 now, 6 idempotency, 7 origin });
+record!(Registration { 1 app, 2 id, 3 secret_hash, 4 profile, 5 now, 6 idempotency, 7 origin, 8 quota });
+record!(DeviceQuota { 1 all_max, 2 own_max });
+record!(Room { 1 messages_max, 2 bytes_max, 3 broadcasts_max });
+record!(RetainedRoom { 1 messages_max, 2 bytes_max });
 record!(Idempotency { 1 key, 2 request, 3 keep_until, 4 keys_max });
 record!(NewMessage {
     1 app, 2 id, 3 targets, 4 accepted_at, 5 expires_at, 6 priority, 7 collapse_key, 8 backlog,
     9 idempotency, 10 tracked, 11 push, 12 reject_when_full, 13 inbox_max, 14 inbox_bytes_max,
-    15 submission, 16 peer_inbox_max,
+    15 submission, 16 peer_inbox_max, 17 room,
 } but { content = None });
-record!(RetainedMessage { 1 qos, 2 expires_at } but { content = None });
+record!(RetainedMessage { 1 qos, 2 expires_at, 3 room } but { content = None });
 record!(Progress { 1 device, 2 which, 3 step, 4 reason, 5 sent_at });
 
 /// One of several: a record with one field, whose tag says which.

@@ -265,6 +265,7 @@ impl Registration2 {
             now: self.now,
             idempotency: self.idempotency.map(Idempotency2::today),
             origin: None,
+            quota: None,
         }))
     }
 }
@@ -344,6 +345,7 @@ impl NewMessage2 {
             inbox_max: self.inbox_max,
             inbox_bytes_max: self.inbox_bytes_max,
             peer_inbox_max: 0,
+            room: None,
             submission: None,
             content: None,
         }))
@@ -414,7 +416,7 @@ impl Command2 {
         use Command2 as O;
         Ok(match self {
             O::CreateApp { id, name, at } => C::CreateApp { id, name, at },
-            O::AddKey { app, key } => C::AddKey { app: app.map(AppNo), key: key.today()? },
+            O::AddKey { app, key } => C::AddKey { app: app.map(AppNo), key: key.today()?, keys_max: 0 },
             O::RevokeKey { app, key_id, at } => C::RevokeKey { app: app.map(AppNo), key_id, at },
             O::Register(registration) => C::Register(registration.today()?),
             O::ChangeDevice { at, change } => C::ChangeDevice { at: at.today(), change: change.today()? },
@@ -443,6 +445,7 @@ impl Command2 {
                 let message = message.map(|RetainedMessage2 { qos, expires_at }| RetainedMessage {
                     qos,
                     expires_at,
+                    room: None,
                     content: None::<Arc<Content>>,
                 });
                 C::Retain { app: AppNo(app), topic, message }

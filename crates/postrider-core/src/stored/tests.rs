@@ -39,6 +39,7 @@ fn registration() -> Box<Registration> {
         now: u64::MAX,
         idempotency: Some(Idempotency { key: u128::MAX, request: 0, keep_until: 9, keys_max: 3 }),
         origin: Some(Origin::Xmpp),
+        quota: Some(DeviceQuota { all_max: u64::MAX, own_max: 0 }),
     })
 }
 
@@ -59,6 +60,7 @@ fn message(targets: Targets) -> Command {
         inbox_max: 3,
         inbox_bytes_max: 4,
         peer_inbox_max: 5,
+        room: Some(Room { messages_max: 0, bytes_max: u64::MAX, broadcasts_max: 7 }),
         submission: Some(Submission { title: Some(String::new()), ..Submission::default() }.into()),
         content: None,
     }))
@@ -124,10 +126,15 @@ fn commands() -> Vec<Command> {
         reason: Reason::SessionEnded,
         sent_at: Some(0),
     };
-    let retained = RetainedMessage { qos: 1, expires_at: u64::MAX, content: None };
+    let retained = RetainedMessage {
+        qos: 1,
+        expires_at: u64::MAX,
+        room: Some(RetainedRoom { messages_max: 3, bytes_max: 0 }),
+        content: None,
+    };
     vec![
         Command::CreateApp { id: "a".into(), name: "名".into(), at: 1 },
-        Command::AddKey { app: Some(AppNo(0)), key },
+        Command::AddKey { app: Some(AppNo(0)), key, keys_max: 1_000 },
         Command::RevokeKey { app: None, key_id: "k".into(), at: 2 },
         Command::Register(registration()),
         Command::ChangeDevice { at, change: change() },

@@ -37,6 +37,7 @@ fn engine(store: &MemoryStore) -> (Engine, u32) {
 fn engine_with(store: &MemoryStore, access: Access) -> (Engine, u32) {
     let registration = Registration {
         origin: None,
+        quota: None,
         app: APP,
         id: "d".into(),
         secret_hash: Some([1; 32]),
@@ -83,6 +84,7 @@ fn message(content: Content, push: bool) -> Command {
         inbox_max: 10,
         inbox_bytes_max: 10_000,
         peer_inbox_max: 0,
+        room: None,
         submission: None,
         content: Some(Arc::new(content)),
     }))

@@ -379,6 +379,7 @@ mod tests {
         let message = postrider_core::command::RetainedMessage {
             qos: 1,
             expires_at: 9,
+            room: None,
             content: Some(Arc::new(content)),
         };
         Command::Retain { app: AppNo(1), topic: "a/b".into(), message: Some(message) }

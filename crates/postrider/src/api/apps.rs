@@ -22,7 +22,7 @@ use utoipa::ToSchema;
 const KEY_PREFIX: &str = "prk_";
 const NAME_BYTES_MAX: usize = 128;
 /// Keys of an app, revoked ones included.
-const KEYS_MAX: usize = 1_000;
+const KEYS_MAX: u32 = 1_000;
 
 /// An app to make.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -256,9 +256,6 @@ pub async fn add_key(
 ) -> Result<(StatusCode, Json<Key>), ApiError> {
     let app = app_no(&api, &id)?;
     check_name(&new.name)?;
-    if api.engine.store.keys(Some(app)).len() >= KEYS_MAX {
-        return Err(Code::InvalidField.at("/scope", format!("An app has at most {KEYS_MAX} keys.")));
-    }
     let text = new_secret(KEY_PREFIX, &*api.engine.chance);
     let key = StoredKey {
         id: format!("key-{:016x}", api.engine.chance.bits128() as u64),
@@ -273,8 +270,11 @@ pub async fn add_key(
         created_at: api.engine.clock.now(),
         revoked_at: None,
     };
-    match outcome(|done| api.engine.add_key(app, key.clone(), done)).await? {
+    match outcome(|done| api.engine.add_key(app, key.clone(), KEYS_MAX, done)).await? {
         Outcome::Done => Ok((StatusCode::CREATED, Json(Key::of(key, Some(text))))),
+        Outcome::Refused(Refusal::TooManyKeys) => {
+            Err(Code::InvalidField.at("/scope", format!("An app has at most {KEYS_MAX} keys.")))
+        }
         other => Err(unexpected(&other)),
     }
 }

@@ -336,6 +336,7 @@ impl From<PublishError> for ApiError {
             PublishError::TooManyFilters => Code::TooManyFilters.into(),
             PublishError::TooLarge => Code::PayloadTooLarge.into(),
             PublishError::IdempotencyMismatch => Code::IdempotencyMismatch.into(),
+            PublishError::Store(error) => error.into(),
         }
     }
 }

@@ -109,11 +109,12 @@ async fn publish_to(
         return Err(Code::InvalidField.at("/content_type", "At most 128 bytes, without control characters."));
     }
     let payload = payload(&request)?;
+    let json = request.payload_json.is_some();
     super::messages::charge(api, app, 1)?;
     let properties = ContentProperties {
         payload_is_utf8: request.payload_base64.is_none(),
         expires: request.expiry_secs.is_some(),
-        content_type: request.content_type,
+        content_type: request.content_type.or_else(|| json.then(|| JSON.to_owned())),
         ..ContentProperties::default()
     };
     let content = Content { topic: Some(topic.clone()), payload, properties: Some(Box::new(properties)) };
@@ -141,6 +142,9 @@ async fn publish_to(
     let Taken { sessions, repeated } = answer??;
     Ok((StatusCode::ACCEPTED, Json(Published { topic, sessions, repeated })))
 }
+
+/// What `payload_json` is, where the request says nothing else.
+const JSON: &str = "application/json";
 
 fn check_key(api: &Api, key: Option<&str>) -> Result<(), ApiError> {
     let max = api.engine.limits.idempotency_key_bytes_max;

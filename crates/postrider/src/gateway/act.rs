@@ -8,6 +8,7 @@ use super::{Protocol, Reply, TRANSIENT};
 use crate::planted;
 use crate::tokens::{Proof, keep_what_is_said};
 use postrider_core::access::{INBOX_TOPIC, RECEIPTS_TOPIC};
+use postrider_core::delivery::publish::all_taken;
 use postrider_core::delivery::receipt::{Ack, DeviceReceipt, ReceiptSource};
 use postrider_core::id::{AppNo, DeviceRef};
 use postrider_core::model::{ProfileChange, Reason, Step};
@@ -17,6 +18,7 @@ use postrider_core::topics::SessionNo;
 use postrider_proto as proto;
 use postrider_proto::xmpp::Answer;
 use postrider_proto::{Connect, ConnectRefusal, Event, Goodbye, PublishOutcome, SubscribeOutcome};
+use std::ops::Range;
 
 /// MQTT 5 §3.9.3: a filter that is not one.
 const FILTER_INVALID: u8 = 0x8f;
@@ -360,6 +362,7 @@ impl Driver {
         }
         let request = mqtt::publish_request(&publish);
         planted::panic_in("publish", &publish.payload);
+        let before = self.collected.commands.len();
         let routed = self.shared.engine.publish(session, &request, &mut self.collected);
         let live = std::mem::take(&mut self.collected.live);
         let outcome = match routed {
@@ -370,7 +373,7 @@ impl Driver {
                     PublishOutcome::Accepted
                 };
                 if token != 0 && routed.durable {
-                    self.replies.push((at, Reply::Protocol(proto::Reply::Publish { token, outcome })));
+                    self.replies.push((at, token, outcome, before..self.collected.commands.len()));
                     if let Some(conn) = self.conn(slot) {
                         conn.uncommitted += 1;
                     }
@@ -444,13 +447,13 @@ impl Driver {
         self.shared.engine.commit(
             commands,
             Box::new(move |outcome| {
-                let failed = outcome.is_err();
-                let told = |(at, reply)| match reply {
-                    Reply::Protocol(proto::Reply::Publish { token, .. }) if failed => {
-                        let outcome = PublishOutcome::Unavailable;
-                        (at, Reply::Protocol(proto::Reply::Publish { token, outcome }))
-                    }
-                    other => (at, other),
+                let came_of = |commands| match &outcome {
+                    Ok(all) => all_taken(all.get::<Range<usize>>(commands).unwrap_or_default()),
+                    Err(error) => Err(error.clone().into()),
+                };
+                let told = |(at, token, accepted, commands)| {
+                    let outcome = came_of(commands).map_or_else(mqtt::outcome_of, |()| accepted);
+                    (at, Reply::Protocol(proto::Reply::Publish { token, outcome }))
                 };
                 if !replies.is_empty() {
                     mailbox.post(Mail::Replies(replies.into_iter().map(told).collect()));

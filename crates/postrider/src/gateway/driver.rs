@@ -28,10 +28,13 @@ use postrider_core::session::Detach;
 use postrider_core::topics::SessionNo;
 use postrider_proto::json::{EventStream, SocketConnection};
 use postrider_proto::ws::{self, MqttOverWs, WsConfig, XmppOverWs};
-use postrider_proto::{Close, Fanned, Goodbye, Millis, Output, mqtt as mqtt_proto, xmpp as xmpp_proto};
+use postrider_proto::{
+    Close, Fanned, Goodbye, Millis, Output, PublishOutcome, mqtt as mqtt_proto, xmpp as xmpp_proto,
+};
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
@@ -69,7 +72,8 @@ pub(crate) struct Driver {
     pub(super) draining: Vec<u32>,
     again: Vec<u32>,
     pub(super) collected: Collected,
-    pub(super) replies: Vec<(ConnectionRef, Reply)>,
+    /// Answers that wait for the commit, with which of `collected.commands` each waits for.
+    pub(super) replies: Vec<(ConnectionRef, u32, PublishOutcome, Range<usize>)>,
     pub(super) acks: Vec<Ack>,
     /// Acknowledgements since the last commit of them whose delivery this worker's connections did not write.
     pub(super) strays: HashSet<(SessionNo, u64)>,

@@ -109,6 +109,7 @@ pub(crate) fn outcome_of(error: postrider_core::delivery::publish::PublishError)
             PublishOutcome::QuotaExceeded
         }
         E::TooLarge => PublishOutcome::PayloadInvalid,
+        E::Store(_) => PublishOutcome::Unavailable,
     }
 }
 

@@ -57,6 +57,7 @@ impl Live {
         submit(&store, Command::CreateApp { id: "default".into(), name: "default".into(), at: 1 });
         let registration = postrider_core::command::Registration {
             origin: None,
+            quota: None,
             app: AppNo(0),
             id: "d1".into(),
             secret_hash: Some(secret_hash(b"secret")),
@@ -65,7 +66,7 @@ impl Live {
             idempotency: None,
         };
         submit(&store, Command::Register(Box::new(registration)));
-        let limits = Limits { connects_per_minute_max: 0, ..Limits::default() };
+        let limits = Limits { connects_per_minute_max: 0, ..config.core_limits() };
         let port: Arc<dyn Store> = Arc::new(store.clone());
         let engine = Engine::new(port, limits, Access::default(), Arc::new(WallClock), Arc::new(OsChance));
         let (mqtt, mqtt_listeners) = bind(([127, 0, 0, 1], 0).into(), 1).unwrap();
@@ -292,4 +293,35 @@ fn an_address_that_leaves_challenges_unanswered_gets_them_at_a_rate() {
     let mut phone = connect(live.mqtt);
     phone.write_all(&sign_in("phone")).unwrap();
     assert_eq!(connack(&mut phone), 0);
+}
+
+#[test]
+fn publishes_of_one_piece_that_find_no_room_are_told_so_one_by_one() {
+    let live = Live::start(|config| config.limits.app_messages_max = 2);
+    let mut phone = connect(live.mqtt);
+    // A session that lasts an hour, with a subscription to its own topic.
+    let mut packet = sign_in("phone");
+    packet[9] = 0xc0;
+    packet[12] = 5;
+    packet.splice(13..13, [0x11, 0, 0, 0x0e, 0x10]);
+    packet[1] += 5;
+    phone.write_all(&packet).unwrap();
+    assert_eq!(connack(&mut phone), 0);
+    phone.write_all(b"\x82\x11\0\x01\0\0\x0bdevices/d1/\x01").unwrap();
+    let mut suback = [0; 6];
+    phone.read_exact(&mut suback).unwrap();
+    assert_eq!(suback, [0x90, 4, 0, 1, 0, 1]);
+    let publish = |n: u8| [&b"\x32\x11\0\x0bdevices/d1/\0"[..], &[n, 0, b'x']].concat();
+    phone.write_all(&(1..=4).flat_map(publish).collect::<Vec<u8>>()).unwrap();
+    let mut codes = [None; 4];
+    while codes.contains(&None) {
+        let mut head = [0; 2];
+        phone.read_exact(&mut head).unwrap();
+        let mut body = vec![0; head[1].into()];
+        phone.read_exact(&mut body).unwrap();
+        if head[0] == 0x40 {
+            codes[usize::from(body[1]) - 1] = Some(body.get(2).copied().unwrap_or(0));
+        }
+    }
+    assert_eq!(codes, [Some(0), Some(0), Some(0x97), Some(0x97)], "quota exceeded");
 }

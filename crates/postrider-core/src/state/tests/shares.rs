@@ -19,6 +19,7 @@ fn with_neighbour() -> World {
         now: w.now,
         idempotency: None,
         origin: None,
+        quota: None,
     })));
     w
 }
@@ -98,4 +99,102 @@ fn whether_a_device_hears_others_outlives_a_restart() {
     assert!(!w.state.hears_peers(at));
     assert_eq!(w.run(Command::HearPeers { at, hears: true }), Outcome::Done);
     assert!(restarted(&w.state).hears_peers(at));
+}
+
+/// What is decided before the queue does not know what waits in it: these all come in one batch.
+#[test]
+fn limits_that_a_burst_has_passed_in_the_queue_hold_when_it_is_executed() {
+    let mut w = World::new(2);
+    let room = Room { messages_max: 3, bytes_max: 1_000, broadcasts_max: 1 };
+    let burst = |w: &mut World, room: Room, targets: &dyn Fn() -> Targets| {
+        let all: Vec<NewMessage> =
+            (0..6).map(|_| NewMessage { room: Some(room), ..w.message(targets()) }).collect();
+        let outcomes = all.into_iter().map(|message| w.run(Command::Accept(Box::new(message))));
+        outcomes
+            .map(|outcome| match outcome {
+                Outcome::Accepted(_) => None,
+                Outcome::Refused(refusal) => Some(refusal),
+                other => panic!("{other:?}"),
+            })
+            .collect::<Vec<_>>()
+    };
+    let taken_then = |taken: usize, refusal| [vec![None; taken], vec![Some(refusal); 6 - taken]].concat();
+    let to_all = || broadcast(&[0, 1]);
+    assert_eq!(burst(&mut w, room, &to_all), taken_then(1, Refusal::TooManyBroadcasts));
+    assert_eq!(burst(&mut w, room, &|| direct(&[0])), taken_then(2, Refusal::AppFull));
+    // Ten bytes each, and three are open.
+    let room = Room { messages_max: 100, bytes_max: 45, broadcasts_max: 100 };
+    assert_eq!(burst(&mut w, room, &|| direct(&[1])), taken_then(2, Refusal::AppFull));
+    assert_eq!((w.state.kept(APP), w.gap()), ((5, 50), 0));
+}
+
+#[test]
+fn a_request_that_was_taken_is_answered_again_although_the_app_is_full_now() {
+    let mut w = World::new(1);
+    let change = |m: &mut NewMessage| {
+        m.room = Some(Room { messages_max: 1, bytes_max: 1_000, broadcasts_max: 1 });
+        m.idempotency = Some(Idempotency { key: 1, request: 1, keep_until: u64::MAX, keys_max: 0 });
+    };
+    let first = w.send(change);
+    let again = w.send(change);
+    assert_eq!((again.id, again.repeated), (first.id, true));
+}
+
+#[test]
+fn quotas_of_devices_keys_and_retained_messages_hold_when_they_are_executed() {
+    let mut w = World::new(0);
+    let quota = Some(DeviceQuota { all_max: 3, own_max: 2 });
+    let register = |w: &mut World, id: &str, origin, secret_hash| {
+        let registration = Registration {
+            app: APP,
+            id: id.into(),
+            secret_hash,
+            profile: Profile::default(),
+            now: w.now,
+            idempotency: None,
+            origin,
+            quota,
+        };
+        match w.run(Command::Register(Box::new(registration))) {
+            Outcome::Registered { .. } => None,
+            Outcome::Refused(refusal) => Some(refusal),
+            other => panic!("{other:?}"),
+        }
+    };
+    let secret = Some([1; 32]);
+    let own = ["a", "b", "c"].map(|id| register(&mut w, id, Some(Origin::RegisterKey), secret));
+    assert_eq!(own, [None, None, Some(Refusal::TooManyOwnDevices)]);
+    let others = ["d", "e"].map(|id| register(&mut w, id, Some(Origin::AppServer), secret));
+    assert_eq!(others, [None, Some(Refusal::TooManyDevices)]);
+    // Sessions of anonymous clients are counted with their own kind.
+    let anonymous = ["f", "g", "h"].map(|id| register(&mut w, id, None, None));
+    assert_eq!(anonymous, [None, None, Some(Refusal::TooManyOwnDevices)]);
+
+    let keys = [1, 2, 3].map(|n| {
+        let key = StoredKey {
+            id: n.to_string(),
+            name: String::new(),
+            scope: KeyScope::App,
+            hash: [n; 32],
+            created_at: w.now,
+            revoked_at: None,
+        };
+        w.run(Command::AddKey { app: Some(APP), key, keys_max: 2 })
+    });
+    assert_eq!(keys, [Outcome::Done, Outcome::Done, Outcome::Refused(Refusal::TooManyKeys)]);
+
+    let mut retain = |topic: &str, bytes: usize, (messages_max, bytes_max)| {
+        let content = Content { payload: vec![0; bytes].into(), ..Content::default() };
+        let message = Some(RetainedMessage {
+            qos: 1,
+            expires_at: UnixMillis::MAX,
+            room: Some(RetainedRoom { messages_max, bytes_max }),
+            content: Some(Arc::new(content)),
+        });
+        w.run(Command::Retain { app: APP, topic: topic.into(), message })
+    };
+    let full = Outcome::Refused(Refusal::RetainedFull);
+    assert_eq!([retain("a", 10, (1, 100)), retain("b", 10, (1, 100))], [Outcome::Done, full.clone()]);
+    // In the place of another, where there is room for both.
+    assert_eq!([retain("a", 90, (1, 100)), retain("a", 20, (1, 100))], [Outcome::Done, full]);
 }

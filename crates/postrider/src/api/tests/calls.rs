@@ -776,3 +776,21 @@ async fn a_topic_can_be_named_beside_the_path() {
     world.ok(202, "POST /v1/topics/publish/publish", json!({ "payload_text": "x" })).await;
     assert_eq!(world.ok(200, "GET /v1/topics/publish", Value::Null).await["topic"], "publish");
 }
+
+#[tokio::test]
+async fn a_batch_goes_no_further_than_the_room_of_its_app() {
+    let limits = Limits { app_messages_max: 2, direct_max: 1, broadcasts_max: 1, ..Limits::default() };
+    let world = World::with(ApiLimits::default(), limits);
+    for device in ["d1", "d2"] {
+        world.device(device).await;
+    }
+    let to = |audience: Value| json!({ "audience": audience, "data": 1 });
+    let batch = json!({ "messages": [to(json!("all")), to(json!("all")), to(json!({ "device": "d1" })),
+        to(json!({ "device": "d2" }))] });
+    let answer = world.ok(200, "POST /v1/messages/batch", batch).await;
+    let codes = |answer: &Value| -> Vec<Value> {
+        answer["results"].as_array().unwrap().iter().map(|r| r["error"]["code"].clone()).collect()
+    };
+    let wanted = [Value::Null, json!("too_many_broadcasts"), Value::Null, json!("app_full")];
+    assert_eq!(codes(&answer), wanted, "{answer}");
+}

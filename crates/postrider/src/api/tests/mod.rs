@@ -208,7 +208,7 @@ impl World {
             created_at: self.clock.now(),
             revoked_at: None,
         };
-        assert_eq!(self.submit(Command::AddKey { app, key: stored }), Outcome::Done);
+        assert_eq!(self.submit(Command::AddKey { app, key: stored, keys_max: 0 }), Outcome::Done);
     }
 
     pub fn advance(&self, ms: u64) {

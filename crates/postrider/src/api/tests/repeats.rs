@@ -124,6 +124,7 @@ async fn what_a_release_before_remembered_is_still_answered_as_the_first_time() 
         reject_when_full: false,
         inbox_max: limits.inbox_max,
         peer_inbox_max: 0,
+        room: None,
         inbox_bytes_max: limits.inbox_bytes_max,
         content: Some(Arc::new(Content::default())),
         submission: None,

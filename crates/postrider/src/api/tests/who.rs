@@ -70,6 +70,7 @@ async fn devices_that_nobody_vouched_for_say_no_alias_and_tags_whatever_the_sett
     );
     let old = Registration {
         origin: None,
+        quota: None,
         app: AppNo(0),
         id: "old".into(),
         secret_hash: Some(secret_hash(b"secret")),
