@@ -1,6 +1,6 @@
 //! What happens to deliveries: they are created, take steps, and end in exactly one way.
 
-use super::app::{Entry, FirstAnswer, Inbox};
+use super::app::{App, Entry, FirstAnswer, Inbox};
 use super::forward::end_of_forwarded;
 use super::leaving::comes_from_outside;
 use super::message::{Message, Targeted};
@@ -44,15 +44,7 @@ impl State {
                 holder: None,
             }));
         }
-        if let Some(room) = new.room {
-            if app.kept.messages >= room.messages_max || app.kept.bytes >= room.bytes_max {
-                return Err(Refusal::AppFull);
-            }
-            let is_broadcast = matches!(new.targets, Targets::Broadcast(_));
-            if is_broadcast && app.broadcasts.len() as u64 >= room.broadcasts_max {
-                return Err(Refusal::TooManyBroadcasts);
-            }
-        }
+        has_room(app, new)?;
         let (direct, full) = self.direct_targets(new, blob, effects);
         let mut message = Message::new(new, &direct, blob, &self.rules);
         let targeted = self.create_deliveries(&mut message, new, &direct);
@@ -464,6 +456,19 @@ impl State {
     pub(super) fn ledger<'a>(&'a mut self, app: AppNo, effects: &'a mut Effects) -> Ledger<'a> {
         Ledger { events: &mut self.events, counters: &mut self.apps[app.0 as usize].counters, effects }
     }
+}
+
+/// Whether the app's open messages leave room for another one.
+fn has_room(app: &App, new: &NewMessage) -> Result<(), Refusal> {
+    let Some(room) = new.room else { return Ok(()) };
+    if app.kept.messages >= room.messages_max || app.kept.bytes >= room.bytes_max {
+        return Err(Refusal::AppFull);
+    }
+    let is_broadcast = matches!(new.targets, Targets::Broadcast(_));
+    if is_broadcast && app.broadcasts.len() as u64 >= room.broadcasts_max {
+        return Err(Refusal::TooManyBroadcasts);
+    }
+    Ok(())
 }
 
 /// The device, where there is just one.

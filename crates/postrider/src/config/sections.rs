@@ -222,6 +222,7 @@ settings! {
         devices_max: u64 = core().devices_max,
         /// Those of them that registered themselves: with a key of the scope `register`, by XMPP, on the page of
         /// `http.demo`. When there are so many, the oldest that never connected makes room; otherwise no more are taken.
+        /// So many sessions of anonymous clients are kept beside them.
         own_devices_max: u64 = core().own_devices_max,
         /// Subscriptions of a device.
         subscriptions_max: usize = core().subscriptions_max,
