@@ -11,6 +11,7 @@ use crate::hub::Hub;
 use crate::id::*;
 use crate::limits::Limits;
 use crate::port::*;
+use crate::pruning::Pruning;
 use crate::shares::{Handing, Parting};
 use std::ops::Deref;
 use std::sync::atomic::AtomicBool;
@@ -38,6 +39,7 @@ pub struct Inner {
     pub(crate) last_sweep: Mutex<UnixMillis>,
     /// What [`Engine::audit`] found last.
     last_audit: Mutex<Audit>,
+    pub(crate) pruning: Pruning,
     /// A round of expiry is going on.
     pub(crate) expiring: AtomicBool,
     /// A command that empties a closed app is under way.
@@ -100,6 +102,7 @@ impl Engine {
             repeats: Repeats::default(),
             last_sweep: Mutex::default(),
             last_audit: Mutex::default(),
+            pruning: Pruning::default(),
             expiring: AtomicBool::new(false),
             emptying: AtomicBool::new(false),
             job_workers: OnceLock::new(),
@@ -178,8 +181,9 @@ impl Engine {
     pub fn seen(&self, at: DeviceRef) {
         let now = self.clock.now();
         self.store.seen(at, now);
-        // The first time is worth a command: otherwise a crash could make it one that never was.
-        if self.store.is_never_seen(at) {
+        // The first time is worth a command, and one a day: otherwise a crash could make it a device that never was, or
+        // one that is gone.
+        if self.store.is_seen_due(at, now) {
             self.submit_quietly(vec![crate::command::Command::Seen { at, now }]);
         }
     }

@@ -16,6 +16,7 @@ pub mod jobs;
 pub mod limits;
 pub mod model;
 pub mod port;
+mod pruning;
 pub mod seeded;
 pub mod session;
 mod shares;

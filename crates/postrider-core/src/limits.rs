@@ -45,6 +45,8 @@ pub struct Limits {
     /// Those of them that registered themselves: by a key of the scope `register`, by XMPP, on the
     /// demonstration page.
     pub own_devices_max: u64,
+    /// Devices that were not seen for so long are deleted; 0: none are.
+    pub prune_unseen: Duration,
     /// Subscriptions of a session (L13).
     pub subscriptions_max: usize,
     /// Retained messages of an app, and sent to one new subscription.
@@ -103,6 +105,7 @@ impl Default for Limits {
             audience_clauses_max: 64,
             devices_max: 1_000_000,
             own_devices_max: 500_000,
+            prune_unseen: Duration::ZERO,
             subscriptions_max: 32,
             retained_max: 10_000,
             retained_bytes_max: 64 * 1024 * 1024,

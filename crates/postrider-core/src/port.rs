@@ -53,8 +53,9 @@ pub trait Store: Send + Sync + 'static {
     fn has_secret(&self, at: DeviceRef) -> Option<bool>;
     /// When the device was last there: in memory, and with the next checkpoint.
     fn seen(&self, at: DeviceRef, now: UnixMillis);
-    /// Whether the device registered itself and was never there, as far as is stored.
-    fn is_never_seen(&self, at: DeviceRef) -> bool;
+    /// Whether it is time to store that the device is there ([`crate::command::Command::Seen`]): what is stored of it is a
+    /// day old, or it registered itself and was never there.
+    fn is_seen_due(&self, at: DeviceRef, now: UnixMillis) -> bool;
     /// The devices of an app that registered themselves.
     fn own_devices(&self, app: AppNo) -> OwnDevices;
     /// Devices with a number above `after`, in order of number, at most `max`, that fit the filter.

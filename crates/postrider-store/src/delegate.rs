@@ -23,7 +23,7 @@ macro_rules! delegate_reads {
             devices_seen(app: AppNo, filter: &DeviceFilter, after: Option<DeviceNo>, look: usize) -> (Vec<(DeviceNo, UnixMillis)>, Option<DeviceNo>);
             all_devices(app: AppNo) -> DeviceSet;
             own_devices(app: AppNo) -> OwnDevices;
-            is_never_seen(at: DeviceRef) -> bool;
+            is_seen_due(at: DeviceRef, now: UnixMillis) -> bool;
             devices_with_alias(app: AppNo, alias: &str) -> DeviceSet;
             devices_with_tag(app: AppNo, tag: &str) -> DeviceSet;
             devices_on(app: AppNo, platform: Platform) -> DeviceSet;

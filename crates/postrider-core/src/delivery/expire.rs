@@ -48,6 +48,7 @@ impl Engine {
         }
         self.connects.forget(now);
         self.empty_closed_app();
+        self.prune_unseen(now);
     }
 
     /// Ends some sessions in memory whose time is over; true if there may be more of them.

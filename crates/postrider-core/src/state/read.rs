@@ -1,17 +1,23 @@
 //! Questions to the state. Nothing here changes it. Those that [`super::Live`] answers better are its own.
 
 use super::State;
-use super::app::{App, Entry};
+use super::app::{App, Device, Entry};
 use super::message::Message;
 use crate::id::*;
 use crate::model::*;
 use crate::port::*;
+use crate::pruning::SEEN_EVERY_MS;
 use crate::seeded::{self, Bug};
 
 impl State {
-    /// See [`Store::is_never_seen`].
-    pub fn is_never_seen(&self, at: DeviceRef) -> bool {
-        self.app_ref(at.app).is_some_and(|app| app.never_seen.contains(at.device.0))
+    /// See [`Store::is_seen_due`].
+    pub fn is_seen_due(&self, at: DeviceRef, now: UnixMillis) -> bool {
+        let Some(app) = self.app_ref(at.app) else { return false };
+        let is_old = |device: &Device| {
+            let stored = device.last_seen_at.unwrap_or(device.created_at);
+            stored.saturating_add(SEEN_EVERY_MS) <= now
+        };
+        app.never_seen.contains(at.device.0) || app.device(at.device).is_some_and(is_old)
     }
 
     /// See [`Store::own_devices`].

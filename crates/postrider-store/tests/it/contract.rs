@@ -393,9 +393,9 @@ fn devices_that_registered_themselves_are_counted_until_they_were_there(make: Ma
     let own = |count, device: Option<DeviceRef>| OwnDevices { count, never_seen: device.map(|at| (at, NOW)) };
     assert_eq!(store.own_devices(APP), own(2, Some(device(1))));
     assert_eq!(store.device(device(1)).unwrap().origin, Some(Origin::RegisterKey));
-    assert!(!store.is_never_seen(device(0)) && store.is_never_seen(device(1)));
+    assert!(!store.is_seen_due(device(0), NOW + 9) && store.is_seen_due(device(1), NOW + 9));
     run_one(&*store, Command::Seen { at: device(1), now: NOW + 2 });
-    assert!(!store.is_never_seen(device(1)));
+    assert!(!store.is_seen_due(device(1), NOW + 9));
     assert_eq!(store.own_devices(APP), own(2, Some(device(2))));
     run_one(&*store, Command::Seen { at: device(2), now: NOW + 3 });
     assert_eq!(store.own_devices(APP), own(2, None));

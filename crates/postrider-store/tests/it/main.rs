@@ -14,6 +14,7 @@ mod ill;
 mod jobs;
 mod kit;
 mod low;
+mod pruning;
 mod rot;
 mod shared;
 mod upgrade;

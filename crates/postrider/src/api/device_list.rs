@@ -244,8 +244,9 @@ async fn delete(api: &Api, devices: Vec<(DeviceRef, String)>) -> Result<Vec<Stri
     }
     let mut deleted = Vec::with_capacity(under_way.len());
     for (id, deleting) in under_way {
-        match deleting.await.map_err(|_| Code::Internal)???.first() {
-            Some(Outcome::Done) => deleted.push(id),
+        match deleting.await.map_err(|_| Code::Internal)???.last() {
+            // Behind the command that may hand its shared messages on.
+            Some(Outcome::Done | Outcome::HandedOn(_)) => deleted.push(id),
             Some(Outcome::Refused(Refusal::NoSuchDevice)) => {}
             other => return Err(StoreError::Failed(format!("unexpected outcome {other:?}")).into()),
         }

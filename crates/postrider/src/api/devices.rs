@@ -308,8 +308,9 @@ pub async fn remove(
     Path(id): Path<String>,
 ) -> Result<StatusCode, ApiError> {
     let at = caller.device(&api, &id)?;
-    match ask(|done| api.engine.delete_device(at, done)).await??.first() {
-        Some(Outcome::Done) => Ok(StatusCode::NO_CONTENT),
+    match ask(|done| api.engine.delete_device(at, done)).await??.last() {
+        // Behind the command that may hand its shared messages on.
+        Some(Outcome::Done | Outcome::HandedOn(_)) => Ok(StatusCode::NO_CONTENT),
         Some(Outcome::Refused(Refusal::NoSuchDevice)) => Err(Code::NoSuchDevice.into()),
         other => Err(StoreError::Failed(format!("unexpected outcome {other:?}")).into()),
     }

@@ -200,6 +200,8 @@ impl StoreCollector {
         gauge(encoder, "sessions_saved", help, Some(&Unit::Bytes), self.engine.saved_bytes() as u64)?;
         let help = "Delayed wills dropped because too many waited";
         counter(encoder, "wills_dropped", help, None, self.engine.wills_dropped())?;
+        let help = "Devices deleted because they were not seen for devices.prune_unseen_days";
+        counter(encoder, "devices_pruned", help, None, self.engine.devices_pruned())?;
         let help = "Acknowledgements that wait until the store takes them";
         gauge(encoder, "acks_put_off", help, None, self.engine.put_off_acks() as u64)?;
         let signed_in = self.engine.connected_count() as u64;

@@ -23,6 +23,7 @@ const EXCEPTIONS: &[(&str, &str, i64, i64)] = &[
     ("store", "reserve_bytes", 0, TIB),
     ("http", "poll_wait_max_secs", 0, DAY),
     ("http", "stop_secs", 0, 3_600),
+    ("devices", "prune_unseen_days", 0, 3_650),
     ("http", "registration_secs", 0, DAY),
     ("xmpp", "resume_secs", 0, YEARS),
     // A place in a segment has 32 bits.

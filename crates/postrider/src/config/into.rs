@@ -54,6 +54,7 @@ impl Config {
             audience_clauses_max: l.audience_clauses_max,
             devices_max: l.devices_max,
             own_devices_max: l.own_devices_max,
+            prune_unseen: Duration::from_secs(u64::from(self.devices.prune_unseen_days) * DAY_SECS),
             subscriptions_max: l.subscriptions_max,
             retained_max: l.retained_max,
             retained_bytes_max: l.retained_bytes_max,

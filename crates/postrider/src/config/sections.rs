@@ -259,6 +259,13 @@ settings! {
         content_cache_bytes_max: usize = core().content_cache_bytes_max,
     }
 
+    /// What becomes of devices in the course of time.
+    [devices] Devices {
+        /// Days after which a device that was not seen is deleted, with what waits for it; 0: none is. One that was never
+        /// seen counts from its registration. Some hundred are deleted in a second, and none in the first hour after a start.
+        prune_unseen_days: u32 = 0,
+    }
+
     /// What devices may do on MQTT topics. Patterns are topic filters; `{device}` stands for the device's own id. Pushes
     /// (`$push/inbox`) and receipts (`$push/receipts`) are always allowed.
     [access] Access {
