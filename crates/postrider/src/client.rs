@@ -181,6 +181,13 @@ pub struct Push {
 }
 
 impl Push {
+    /// What a payload says.
+    pub fn of(payload: Bytes) -> Push {
+        let is_envelope = |value: &Value| value["id"].is_string();
+        let envelope = serde_json::from_slice::<Value>(&payload).ok().filter(is_envelope);
+        Push { payload, envelope, repeated: false, receipt: None }
+    }
+
     /// The message's id.
     pub fn id(&self) -> Option<&str> {
         self.envelope.as_ref()?["id"].as_str()
@@ -243,9 +250,7 @@ impl Device {
     }
 
     fn push(&mut self, publish: Publish, receipt: Option<Receipt>) -> Push {
-        let is_envelope = |value: &Value| value["id"].is_string();
-        let envelope = serde_json::from_slice::<Value>(&publish.payload).ok().filter(is_envelope);
-        let mut push = Push { payload: publish.payload, envelope, repeated: false, receipt };
+        let mut push = Push { receipt, ..Push::of(publish.payload) };
         if let Some(id) = push.id().map(str::to_owned) {
             push.repeated = self.seen.contains(&id);
             self.seen.push_back(id);

@@ -7,7 +7,7 @@ use crate::client::{ClientError, Device, Push};
 use crate::dial::Address;
 use crate::platform::OsChance;
 use postrider_core::port::Chance;
-use serde_json::{Value, json};
+use serde_json::json;
 use std::time::{Duration, Instant};
 
 #[derive(Debug, clap::Args)]
@@ -158,14 +158,28 @@ fn note(screen: &Screen, event: &str, sentence: &str) {
 /// A push, in a frame or as a line of JSON.
 pub fn show(push: &Push, screen: &Screen) {
     if screen.json {
-        let raw = || Value::String(String::from_utf8_lossy(&push.payload).into_owned());
-        let (kind, content) = match &push.envelope {
-            Some(envelope) => ("push", envelope.clone()),
-            None => ("payload", raw()),
-        };
-        return screen.value(&json!({ "event": "push", kind: content }));
+        return screen.line(in_json(push));
     }
     picture(push).into_iter().for_each(|line| screen.line(line));
+}
+
+/// An envelope as it came, on one line: its numbers may have more digits than ours hold.
+fn in_json(push: &Push) -> String {
+    let payload = String::from_utf8_lossy(&push.payload);
+    match &push.envelope {
+        Some(_) => format!(r#"{{"event":"push","push":{}}}"#, payload.replace(['\n', '\r'], " ")),
+        None => json!({ "event": "push", "payload": payload }).to_string(),
+    }
+}
+
+/// The data of an envelope, as it was written.
+fn data_of(push: &Push) -> Option<&str> {
+    #[derive(serde::Deserialize)]
+    struct Envelope<'a> {
+        #[serde(borrow)]
+        data: Option<&'a serde_json::value::RawValue>,
+    }
+    serde_json::from_slice::<Envelope<'_>>(&push.payload).ok()?.data.map(|data| data.get())
 }
 
 fn picture(push: &Push) -> Vec<String> {
@@ -180,8 +194,8 @@ fn picture(push: &Push) -> Vec<String> {
     if !text("click").is_empty() {
         body.extend(wrapped(&format!("→ {}", text("click")), COLUMNS));
     }
-    if !envelope["data"].is_null() {
-        body.extend(wrapped(&format!("data {}", envelope["data"]), COLUMNS));
+    if let Some(data) = data_of(push) {
+        body.extend(wrapped(&format!("data {}", clean(data)), COLUMNS));
     }
     let title: String = title.chars().take(COLUMNS).collect();
     framed(&title, &body, push.id().unwrap_or_default())
@@ -190,6 +204,14 @@ fn picture(push: &Push) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn data_is_shown_digit_by_digit() {
+        let payload = r#"{"id":"m1","data":{"pi":3.14159265358979323846}}"#;
+        let push = Push::of(payload.into());
+        assert_eq!(in_json(&push), format!(r#"{{"event":"push","push":{payload}}}"#));
+        assert!(picture(&push).concat().contains("3.14159265358979323846"));
+    }
 
     #[test]
     fn waits_double_up_to_a_bound_and_are_spread() {

@@ -5,6 +5,7 @@ use super::message;
 use super::remote::{Api, Remote, segment};
 use super::screen::{Screen, Style, clean, counted};
 use clap::ArgGroup;
+use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 use std::time::Duration;
 
@@ -109,13 +110,18 @@ fn expression(option: &str, text: &str) -> Result<Value, Failure> {
 
 impl Args {
     /// What goes to the device's app.
-    fn data(&self) -> Result<Option<Value>, Failure> {
-        let Some(json) = &self.data else { return Ok(self.text.as_ref().map(|text| json!(text))) };
+    fn data(&self) -> Result<Option<String>, Failure> {
+        let Some(json) = &self.data else {
+            return Ok(self.text.as_ref().map(|text| json!(text).to_string()));
+        };
         let not_json = |error| format!("--data is not JSON: {error}; for a text there is --text");
-        serde_json::from_str(json).map(Some).map_err(|error| Failure::Usage(not_json(error)))
+        // As it was written: numbers may have more digits than ours hold.
+        let checked: Result<&RawValue, _> = serde_json::from_str(json);
+        checked.map(|raw| Some(raw.get().to_owned())).map_err(|error| Failure::Usage(not_json(error)))
     }
 
-    fn request(&self) -> Result<Value, Failure> {
+    /// The body, as text.
+    fn request(&self) -> Result<String, Failure> {
         let mut request = Map::from_iter([("audience".to_owned(), self.to.audience()?)]);
         let mut set =
             |name: &str, value: Option<Value>| request.extend(value.map(|value| (name.to_owned(), value)));
@@ -133,18 +139,23 @@ impl Args {
         let exclude = self.to.exclude.as_ref().map(|text| expression("--exclude", text)).transpose()?;
         set("exclude", exclude);
         set("notification", (!notification.is_empty()).then_some(Value::Object(notification)));
-        set("data", data);
         set("ttl_secs", self.ttl.map(Value::from));
         set("collapse_key", self.collapse_key.as_ref().map(|key| json!(key)));
         set("priority", self.priority.as_ref().map(|priority| json!(priority)));
         set("idempotency_key", self.idempotency_key.as_ref().map(|key| json!(key)));
-        Ok(Value::Object(request))
+        let mut text = Value::Object(request).to_string();
+        if let Some(data) = data {
+            // There is an audience before it.
+            text.truncate(text.len() - 1);
+            text.push_str(&format!(r#","data":{data}}}"#));
+        }
+        Ok(text)
     }
 }
 
 pub fn run(args: Args, screen: &Screen) -> Result<(), Failure> {
     let api = args.remote.api()?;
-    let accepted = api.post("/v1/messages", &args.request()?)?;
+    let accepted = api.post_json("/v1/messages", &args.request()?)?;
     if !screen.json {
         tell_accepted(&accepted, screen);
     }
@@ -206,6 +217,10 @@ mod tests {
     use super::*;
 
     fn request(line: &str) -> Result<Value, Failure> {
+        text(line).map(|text| serde_json::from_str(&text).expect("the request is JSON"))
+    }
+
+    fn text(line: &str) -> Result<String, Failure> {
         #[derive(clap::Parser)]
         struct Line {
             #[command(flatten)]
@@ -224,6 +239,13 @@ mod tests {
         });
         assert_eq!(request(line).expect("a request"), wanted);
         assert_eq!(request("--all --text {\"a\":1").expect("a text")["data"], json!("{\"a\":1"));
+    }
+
+    #[test]
+    fn data_is_sent_digit_by_digit() {
+        let data = r#"{"pi":3.14159265358979323846,"sum":123456789012345678901234567890.5,"zero":-0}"#;
+        let text = text(&format!("--all --data {data}")).expect("a request");
+        assert_eq!(text, format!(r#"{{"audience":"all","data":{data}}}"#));
     }
 
     #[test]

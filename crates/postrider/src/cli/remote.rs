@@ -208,7 +208,12 @@ impl Api {
     }
 
     pub fn post(&self, path: &str, body: &Value) -> Result<Value, Failure> {
-        let (status, text) = self.post_text(path, &body.to_string(), &[])?;
+        self.post_json(path, &body.to_string())
+    }
+
+    /// A POST of a text that is JSON.
+    pub fn post_json(&self, path: &str, body: &str) -> Result<Value, Failure> {
+        let (status, text) = self.post_text(path, body, &[])?;
         read(status, &text)
     }
 
