@@ -97,7 +97,7 @@ fn old_reports_and_request_keys_go_in_bounded_commands() {
 fn retained_messages_go_one_by_one_as_they_end() {
     let mut w = World::new(0);
     let retain = |w: &mut World, topic: &str, expires_at| {
-        let message = RetainedMessage { qos: 0, expires_at, content: None };
+        let message = RetainedMessage { qos: 0, expires_at, room: None, content: None };
         w.run(Command::Retain { app: APP, topic: topic.into(), message: Some(message) });
     };
     let start = w.now;

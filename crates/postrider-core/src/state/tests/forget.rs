@@ -71,6 +71,7 @@ impl World {
                 now: w.now,
                 idempotency: None,
                 origin: None,
+                quota: None,
             })));
         }
         w
