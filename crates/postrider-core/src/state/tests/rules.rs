@@ -245,7 +245,7 @@ impl Sender {
                 let id = format!("key-{}", self.below(9));
                 let (name, scope) = ("k".into(), KeyScope::App);
                 let key = StoredKey { id, name, scope, hash, created_at: now, revoked_at: None };
-                Command::AddKey { app: (!self.one_in(3)).then_some(app), key }
+                Command::AddKey { app: (!self.one_in(3)).then_some(app), key, keys_max: 0 }
             }
             5..=6 => Command::RevokeKey { app: Some(app), key_id: format!("key-{}", self.below(9)), at: now },
             7 => Command::RenameApp { app, name: format!("App {}", self.below(3)) },
@@ -317,6 +317,7 @@ impl Sender {
             now: self.now,
             idempotency: self.idempotency(),
             origin: self.pick(&[None, Some(Origin::Xmpp)]),
+            quota: None,
         });
         if self.one_in(3) {
             let proof_keys = self.pick(&[Box::default(), vec![7; 20].into()]);
@@ -427,6 +428,7 @@ impl Sender {
             inbox_max: 3 + self.below(20) as u32,
             inbox_bytes_max: 300 + self.below(3000) as u32,
             peer_inbox_max: if is_peer { 2 } else { 0 },
+            room: None,
             submission: (is_push && self.one_in(2)).then(|| Submission::default().into()),
             content: self.content(),
         }))
@@ -472,7 +474,8 @@ impl Sender {
         let (app, topic) = (self.app(), format!("topic/{}", self.below(4)));
         let expires_at = if self.one_in(2) { u64::MAX } else { self.now + self.below(9000) };
         let content = self.content();
-        let message = (!self.one_in(4)).then_some(RetainedMessage { qos: 1, expires_at, content });
+        let message =
+            (!self.one_in(4)).then_some(RetainedMessage { qos: 1, expires_at, room: None, content });
         Command::Retain { app, topic, message }
     }
 }
