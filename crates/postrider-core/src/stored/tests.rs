@@ -106,6 +106,11 @@ fn job_commands() -> Vec<Command> {
     ]
 }
 
+fn retained() -> RetainedMessage {
+    let room = Some(RetainedRoom { messages_max: 3, bytes_max: 0 });
+    RetainedMessage { qos: 1, expires_at: u64::MAX, room, content: None }
+}
+
 /// One of each kind, with what is easily lost: empty texts within options, zeros, both ends.
 // tidy: table
 fn commands() -> Vec<Command> {
@@ -126,12 +131,7 @@ fn commands() -> Vec<Command> {
         reason: Reason::SessionEnded,
         sent_at: Some(0),
     };
-    let retained = RetainedMessage {
-        qos: 1,
-        expires_at: u64::MAX,
-        room: Some(RetainedRoom { messages_max: 3, bytes_max: 0 }),
-        content: None,
-    };
+    let retained = retained();
     vec![
         Command::CreateApp { id: "a".into(), name: "名".into(), at: 1 },
         Command::AddKey { app: Some(AppNo(0)), key, keys_max: 1_000 },
