@@ -467,6 +467,7 @@ pub enum Refusal {
     Exists,
     /// The same idempotency key came with another request.
     IdempotencyMismatch,
+    QuotaExceeded,
     InboxFull,
     /// The app's open messages take all the room that they may.
     AppFull,
