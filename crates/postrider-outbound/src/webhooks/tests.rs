@@ -176,6 +176,7 @@ impl World {
                 profile: Profile::default(),
                 now: 1,
                 idempotency: None,
+                quota: None,
                 origin: None,
             })));
         }
@@ -267,6 +268,7 @@ impl World {
             inbox_max: 1_000_000,
             inbox_bytes_max: u32::MAX,
             peer_inbox_max: 0,
+            room: None,
             submission: None,
             content: Some(Arc::new(Content::default())),
         })));
