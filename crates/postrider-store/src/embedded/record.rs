@@ -243,8 +243,8 @@ pub struct Header {
     pub written: Written,
 }
 
-/// By what program a file was written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// By what program a file was written. A later program is greater.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Written {
     /// How its bytes are to be read.
     pub format: u32,
@@ -270,7 +270,7 @@ impl Written {
 }
 
 /// A release's number, in four bytes; 0 where a file does not say it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Release(u32);
 
 impl Release {

@@ -153,10 +153,10 @@ fn image_bytes(state: &State) -> u64 {
     count.0
 }
 
-/// By whom the newest file of the folder was written.
+/// By whom the newest of the folder's files that are in use was written: a folder never goes back.
 pub fn newest_written(folder: &Folder) -> Result<Written, OpenError> {
     let headers = headers_in_use(folder).map_err(|error| OpenError::io("the data folder", error))?;
-    Ok(headers.last().map_or(folder.written, |header| header.written))
+    Ok(headers.iter().map(|header| header.written).max().unwrap_or(folder.written))
 }
 
 /// Headers of the newest checkpoint and of the segments that are not covered by it, in order; those

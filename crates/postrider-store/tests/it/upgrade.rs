@@ -122,6 +122,9 @@ fn the_process_may_be_killed_after_each_operation_of_the_first_start_and_nothing
             // Dead from here: what it does on its way out does not reach the disk.
             let after = files.kill();
             drop(opened);
+            let report = upgrade_check(Path::new(DIR), Arc::new(after.clone())).unwrap();
+            let is_taken_over = report.folder == report.program;
+            assert_eq!(report.plan.unwrap().is_needed, !is_taken_over, "{name} after operation {n}");
             assert_shows(&after, name);
             if !happened {
                 assert!(n > 50, "{n}");
