@@ -143,13 +143,14 @@ pub enum Command {
         due_at: UnixMillis,
         now: UnixMillis,
     },
-    /// Gives a worker jobs that are due, until its lease ends.
+    /// Gives a worker jobs that are due, until its lease ends; `only`: that one and no other.
     ClaimJobs {
         kind: JobKind,
         worker: u64,
         max: u32,
         until: UnixMillis,
         now: UnixMillis,
+        only: Option<JobNo>,
     },
     /// What a worker says of a job that it has; refused without the lease.
     SettleJob {

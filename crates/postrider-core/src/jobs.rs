@@ -31,7 +31,8 @@ pub enum JobKind {
     /// Takes away what a closed app still has. Its worker is [`Engine::tick`], which needs no lease:
     /// one command is one piece of the work, and the state tells what is left.
     EmptyApp,
-    /// Brings the receipts of an app to a webhook; the cursor is the position of the last one.
+    /// Brings the receipts of an app to a webhook; the cursor is the position of the last one. The
+    /// worker of the webhook claims it by its number (`Webhook::job`).
     Webhook,
 }
 
@@ -165,6 +166,16 @@ pub struct JobStats {
 /// Called with the jobs that were claimed.
 pub type Claimed = Box<dyn FnOnce(Result<Vec<ClaimedJob>, StoreError>) + Send>;
 
+/// What was claimed, of the outcomes of a claim.
+fn claimed(done: Claimed) -> Done {
+    Box::new(move |outcomes| {
+        done(outcomes.map(|mut outcomes| match outcomes.pop() {
+            Some(Outcome::JobsClaimed(jobs)) => jobs,
+            _ => Vec::new(),
+        }));
+    })
+}
+
 impl Engine {
     /// Opens a job that is due at `due_at`, or finds the one of that name:
     /// [`Outcome::JobOpened`](crate::command::Outcome).
@@ -177,14 +188,17 @@ impl Engine {
     pub fn claim_jobs(&self, kind: JobKind, worker: u64, max: u32, until: UnixMillis, done: Claimed) {
         let now = self.clock.now();
         let until = until.min(now + LEASE_MS_MAX);
-        let command = Command::ClaimJobs { kind, worker, max, until, now };
-        let done: Done = Box::new(move |outcomes| {
-            done(outcomes.map(|mut outcomes| match outcomes.pop() {
-                Some(Outcome::JobsClaimed(jobs)) => jobs,
-                _ => Vec::new(),
-            }));
-        });
-        self.store.submit(vec![command], done);
+        let command = Command::ClaimJobs { kind, worker, max, until, now, only: None };
+        self.store.submit(vec![command], claimed(done));
+    }
+
+    /// Claims one job, also one that rests or waits for its next try: its worker knows that it is time.
+    pub fn claim_job(&self, job: &JobView, worker: u64, until: UnixMillis, done: Claimed) {
+        let (kind, max, now) = (job.name.kind, 1, self.clock.now());
+        let until = until.min(now + LEASE_MS_MAX);
+        let wake = Command::WakeJobs { jobs: vec![job.no], failed_too: true, now };
+        let claim = Command::ClaimJobs { kind, worker, max, until, now, only: Some(job.no) };
+        self.store.submit(vec![wake, claim], claimed(done));
     }
 
     /// Says what came of a claimed job, and how far it has come (`None`: no further). Refused with
@@ -193,14 +207,7 @@ impl Engine {
         self.submit_job(self.settlement(job, lease, cursor, outcome), done);
     }
 
-    /// The command of [`Self::settle_job`], for those who do something else in the same commit.
-    pub(crate) fn settlement(
-        &self,
-        job: JobNo,
-        lease: u64,
-        cursor: Option<u64>,
-        mut outcome: JobOutcome,
-    ) -> Command {
+    fn settlement(&self, job: JobNo, lease: u64, cursor: Option<u64>, mut outcome: JobOutcome) -> Command {
         if let JobOutcome::Failed { error, .. } | JobOutcome::Parked { error } = &mut outcome {
             *error = error.chars().take(ERROR_CHARS_MAX).collect();
         }

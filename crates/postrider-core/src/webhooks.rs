@@ -8,6 +8,7 @@
 use crate::Engine;
 use crate::command::Command;
 use crate::id::*;
+use crate::jobs::{JobKind, JobName, JobOutcome};
 use crate::model::Step;
 use crate::port::Done;
 
@@ -18,6 +19,8 @@ pub const FAILURES_MAX: usize = 50;
 #[derive(Clone, Debug, PartialEq)]
 pub struct Webhook {
     pub id: String,
+    /// Of this webhook and no other, also of the same id: it names its job.
+    pub number: u64,
     pub settings: WebhookSettings,
     /// The newest first; each of them signs. Never empty.
     pub secrets: Vec<SealedSecret>,
@@ -133,9 +136,19 @@ pub struct MoveWebhook {
     pub progress: WebhookProgress,
     pub failure: Option<WebhookFailure>,
     pub stop: Option<WebhookStop>,
+    /// On the webhook's job: without it nothing of this counts.
+    pub lease: u64,
+    /// What the job does next.
+    pub outcome: JobOutcome,
+    pub now: UnixMillis,
 }
 
 impl Webhook {
+    /// The job that brings it its receipts.
+    pub fn job(&self, app: AppNo) -> JobName {
+        JobName { app: Some(app), kind: JobKind::Webhook, subject: self.number }
+    }
+
     /// Whether events with this step are sent.
     pub fn wants(&self, step: Step) -> bool {
         self.settings.steps.is_empty() || self.settings.steps.contains(&step)

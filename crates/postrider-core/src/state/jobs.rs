@@ -95,6 +95,11 @@ impl Jobs {
         Some(job)
     }
 
+    fn is_due(&self, kind: JobKind, no: JobNo) -> bool {
+        let job = self.records.get(&no).filter(|job| job.name.kind == kind);
+        job.is_some_and(|job| matches!(job.state, JobState::Due { .. }))
+    }
+
     fn first_due(&self, kind: JobKind) -> Option<(UnixMillis, JobNo)> {
         self.due.get(&kind)?.first().copied()
     }
@@ -181,16 +186,20 @@ impl State {
     /// runs out: then [`Command::Expire`] makes it due again.
     pub(super) fn claim_jobs(
         &mut self,
-        kind: JobKind,
+        (kind, only): (JobKind, Option<JobNo>),
         worker: u64,
         max: u32,
         until: UnixMillis,
         now: UnixMillis,
     ) -> Outcome {
         self.saw(now);
+        let next = |jobs: &Jobs| match only {
+            Some(no) => jobs.is_due(kind, no).then_some(no),
+            None => jobs.first_due(kind).map(|(_, no)| no),
+        };
         let mut claimed = Vec::new();
         while claimed.len() < max as usize
-            && let Some((_, no)) = self.jobs.first_due(kind)
+            && let Some(no) = next(&self.jobs)
         {
             let given = self.jobs.change(no, &mut self.timers, |job| {
                 job.leases += 1;
@@ -256,12 +265,21 @@ impl State {
 
     pub(super) fn rewind_job(&mut self, no: JobNo, cursor: u64, now: UnixMillis) -> Result<Outcome, Refusal> {
         self.saw(now);
-        let rewound = self.jobs.change(no, &mut self.timers, |job| {
+        self.begin_again(no, cursor, JobState::Due { since: now }).ok_or(Refusal::NoSuchJob)?;
+        Ok(Outcome::Done)
+    }
+
+    /// Whoever has the job loses it.
+    pub(super) fn begin_again(&mut self, no: JobNo, cursor: u64, state: JobState) -> Option<()> {
+        self.jobs.change(no, &mut self.timers, |job| {
             job.cursor = cursor;
             job.failures = 0;
-            job.give_back(JobState::Due { since: now });
-        });
-        rewound.map(|()| Outcome::Done).ok_or(Refusal::NoSuchJob)
+            job.give_back(state);
+        })
+    }
+
+    pub(super) fn job_no(&self, name: &JobName) -> Option<JobNo> {
+        self.jobs.by_name.get(name).copied()
     }
 
     pub(super) fn close_job(&mut self, no: JobNo, now: UnixMillis) -> Result<Outcome, Refusal> {

@@ -135,8 +135,8 @@ impl State {
             Command::OpenJob { name, cursor, due_at, now } => {
                 self.open_job_command(*name, *cursor, *due_at, *now)
             }
-            Command::ClaimJobs { kind, worker, max, until, now } => {
-                Ok(self.claim_jobs(*kind, *worker, *max, *until, *now))
+            Command::ClaimJobs { kind, worker, max, until, now, only } => {
+                Ok(self.claim_jobs((*kind, *only), *worker, *max, *until, *now))
             }
             Command::SettleJob { job, lease, cursor, outcome, now } => {
                 self.settle_job(*job, *lease, *cursor, outcome, *now)

@@ -3,12 +3,13 @@
 use super::State;
 use crate::command::*;
 use crate::id::*;
+use crate::jobs::JobState;
 use crate::webhooks::*;
 
 impl State {
     pub(super) fn put_webhook(&mut self, put: &PutWebhook) -> Result<Outcome, Refusal> {
         self.saw(put.now);
-        let events = self.events;
+        let (events, number) = (self.events, self.seq);
         let app = self.open_app_mut(put.app)?;
         let old = app.webhooks.get_mut(&put.id);
         if old.as_ref().map_or(0, |webhook| webhook.version) != put.seen {
@@ -21,6 +22,7 @@ impl State {
             }
             let webhook = Webhook {
                 id: put.id.clone(),
+                number,
                 settings: put.settings.clone(),
                 secrets: put.secrets.clone(),
                 created_at: put.now,
@@ -30,6 +32,7 @@ impl State {
                 failures: Vec::new(),
             };
             app.webhooks.insert(put.id.clone(), webhook);
+            self.begin_job(put.app, &put.id, put.now);
             return Ok(Outcome::Done);
         };
         let (old, new) = (&webhook.settings, &put.settings);
@@ -42,12 +45,27 @@ impl State {
         webhook.stopped = stopped;
         webhook.version += 1;
         webhook.progress.retry_at_once();
+        self.begin_job(put.app, &put.id, put.now);
         Ok(Outcome::Done)
     }
 
+    /// Its job begins at the webhook's place, and whoever has it loses it: what he does is of an older
+    /// version.
+    fn begin_job(&mut self, app: AppNo, id: &str, now: UnixMillis) {
+        let Some(webhook) = self.app_ref(app).and_then(|app| app.webhooks.get(id)) else { return };
+        let (name, position) = (webhook.job(app), webhook.progress.position);
+        let state = match webhook.stopped {
+            None => JobState::Due { since: now },
+            Some(_) => JobState::Waiting { until: UnixMillis::MAX },
+        };
+        let (job, _) = self.open_job(name, position, now, now);
+        self.begin_again(job, position, state);
+    }
+
     pub(super) fn drop_webhook(&mut self, app: AppNo, id: &str) -> Result<Outcome, Refusal> {
-        let dropped = self.open_app_mut(app)?.webhooks.remove(id);
-        dropped.map(|_| Outcome::Done).ok_or(Refusal::NoSuchWebhook)
+        let dropped = self.open_app_mut(app)?.webhooks.remove(id).ok_or(Refusal::NoSuchWebhook)?;
+        self.close_job_named(&dropped.job(app));
+        Ok(Outcome::Done)
     }
 
     /// What is in flight is forgotten: whatever comes of it is refused as that of an older version.
@@ -57,6 +75,7 @@ impl State {
         webhook.version += 1;
         webhook.progress.retry_at_once();
         (webhook.progress.position, webhook.progress.sending) = (position, None);
+        self.begin_job(app, id, self.last_time);
         Ok(Outcome::Done)
     }
 
@@ -66,6 +85,13 @@ impl State {
         if webhook.version != moved.version {
             return Err(Refusal::Stale);
         }
+        let name = webhook.job(moved.app);
+        let job = self.job_no(&name).ok_or(Refusal::NoSuchJob)?;
+        let position = Some(moved.progress.position);
+        // Refused without the lease, and then nothing of the rest happens either.
+        self.settle_job(job, moved.lease, position, &moved.outcome, moved.now)?;
+        let app = self.open_app_mut(moved.app)?;
+        let webhook = app.webhooks.get_mut(&moved.id).ok_or(Refusal::NoSuchWebhook)?;
         webhook.progress.clone_from(&moved.progress);
         if let Some(failure) = &moved.failure {
             webhook.failures.push(failure.clone());
@@ -107,6 +133,7 @@ impl WebhookProgress {
 mod tests {
     use super::super::Effects;
     use super::*;
+    use crate::jobs::*;
 
     fn run(state: &mut State, command: Command) -> Outcome {
         state.execute(&command, Default::default(), &mut Effects::default())
@@ -137,7 +164,8 @@ mod tests {
         state
     }
 
-    fn moved(state: &State, failure: Option<u32>) -> MoveWebhook {
+    /// What the worker of the webhook says, which claims its job where it has not.
+    fn moved(state: &mut State, failure: Option<u32>) -> MoveWebhook {
         let webhook = state.webhook(AppNo(0), "one").unwrap();
         let failure = failure.map(|attempt| WebhookFailure {
             at: 9,
@@ -147,6 +175,22 @@ mod tests {
             events: 1,
             gave_up: false,
         });
+        let job = state.job_named(&webhook.job(AppNo(0))).unwrap();
+        let lease = match job.state {
+            JobState::Leased(lease) => lease.no,
+            _ => {
+                let claim = Command::ClaimJobs {
+                    kind: JobKind::Webhook,
+                    worker: 1,
+                    max: 1,
+                    until: 1_000,
+                    now: 9,
+                    only: Some(job.no),
+                };
+                let Outcome::JobsClaimed(jobs) = run(state, claim) else { panic!() };
+                jobs[0].lease
+            }
+        };
         let progress = WebhookProgress { attempts: 3, next_at: 70, ..webhook.progress };
         MoveWebhook {
             app: AppNo(0),
@@ -155,6 +199,9 @@ mod tests {
             progress,
             failure,
             stop: None,
+            lease,
+            outcome: JobOutcome::Keep { until: 1_000 },
+            now: 9,
         }
     }
 
@@ -162,7 +209,7 @@ mod tests {
     fn a_new_webhook_begins_with_the_next_receipt_and_a_changed_one_stays_where_it_is() {
         let mut state = world();
         assert_eq!(state.webhook(AppNo(0), "one").unwrap().progress.position, 40);
-        let mut other = moved(&state, None);
+        let mut other = moved(&mut state, None);
         other.progress.position = 60;
         run(&mut state, Command::MoveWebhook(Box::new(other)));
         state.events = 90;
@@ -179,7 +226,7 @@ mod tests {
     #[test]
     fn what_a_worker_says_of_an_older_version_is_refused() {
         let mut state = world();
-        let late = moved(&state, Some(1));
+        let late = moved(&mut state, Some(1));
         let replay = Command::ReplayWebhook { app: AppNo(0), id: "one".into(), position: 7 };
         assert_eq!(run(&mut state, replay), Outcome::Done);
         let before = state.webhook(AppNo(0), "one");
@@ -189,6 +236,40 @@ mod tests {
         assert_eq!(before.unwrap().progress.position, 7);
         let stale = run(&mut state, Command::PutWebhook(Box::new(put("one", 1))));
         assert_eq!(stale, Outcome::Refused(Refusal::Stale));
+    }
+
+    #[test]
+    fn a_webhook_has_one_job_whose_lease_is_lost_with_each_change() {
+        let mut state = world();
+        let job = |state: &State| {
+            let webhook = state.webhook(AppNo(0), "one").unwrap();
+            state.job_named(&webhook.job(AppNo(0))).unwrap()
+        };
+        let opened = job(&state);
+        assert_eq!((opened.cursor, opened.state), (40, JobState::Due { since: 5 }));
+        let mut mine = moved(&mut state, Some(1));
+        mine.outcome = JobOutcome::Failed { retry_at: 70, error: "timeout".into() };
+        mine.progress.position = 41;
+        assert_eq!(run(&mut state, Command::MoveWebhook(Box::new(mine.clone()))), Outcome::Done);
+        let failed = job(&state);
+        assert_eq!((failed.no, failed.cursor, failed.failures), (opened.no, 41, 1));
+        assert_eq!(failed.state, JobState::Waiting { until: 70 });
+        // The lease went with the settlement.
+        let before = state.webhook(AppNo(0), "one");
+        let refused = run(&mut state, Command::MoveWebhook(Box::new(mine)));
+        assert_eq!(refused, Outcome::Refused(Refusal::LeaseLost));
+        assert_eq!(state.webhook(AppNo(0), "one"), before);
+        let mut off = put("one", 1);
+        off.enabled = false;
+        run(&mut state, Command::PutWebhook(Box::new(off)));
+        assert_eq!(job(&state).state, JobState::Waiting { until: UnixMillis::MAX });
+        run(&mut state, Command::PutWebhook(Box::new(put("one", 2))));
+        assert_eq!((job(&state).state, job(&state).failures), (JobState::Due { since: 5 }, 0));
+        run(&mut state, Command::DropWebhook { app: AppNo(0), id: "one".into() });
+        assert_eq!(state.job(opened.no), None);
+        // Another one of the same name has another job.
+        run(&mut state, Command::PutWebhook(Box::new(put("one", 0))));
+        assert_ne!(job(&state).name, opened.name);
     }
 
     #[test]
@@ -205,7 +286,7 @@ mod tests {
         let third = run(&mut state, Command::PutWebhook(Box::new(put("three", 0))));
         assert_eq!(third, Outcome::Refused(Refusal::QuotaExceeded));
         for attempt in 1..=FAILURES_MAX as u32 + 5 {
-            let failed = moved(&state, Some(attempt));
+            let failed = moved(&mut state, Some(attempt));
             run(&mut state, Command::MoveWebhook(Box::new(failed)));
         }
         let failures = state.webhook(AppNo(0), "one").unwrap().failures;

@@ -68,7 +68,7 @@ commands! {
         23 CloseApp { 1 app, 2 now }
         24 EmptyApp { 1 app, 2 limit, 3 now }
         26 OpenJob { 1 name, 2 cursor, 3 due_at, 4 now }
-        27 ClaimJobs { 1 kind, 2 worker, 3 max, 4 until, 5 now }
+        27 ClaimJobs { 1 kind, 2 worker, 3 max, 4 until, 5 now, 6 only }
         28 SettleJob { 1 job, 2 lease, 3 cursor, 4 outcome, 5 now }
         29 WakeJobs { 1 jobs, 2 failed_too, 3 now }
         30 RewindJob { 1 job, 2 cursor, 3 now }

@@ -91,7 +91,14 @@ fn job_commands() -> Vec<Command> {
     vec![
         Command::OpenJob { name: name(None), cursor: 0, due_at: 0, now: 1 },
         Command::OpenJob { name: name(Some(AppNo(0))), cursor: u64::MAX, due_at: u64::MAX, now: 1 },
-        Command::ClaimJobs { kind: JobKind::EmptyApp, worker: u64::MAX, max: 1, until: 2, now: 1 },
+        Command::ClaimJobs {
+            kind: JobKind::EmptyApp,
+            worker: u64::MAX,
+            max: 1,
+            until: 2,
+            now: 1,
+            only: Some(JobNo(0)),
+        },
         settle(None, JobOutcome::Again),
         settle(Some(0), JobOutcome::Rest { until: 0 }),
         settle(Some(9), JobOutcome::Keep { until: u64::MAX }),
@@ -233,6 +240,9 @@ fn moved_webhook(stop: Option<WebhookStop>) -> Command {
         progress,
         failure: stop.map(|_| failure),
         stop,
+        lease: 7,
+        outcome: JobOutcome::Keep { until: 8 },
+        now: 9,
     }))
 }
 

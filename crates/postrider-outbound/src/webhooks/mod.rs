@@ -5,6 +5,9 @@
 //! about to send, sends them in one request, and stores what came of it. One request is in flight
 //! for a webhook at a time, so its events arrive in order. A worker that has sent all rests until
 //! the store tells of new receipts of its app.
+//!
+//! A webhook's work is a job of the store (`postrider_core::jobs`): its worker holds a lease on it while
+//! it sends, and gives it back with the time of the next attempt, or when there is nothing to do.
 
 mod batch;
 mod bells;
@@ -19,11 +22,13 @@ use batch::envelope;
 use bells::{Bell, Bells};
 use postrider_core::Engine;
 use postrider_core::id::{AppNo, UnixMillis};
+use postrider_core::jobs::{JobFilter, JobKind, JobState};
 use postrider_core::model::ReceiptEvent;
+use postrider_core::port::JobWorkers;
 use postrider_core::webhooks::{SealedSecret, Webhook};
 use serde_json::{Value, json};
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::JoinSet;
@@ -103,8 +108,8 @@ pub enum SecretError {
 impl Webhooks {
     pub fn new(engine: Engine, client: Client, settings: Settings, show: Show, keys: KeyRing) -> Webhooks {
         let bells = Bells::starting_at(engine.store.last_receipt());
-        Webhooks(Arc::new(Shared {
-            engine,
+        let shared = Arc::new(Shared {
+            engine: engine.clone(),
             client,
             policy: settings.policy,
             in_flight: Semaphore::new(settings.in_flight_max),
@@ -116,7 +121,9 @@ impl Webhooks {
             statuses: Mutex::default(),
             testing: Mutex::default(),
             counts: Mutex::default(),
-        }))
+        });
+        engine.attach_job_workers(Arc::new(DueJobs(Arc::downgrade(&shared))));
+        Webhooks(shared)
     }
 
     /// The store has receipts up to `position` now, new ones of these apps. Short: it is called on
@@ -236,6 +243,23 @@ impl Webhooks {
 
     pub fn counts(&self, app: AppNo) -> Counts {
         lock(&self.0.counts).get(&app).copied().unwrap_or_default()
+    }
+}
+
+/// Webhooks whose jobs came to be due without their workers' doing: an operator wants another try.
+struct DueJobs(Weak<Shared>);
+
+/// Jobs that one nudge looks at; workers look by themselves too.
+const DUE_MAX: usize = 1_000;
+
+impl JobWorkers for DueJobs {
+    fn jobs_due(&self, kind: JobKind) {
+        let Some(shared) = self.0.upgrade().filter(|_| kind == JobKind::Webhook) else { return };
+        let due = JobState::Due { since: 0 }.place();
+        let filter = JobFilter { kind: Some(kind), state: Some(due), app: None };
+        let (jobs, _) = shared.engine.store.jobs(filter, None, DUE_MAX);
+        let apps: BTreeSet<AppNo> = jobs.iter().filter_map(|job| job.name.app).collect();
+        apps.into_iter().for_each(|app| shared.bells.ring(app));
     }
 }
 

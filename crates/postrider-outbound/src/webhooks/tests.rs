@@ -372,7 +372,12 @@ async fn a_receiver_that_never_answers_holds_up_no_other() {
     let all = [ONE, TWO].map(|app| world.store.events(app, 0, 1_000).unwrap().events.len());
     let (_, positions) = receiver.until(all.iter().sum()).await;
     assert_eq!(positions.len(), all.iter().sum::<usize>());
-    assert!(world.webhooks.status(ONE, "silent-1").waiting_since.is_some());
+    let looking = async {
+        while world.webhooks.status(ONE, "silent-1").waiting_since.is_none() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(PATIENCE, looking).await.expect("the silent one is known to wait");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -491,4 +496,45 @@ async fn a_webhook_is_tested_once_at_a_time_and_stopping_is_quick() {
     assert!(lock(&world.webhooks.0.testing).is_empty());
     world.stop.send(true).unwrap();
     assert_eq!(timeout(PATIENCE, world.running).await.unwrap().unwrap(), Ok(()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_work_for_a_webhook_is_a_job_that_shows_what_hinders_it() {
+    let mut world = World::new();
+    let mut failing = Receiver::answering(vec![500; 10_000]).await;
+    world.put(ONE, "w", &failing.url, batches_of(3), true);
+    world.message(ONE);
+    for _ in 0..3 {
+        failing.next().await;
+    }
+    let webhook = world.eventually(ONE, "w", |webhook| webhook.progress.attempts >= 2).await;
+    let name = webhook.job(ONE);
+    let job = world.engine.store.job_named(&name).unwrap();
+    assert!(job.failures >= 2, "{job:?}");
+    assert_eq!(job.last_error.as_deref(), Some("status_5xx"));
+    // Another receiver: it is tried at once, and the job goes on from the same place.
+    let mut taking = Receiver::answering(Vec::new()).await;
+    world.put(ONE, "w", &taking.url, batches_of(3), true);
+    taking.next().await;
+    let done = |webhook: &Webhook| webhook.progress.delivered > 0 && webhook.progress.sending.is_none();
+    let webhook = world.eventually(ONE, "w", done).await;
+    let after = world.engine.store.job_named(&name).unwrap();
+    assert_eq!((after.no, after.failures, after.cursor), (job.no, 0, webhook.progress.position));
+    world.submit(Command::DropWebhook { app: ONE, id: "w".into() });
+    assert_eq!(world.engine.store.job(job.no), None);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_webhook_with_nothing_to_send_leaves_no_job_that_is_due() {
+    let world = World::new();
+    let receiver = Receiver::answering(Vec::new()).await;
+    world.put(ONE, "w", &receiver.url, batches_of(3), true);
+    let webhook = world.store_webhook(ONE, "w").unwrap();
+    let resting = JobState::Waiting { until: UnixMillis::MAX };
+    let looking = async {
+        while world.engine.store.job_named(&webhook.job(ONE)).unwrap().state != resting {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(PATIENCE, looking).await.expect("the job rests");
 }

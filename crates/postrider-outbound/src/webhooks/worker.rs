@@ -7,10 +7,13 @@ use crate::attempts::{self, Attempt, Settled};
 use crate::client::{Link, Post};
 use crate::sign::Secret;
 use postrider_core::command::{Outcome, Refusal};
-use postrider_core::id::UnixMillis;
+use postrider_core::id::{JobNo, UnixMillis};
+use postrider_core::jobs::{JobOutcome, JobState, JobView, Lease};
 use postrider_core::model::ReceiptEvent;
 use postrider_core::port::StoreError;
-use postrider_core::webhooks::{MoveWebhook, Webhook, WebhookBatch, WebhookFailure};
+use postrider_core::webhooks::{
+    MoveWebhook, Webhook, WebhookBatch, WebhookFailure, WebhookProgress, WebhookStop,
+};
 use serde_json::json;
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,17 +31,27 @@ const STOP_PATIENCE: Duration = Duration::from_secs(3);
 /// start need not look through all that again.
 const LOOKED_MAX: u64 = 20_000;
 
+/// How long a worker may keep its webhook to itself without a word: longer than any request takes. A
+/// process that ends loses nothing by that: the next start of the server is the same worker.
+const LEASE_MS: u64 = 300_000;
+/// What workers of this server call themselves. There is one server for a data folder, and one worker
+/// for a webhook: a lease of an earlier life is the worker's own.
+const WORKER: u64 = 1;
+
 /// See the module.
 pub struct Worker {
     shared: Arc<Shared>,
     name: Name,
     bell: Arc<Bell>,
-    /// The version of the webhook that what follows belongs to.
-    version: u64,
+    /// Number and version of the webhook that what follows belongs to: one that was dropped may be there
+    /// anew, with the versions of the old one.
+    seen: (u64, u64),
     /// All up to here was looked at.
     looked: u64,
     /// There was nothing behind it.
     is_caught_up: bool,
+    /// The right to work on the webhook, until then.
+    lease: Option<(u64, UnixMillis)>,
     link: Option<Link>,
     /// A batch that was just begun; later attempts read it anew.
     begun: Option<(WebhookBatch, Vec<ReceiptEvent>)>,
@@ -61,8 +74,8 @@ enum Next {
 
 impl Worker {
     pub fn new(shared: Arc<Shared>, name: Name, bell: Arc<Bell>) -> Worker {
-        let (version, looked, is_caught_up) = (0, 0, false);
-        Worker { shared, name, bell, version, looked, is_caught_up, link: None, begun: None }
+        let (seen, looked, is_caught_up) = ((0, 0), 0, false);
+        Worker { shared, name, bell, seen, looked, is_caught_up, lease: None, link: None, begun: None }
     }
 
     pub async fn run(mut self, mut stopping: watch::Receiver<bool>) -> Name {
@@ -103,22 +116,23 @@ impl Worker {
     async fn step(&mut self) -> Next {
         let (app, id) = &self.name;
         let Some(webhook) = self.shared.engine.store.webhook(*app, id) else { return Next::End };
-        if webhook.version != self.version {
-            self.version = webhook.version;
+        if (webhook.number, webhook.version) != self.seen {
+            self.seen = (webhook.number, webhook.version);
             (self.looked, self.is_caught_up) = (webhook.progress.position, false);
-            (self.link, self.begun) = (None, None);
+            (self.lease, self.link, self.begun) = (None, None, None);
         }
+        let is_due = self.job(&webhook).is_some_and(|job| matches!(job.state, JobState::Due { .. }));
         if webhook.stopped.is_some() {
             self.link = None;
-            return Next::Rest;
+            return if is_due { self.lay_down(&webhook).await } else { Next::Rest };
         }
         // Looked at before there is anything to send: an operator learns of it at the start.
         let secrets = match self.shared.open_all(self.name.0, &webhook) {
             Ok(secrets) => secrets,
-            Err(why) => return self.park(&why),
+            Err(why) => return self.park(&webhook, &why).await,
         };
         self.note(|status| status.is_parked = false);
-        if webhook.progress.next_at > self.shared.engine.clock.now() {
+        if webhook.progress.next_at > self.shared.engine.clock.now() && !is_due {
             let failing_since = webhook.progress.failing_since;
             // After a restart the events themselves are not known yet.
             self.note(|status| status.waiting_since = status.waiting_since.or(failing_since));
@@ -178,7 +192,7 @@ impl Worker {
             self.looked = self.looked.max(quiet);
         }
         if self.looked.saturating_sub(webhook.progress.position) < LOOKED_MAX {
-            return Next::Rest;
+            return self.lay_down(webhook).await;
         }
         let mut progress = webhook.progress.clone();
         progress.position = self.looked;
@@ -189,6 +203,9 @@ impl Worker {
     }
 
     async fn send(&mut self, webhook: Webhook, secrets: &[Secret], batch: WebhookBatch) -> Next {
+        if let Err(next) = self.claim(&webhook).await {
+            return next;
+        }
         let from = webhook.progress.position;
         let begun = self.begun.take().filter(|(begun, _)| *begun == batch);
         let rows = match begun {
@@ -268,6 +285,16 @@ impl Worker {
                 "events of a webhook are given up"
             );
         }
+        let lease = match self.claim(&webhook).await {
+            Ok(lease) => lease,
+            Err(next) => return next,
+        };
+        let now = self.shared.engine.clock.now();
+        let outcome = outcome_of(&progress, failure.as_ref(), stop, now);
+        self.lease = match outcome {
+            JobOutcome::Keep { until } => Some((lease, until)),
+            _ => None,
+        };
         let moved = MoveWebhook {
             app: self.name.0,
             id: self.name.1.clone(),
@@ -275,6 +302,9 @@ impl Worker {
             progress,
             failure,
             stop,
+            lease,
+            outcome,
+            now,
         };
         loop {
             let (tell, told) = oneshot::channel();
@@ -282,13 +312,71 @@ impl Worker {
             self.shared.engine.move_webhook(moved.clone(), done);
             let outcome = told.await.unwrap_or(Err(StoreError::Closed));
             match outcome.map(|outcomes| outcomes.into_iter().next()) {
-                Ok(Some(Outcome::Refused(Refusal::Stale))) => return Next::Again,
+                Ok(Some(Outcome::Refused(Refusal::Stale | Refusal::LeaseLost))) => {
+                    self.lease = None;
+                    return Next::Again;
+                }
                 Ok(Some(Outcome::Refused(_))) => return Next::End,
                 Ok(_) => return Next::Again,
                 // What was sent is not sent again for that: the books are asked to take it until they do.
                 Err(_) => sleep(STORE_WAIT).await,
             }
         }
+    }
+
+    fn job(&self, webhook: &Webhook) -> Option<JobView> {
+        self.shared.engine.store.job_named(&webhook.job(self.name.0))
+    }
+
+    /// The right to work on the webhook: a lease on its job.
+    async fn claim(&mut self, webhook: &Webhook) -> Result<u64, Next> {
+        let engine = &self.shared.engine;
+        let now = engine.clock.now();
+        if let Some((lease, _)) = self.lease.filter(|(_, until)| *until > now) {
+            return Ok(lease);
+        }
+        let job = self.job(webhook).ok_or(Next::StoreRefuses)?;
+        match job.state {
+            JobState::Leased(Lease { no, worker: WORKER, until }) if until > now => {
+                self.lease = Some((no, until));
+                return Ok(no);
+            }
+            JobState::Leased(Lease { until, .. }) if until > now => return Err(Next::Until(until)),
+            _ => {}
+        }
+        let (until, (tell, told)) = (now + LEASE_MS, oneshot::channel());
+        engine.claim_job(&job, WORKER, until, Box::new(move |jobs| _ = tell.send(jobs)));
+        let jobs = told.await.unwrap_or(Err(StoreError::Closed)).map_err(|_| Next::StoreRefuses)?;
+        // A lease that ran out just now is noticed by the next look at timers.
+        let job = jobs.first().ok_or(Next::Until(now + 1_000))?;
+        self.lease = Some((job.lease, until));
+        Ok(job.lease)
+    }
+
+    /// There is nothing to do: the job rests, once it has for a while, until there is.
+    async fn lay_down(&mut self, webhook: &Webhook) -> Next {
+        let Some(job) = self.job(webhook) else { return Next::Rest };
+        let now = self.shared.engine.clock.now();
+        let rests = match (self.lease, job.state) {
+            (Some((_, until)), _) => until < now + LEASE_MS / 2,
+            (None, JobState::Leased(Lease { worker, .. })) => worker == WORKER,
+            (None, JobState::Due { .. } | JobState::Parked) => true,
+            (None, JobState::Waiting { .. }) => false,
+        };
+        if rests {
+            self.settle(webhook, job.no, JobOutcome::Rest { until: UnixMillis::MAX }).await;
+        }
+        Next::Rest
+    }
+
+    /// Gives the job back as it is. Where the store does not do it now, the next look does.
+    async fn settle(&mut self, webhook: &Webhook, job: JobNo, outcome: JobOutcome) {
+        let Ok(lease) = self.claim(webhook).await else { return };
+        self.lease = None;
+        let (tell, told) = oneshot::channel();
+        let done = Box::new(move |outcomes| drop(tell.send(outcomes)));
+        self.shared.engine.settle_job(job, lease, None, outcome, done);
+        _ = told.await;
     }
 
     async fn gather(&self, webhook: &Webhook, range: (u64, u64), max: usize) -> Result<Gathered, StoreError> {
@@ -302,7 +390,7 @@ impl Worker {
     }
 
     /// Nothing is sent until somebody gives the webhook another secret, or the server its key.
-    fn park(&mut self, why: &SecretError) -> Next {
+    async fn park(&mut self, of: &Webhook, why: &SecretError) -> Next {
         self.link = None;
         let now = self.shared.engine.clock.now();
         let mut was_parked = false;
@@ -313,6 +401,9 @@ impl Worker {
         if !was_parked {
             let app = self.shared.engine.store.app(self.name.0).map_or(String::new(), |app| app.id);
             tracing::error!(app, webhook = self.name.1, %why, "a webhook is parked");
+        }
+        if let Some(job) = self.job(of).filter(|job| job.state != JobState::Parked) {
+            self.settle(of, job.no, JobOutcome::Parked { error: "secret".to_owned() }).await;
         }
         Next::Parked
     }
@@ -335,6 +426,21 @@ impl Worker {
 
     fn note(&self, change: impl FnOnce(&mut Status)) {
         change(lock(&self.shared.statuses).entry(self.name.clone()).or_default());
+    }
+}
+
+/// What the job does after this: it goes on at once, waits for the next attempt, or for an operator.
+fn outcome_of(
+    progress: &WebhookProgress,
+    failure: Option<&WebhookFailure>,
+    stop: Option<WebhookStop>,
+    now: UnixMillis,
+) -> JobOutcome {
+    let error = failure.map_or(String::new(), |failure| failure.what.clone());
+    match stop {
+        Some(_) => JobOutcome::Parked { error },
+        None if progress.next_at > now => JobOutcome::Failed { retry_at: progress.next_at, error },
+        None => JobOutcome::Keep { until: now + LEASE_MS },
     }
 }
 

@@ -136,7 +136,7 @@ fn lasting() -> Vec<Command> {
         Command::ClearInbox { at: DEVICE, now: NOW },
         Command::DeleteDevice { at: DEVICE, now: NOW },
         Command::RenameApp { app: APP, name: "Other".into() },
-        Command::ClaimJobs { kind: JobKind::Webhook, worker: 1, max: 1, until: LATER, now: NOW },
+        Command::ClaimJobs { kind: JobKind::Webhook, worker: 1, max: 1, until: LATER, now: NOW, only: None },
         Command::SettleJob {
             job: JobNo(0),
             lease: 1,

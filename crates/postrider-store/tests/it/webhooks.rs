@@ -2,6 +2,7 @@
 
 use crate::kit::*;
 use postrider_core::command::{Command, NewMessage, Outcome};
+use postrider_core::jobs::*;
 use postrider_core::port::Store;
 use postrider_core::webhooks::*;
 use postrider_store::faulty::FaultyFiles;
@@ -21,8 +22,13 @@ fn put(id: &str) -> Command {
     }))
 }
 
+/// Its worker claims the job, and says that the receiver is gone.
 fn moved(store: &dyn Store, id: &str) -> Command {
     let webhook = store.webhook(APP, id).unwrap();
+    let job = store.job_named(&webhook.job(APP)).unwrap().no;
+    let (kind, until) = (JobKind::Webhook, NOW + 1_000);
+    let claim = Command::ClaimJobs { kind, worker: 1, max: 1, until, now: NOW, only: Some(job) };
+    let Outcome::JobsClaimed(claimed) = run_one(store, claim) else { panic!() };
     let progress = WebhookProgress {
         sending: Some(WebhookBatch { to: 9, epoch: store.epoch_of(9), events: 2 }),
         attempts: 3,
@@ -45,6 +51,9 @@ fn moved(store: &dyn Store, id: &str) -> Command {
         progress,
         failure: Some(failure),
         stop: Some(WebhookStop::Gone),
+        lease: claimed[0].lease,
+        outcome: JobOutcome::Parked { error: "gone".into() },
+        now: NOW,
     }))
 }
 
@@ -58,9 +67,12 @@ fn a_webhook_is_after_a_kill_and_after_a_checkpoint_what_it_was() {
     }
     assert_eq!(run_one(&store, moved(&store, "two")), Outcome::Done);
     let before = store.webhooks(APP);
+    let jobs = store.jobs(JobFilter::default(), None, 9);
+    assert_eq!(jobs.0.iter().map(|job| job.state.name()).collect::<Vec<_>>(), ["due", "parked"]);
     drop(store);
     let killed = open(&files.kill()).unwrap();
     assert_eq!(killed.webhooks(APP), before);
+    assert_eq!(killed.jobs(JobFilter::default(), None, 9), jobs);
     killed.checkpoint_now().unwrap();
     assert_eq!(run_one(&killed, Command::DropWebhook { app: APP, id: "one".into() }), Outcome::Done);
     drop(killed);

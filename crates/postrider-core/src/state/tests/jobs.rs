@@ -20,7 +20,7 @@ impl World {
 
     fn claim(&mut self, max: u32, until: UnixMillis) -> Vec<ClaimedJob> {
         let (kind, now) = (JobKind::Webhook, self.now);
-        match self.run(Command::ClaimJobs { kind, worker: 7, max, until, now }) {
+        match self.run(Command::ClaimJobs { kind, worker: 7, max, until, now, only: None }) {
             Outcome::JobsClaimed(jobs) => jobs,
             other => panic!("{other:?}"),
         }
@@ -136,6 +136,21 @@ fn a_wake_that_comes_while_a_worker_has_the_job_is_not_lost() {
     let claimed = w.claim(1, MAX).remove(0);
     w.settle(&claimed, 1, JobOutcome::Rest { until: MAX });
     assert_eq!(w.claim(1, MAX), []);
+}
+
+#[test]
+fn a_worker_may_ask_for_the_job_that_it_means() {
+    let mut w = World::new(0);
+    let (first, second) = (w.open_job(1, 0), w.open_job(2, 0));
+    let claim = |w: &mut World, only| {
+        let (kind, until, now) = (JobKind::Webhook, MAX, w.now);
+        w.run(Command::ClaimJobs { kind, worker: 7, max: 1, until, now, only: Some(only) })
+    };
+    let Outcome::JobsClaimed(jobs) = claim(&mut w, second) else { panic!() };
+    assert_eq!(jobs[0].no, second);
+    assert_eq!(claim(&mut w, second), Outcome::JobsClaimed(vec![]), "it is not due any more");
+    assert_eq!(claim(&mut w, JobNo(9)), Outcome::JobsClaimed(vec![]));
+    assert_eq!(w.claim(9, MAX)[0].no, first);
 }
 
 #[test]

@@ -272,7 +272,8 @@ impl Sender {
             }
             3..=5 => {
                 let kind = self.pick(&JobKind::ALL);
-                Command::ClaimJobs { kind, worker: self.below(3), max: self.pick(&[1, 5]), until, now }
+                let (worker, max) = (self.below(3), self.pick(&[1, 5]));
+                Command::ClaimJobs { kind, worker, max, until, now, only: None }
             }
             6..=8 => {
                 let outcomes = [
