@@ -182,6 +182,8 @@ impl Worker {
     fn has_news(&mut self) -> bool {
         let Some(behind) = self.bell.take_news() else { return false };
         self.looked = self.looked.max(behind);
+        // Until it was read: a read that fails must not let the next news lead past this.
+        self.is_caught_up = false;
         true
     }
 
