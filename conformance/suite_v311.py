@@ -236,6 +236,23 @@ def forget(target, name):
 
 
 @case
+def what_is_published_right_behind_a_subscribe_is_kept_for_the_session(target):
+    """SUBSCRIBE and two PUBLISHes in one write, of a client that acknowledges nothing and whose session is to last."""
+    tree, name = topic(), unique()
+    first = target.client(client_id=name, clean=False)
+    first.auto_ack = False
+    first.send(subscribe_packet([(f"{tree}/+", 1)], packet_id=7)
+               + publish_packet(f"{tree}/a", b"1", 1, packet_id=8) + publish_packet(f"{tree}/b", b"2", 1, packet_id=9))
+    for packet_id in (8, 9):
+        first.wait(PUBACK, lambda answer, wanted=packet_id: answer.body[:2] == bytes([0, wanted]))
+    first.drop()
+    with target.client(client_id=name, clean=False) as back:
+        equal(contents(back.messages(2)), [(f"{tree}/a", b"1", 1), (f"{tree}/b", b"2", 1)], "after the reconnect")
+        back.disconnect()
+    forget(target, name)
+
+
+@case
 def offline_messages_keep_their_order(target):
     tree, name = topic(), unique()
     first = target.client(client_id=name, clean=False)

@@ -67,6 +67,8 @@ pub(crate) struct Session {
     pub known: bool,
     /// The store knows it: what it misses while away is kept.
     pub stored: bool,
+    /// Its client comes to be in the store, with its first subscriptions: until then those do not count.
+    pub storing: bool,
     /// QoS at which it subscribed to its inbox, where it did.
     pub inbox_qos: Option<u8>,
     /// Its connection speaks a protocol that takes pushes without a subscription.
@@ -163,6 +165,7 @@ impl Hub {
             registered,
             known: false,
             stored: false,
+            storing: false,
             inbox_qos: None,
             takes_pushes: false,
             hears_peers: false,
@@ -198,6 +201,13 @@ impl Hub {
         session.device = Some(device);
         let app = session.app;
         self.app(app).devices.insert(device, no);
+    }
+
+    /// The session's client is in the store, or could not be brought there.
+    pub(crate) fn end_storing(&mut self, (no, generation): (SessionNo, u32)) {
+        if let Some(session) = self.sessions.get_mut(no as usize).filter(|s| s.generation == generation) {
+            session.storing = false;
+        }
     }
 
     /// How many sessions have a connection.
@@ -259,6 +269,7 @@ impl Hub {
         let client = std::mem::replace(&mut session.client, "".into());
         session.alive = false;
         session.stored = false;
+        session.storing = false;
         session.will = None;
         session.generation = session.generation.wrapping_add(1);
         let hub = self.app(app);

@@ -389,6 +389,7 @@ impl Engine {
         let lasting = (s.expiry_secs > 0 || !shares.is_empty()) && !granted.is_empty();
         let at = s.device.map(|device| DeviceRef { app, device });
         let (expiry_secs, generation, stored) = (s.expiry_secs, s.generation, s.stored);
+        hub.sessions[session as usize].storing = lasting && at.is_none();
         drop(hub);
         if !lasting {
             done(results);
@@ -430,7 +431,14 @@ impl Engine {
         new
     }
 
-    /// An anonymous client subscribes in a session that is to last: only now the store has to know it.
+    /// The session's client comes to be in the store, with the subscriptions that were made last. A publish that it sends
+    /// behind them has to wait for their answer, or would not reach it.
+    pub fn is_being_stored(&self, session: SessionNo) -> bool {
+        self.hub().get(session).is_some_and(|s| s.storing)
+    }
+
+    /// An anonymous client subscribes in a session that is to last: only now the store has to know it. What is published
+    /// meanwhile is not for it: it would go out live, and be lost with the connection.
     fn store_anonymous(
         &self,
         (session, generation): (SessionNo, u32),
@@ -455,11 +463,16 @@ impl Engine {
         };
         let registered = Box::new(move |outcomes: Result<Vec<Outcome>, StoreError>| {
             if let Err(error) = outcomes {
+                engine.hub_mut().end_storing((session, generation));
                 return done(Err(error));
             }
             // Known already where two SUBSCRIBE packets came at once.
-            let Some(at) = engine.store.device_by_id(app, &id) else { return done(Err(StoreError::Missing)) };
+            let Some(at) = engine.store.device_by_id(app, &id) else {
+                engine.hub_mut().end_storing((session, generation));
+                return done(Err(StoreError::Missing));
+            };
             let mut hub = engine.hub_mut();
+            hub.end_storing((session, generation));
             let here = hub.get(session).is_some_and(|s| s.generation == generation);
             if here {
                 hub.set_device(session, at.device);

@@ -229,7 +229,7 @@ impl Engine {
                 |no: SessionNo| hub.get(no).filter(|s| all_may || self.access.may_receive(&s.client, topic));
             let member = |no| may(no).map(|s| s.connection.is_some());
             let looked = app_hub.topics.for_each_match(topic, from, member, |m| {
-                let Some(session) = may(m.session) else { return };
+                let Some(session) = may(m.session).filter(|s| !s.storing) else { return };
                 matched += 1;
                 let qos = m.qos.min(publish.qos);
                 let retain = publish.retain && m.retain_as_published;

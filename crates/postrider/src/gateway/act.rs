@@ -18,6 +18,7 @@ use postrider_core::topics::SessionNo;
 use postrider_proto as proto;
 use postrider_proto::xmpp::Answer;
 use postrider_proto::{Connect, ConnectRefusal, Event, Goodbye, PublishOutcome, SubscribeOutcome};
+use std::collections::VecDeque;
 use std::ops::Range;
 
 /// MQTT 5 §3.9.3: a filter that is not one.
@@ -34,8 +35,9 @@ struct SignIn {
 
 impl Driver {
     pub(super) fn act(&mut self, slot: u32, event: Event) {
-        if self.conn(slot).is_none() {
-            return;
+        let Some(conn) = self.conn(slot) else { return };
+        if let Some(held) = conn.busy.as_mut().and_then(|b| b.held.as_mut()) {
+            return held.push_back(event);
         }
         match event {
             Event::Connect(connect) => self.connect(slot, *connect),
@@ -482,6 +484,11 @@ impl Driver {
             mailbox.post(Mail::Reply(at, Reply::Subscribed { token, outcomes }));
         });
         let new = self.shared.engine.subscribe(session, wanted, done);
+        if self.shared.engine.is_being_stored(session)
+            && let Some(conn) = self.conn(slot)
+        {
+            conn.busy().held = Some(VecDeque::new());
+        }
         if filters.iter().any(|f| f.valid && &*f.filter == INBOX_TOPIC)
             && let Some(conn) = self.conn(slot)
         {
@@ -496,6 +503,17 @@ impl Driver {
         });
         // The answer comes by this worker's own mail, so it is read after this.
         self.wanted.insert((at, token), wanted.collect());
+    }
+
+    /// The SUBSCRIBE is answered, or never will be: acts on what was said behind it, and reads on.
+    pub(super) fn release(&mut self, slot: u32) {
+        let held = self.conn(slot).and_then(|c| c.busy.as_mut()?.held.take());
+        let Some(held) = held else { return };
+        held.into_iter().for_each(|event| self.act(slot, event));
+        if let Some(conn) = self.conn(slot) {
+            conn.rest();
+            self.again.push(slot);
+        }
     }
 
     fn unsubscribe(&mut self, slot: u32, token: u32, filters: Vec<proto::Text>) {
@@ -533,6 +551,7 @@ impl Driver {
                     |w: &Wanted| matches!(outcomes.get(w.place), Some(SubscribeOutcome::Granted(_)));
                 let retained: Vec<Wanted> = wanted.into_iter().filter(granted).collect();
                 self.answer(slot, proto::Reply::Subscribe { token, outcomes });
+                self.release(slot);
                 for wanted in retained.iter().filter(|w| w.filter != INBOX_TOPIC) {
                     self.send_retained(slot, wanted);
                 }

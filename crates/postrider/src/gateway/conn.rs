@@ -7,7 +7,7 @@ use postrider_core::id::{Seq, UnixMillis};
 use postrider_core::model::Content;
 use postrider_core::port::{ConnectionRef, LiveTarget, Position};
 use postrider_core::topics::SessionNo;
-use postrider_proto::Millis;
+use postrider_proto::{Event, Millis};
 use std::collections::VecDeque;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -74,6 +74,8 @@ pub struct Busy {
     pub changes_account: bool,
     /// A sign-in that waits for the client's older connection to leave.
     pub parked: Option<Box<Parked>>,
+    /// What the peer said behind a SUBSCRIBE that has to be answered first.
+    pub held: Option<VecDeque<Event>>,
     /// The newer connection that waits for this one to leave.
     pub successor: Option<ConnectionRef>,
 }
@@ -271,9 +273,15 @@ impl Conn {
                 && b.goodbye_expiry_secs.is_none()
                 && !b.changes_account
                 && b.parked.is_none()
+                && b.held.is_none()
                 && b.successor.is_none()
         };
         self.busy.take_if(is_quiet);
+    }
+
+    /// Whether what the peer says waits for the answer to a SUBSCRIBE.
+    pub fn is_holding(&self) -> bool {
+        self.busy.as_ref().is_some_and(|b| b.held.is_some())
     }
 
     pub fn is_waiting(&self) -> bool {

@@ -70,7 +70,7 @@ pub(crate) struct Driver {
     letters: Vec<Mail>,
     pub(super) dirty: Vec<u32>,
     pub(super) draining: Vec<u32>,
-    again: Vec<u32>,
+    pub(super) again: Vec<u32>,
     pub(super) collected: Collected,
     /// Answers that wait for the commit, with which of `collected.commands` each waits for.
     pub(super) replies: Vec<(ConnectionRef, u32, PublishOutcome, Range<usize>)>,
@@ -339,8 +339,9 @@ impl Driver {
         let out_max = self.shared.config.out_bytes_max;
         let mut reads = 0;
         let end = loop {
-            let Some(conn) =
-                self.conn(slot).filter(|c| !c.paused && !c.starts_tls && c.phase != Phase::Settling)
+            let Some(conn) = self
+                .conn(slot)
+                .filter(|c| !c.paused && !c.starts_tls && !c.is_holding() && c.phase != Phase::Settling)
             else {
                 break None;
             };
@@ -451,6 +452,7 @@ impl Driver {
             self.output.events = events;
         }
         if let Some(close) = close {
+            self.release(slot);
             self.close(slot, close);
         }
     }
@@ -591,6 +593,7 @@ impl Driver {
 
     /// Ends a connection here and now.
     pub(super) fn close_now(&mut self, slot: u32, kind: &'static str) {
+        self.release(slot);
         let was_open = self.conn(slot).is_some_and(|c| c.is_open());
         if was_open {
             self.shared.metrics.connections_closed.get_or_create(&label("kind", kind)).inc();
