@@ -469,6 +469,30 @@ def the_live_page_goes_from_compose_to_click_in_both_languages(target):
 
 
 @case
+def the_live_page_takes_a_reply_and_shows_its_past_when_it_is_loaded_anew(target):
+    with own_server(target) as server, browser().window() as window:
+        tab, _ = live_page(server.target(), window, "?lang=en")
+        tab.click("#send")
+        tab.until("document.querySelectorAll('.note').length === 1")
+        tab.run("document.querySelectorAll('#examples button')[2].click()")
+        tab.click("#send")
+        tab.until("document.querySelectorAll('.note').length === 2")
+        tab.click(".note-actions button")
+        tab.fill(".note-reply input", "On Sunday at ten")
+        tab.click(".note-reply button")
+        reached(tab, "replied")
+        equal(tab.value("document.querySelector('[data-step=replied] .why').textContent"), "“On Sunday at ten”", "reply")
+        tab.until("document.querySelectorAll('.note').length === 1")
+        tab.load()
+        tab.until("document.querySelectorAll('.note').length === 1", "the shade of before")
+        reached(tab, "replied")
+        equal(tab.value("document.querySelectorAll('#earlier-list li').length"), 1, "earlier messages")
+        tab.click("[data-language=zh]")
+        equal(tab.value("document.querySelector('[data-step=replied] .name').textContent"), "已回复", "in Chinese")
+        equal(tab.complaints(), [], "complaints of the page")
+
+
+@case
 def the_live_page_shows_what_waited_while_it_was_away(target):
     with own_server(target) as server, browser().window() as window:
         tab, _ = live_page(server.target(), window)

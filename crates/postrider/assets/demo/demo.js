@@ -26,12 +26,18 @@ const phone = new Phone({
     await client.dismissed(push.id)
     ledger.hint(push.id)
   },
+  replied: async (push, text) => {
+    ledger.replied(push.id, text)
+    await client.replied(push)
+    ledger.hint(push.id)
+  },
+  changed: remember,
 })
 
 const ledger = new Ledger(async (id) => {
   const answer = await request(`/demo/messages/${encodeURIComponent(id)}`).catch(() => undefined)
   return answer?.ok ? answer.json() : undefined
-})
+}, remember)
 
 const compose = new Compose(async (kind, body) => {
   try {
@@ -45,6 +51,30 @@ const compose = new Compose(async (kind, body) => {
     return t('unreachable')
   }
 })
+
+const PAST = 'postrider.demo.past'
+
+/** A page that is loaded anew shows what it showed, as long as this browser is the same device. */
+function remember () {
+  if (!credentials) return
+  try {
+    sessionStorage.setItem(PAST, JSON.stringify({ device: credentials.device, sent: ledger.sent(), shade: phone.pushes() }))
+  } catch {
+    // A private window, or one that is full: the past goes with the page.
+  }
+}
+
+function recall () {
+  let past
+  try {
+    past = JSON.parse(sessionStorage.getItem(PAST))
+  } catch {
+    return
+  }
+  if (past?.device !== credentials.device) return
+  ledger.restore(past.sent)
+  phone.restore(past.shade)
+}
 
 function request (path, body) {
   const { device, secret } = credentials
@@ -73,6 +103,7 @@ async function begin () {
     credentials = registered
     trouble = undefined
     byId('device').textContent = byId('device').title = credentials.device
+    recall()
   })
   client.on('status', drawStatus)
   client.onPush(received)

@@ -6,7 +6,7 @@ import { locale, t } from './strings.js'
 const WAY = ['accepted', 'queued', 'sent', 'delivered', 'displayed', 'clicked']
 /** A data message is not shown, so its way ends earlier. */
 const DATA_WAY = WAY.slice(0, 4)
-const LAST = ['clicked', 'dismissed', 'expired', 'superseded', 'evicted', 'cancelled', 'rejected', 'erased', 'handed_over']
+const LAST = ['clicked', 'dismissed', 'replied', 'expired', 'superseded', 'evicted', 'cancelled', 'rejected', 'erased', 'handed_over']
 /** Beside the way, and no end without delivery. */
 const GOES_ON = ['forwarded', 'dismissed', 'replied']
 const KEPT_MAX = 6
@@ -16,20 +16,44 @@ const SLOWLY_AFTER_MS = 30_000
 const GIVE_UP_MS = 15 * 60_000
 
 export class Ledger {
-  /** `ask(id)` answers the timeline of a message, or nothing while it cannot be had. */
-  constructor (ask) {
+  /** `ask(id)` answers the timeline of a message, or nothing while it cannot be had. `changed` is told that one is followed. */
+  constructor (ask, changed) {
     this.ask = ask
+    this.changed = changed
+    byId('mini').addEventListener('click', () => byId('ledger').scrollIntoView())
     this.entries = []
   }
 
   /** Follows a message that was just sent. */
   follow (id, kind, title, payload) {
-    const entry = { id, kind, title, payload, steps: [], since: Date.now(), drawn: new Set() }
+    const entry = { id, kind, title, payload, reply: undefined, steps: [], since: Date.now(), drawn: new Set() }
     this.entries.unshift(entry)
     for (const old of this.entries.splice(KEPT_MAX)) clearTimeout(old.timer)
     this.current = entry
     this.draw()
     this.look(entry)
+    this.changed()
+  }
+
+  /** What was sent, oldest first. */
+  sent () {
+    return this.entries.map(({ id, kind, title, payload, reply }) => ({ id, kind, title, payload, reply })).reverse()
+  }
+
+  /** What was sent before the page was loaded anew. */
+  restore (sent) {
+    for (const { id, kind, title, payload, reply } of sent) {
+      if (this.entries.some((entry) => entry.id === id)) continue
+      this.follow(id, kind, title, payload)
+      this.current.reply = reply
+    }
+  }
+
+  /** What the visitor answered. */
+  replied (id, text) {
+    const entry = this.entries.find((it) => it.id === id)
+    if (entry) entry.reply = text
+    this.changed()
   }
 
   /** Something may have happened to it. */
@@ -72,6 +96,9 @@ export class Ledger {
       entry.payload ? make('pre', { class: 'payload' }, entry.payload) : '',
       make('ol', { class: 'steps', 'data-id': entry.id }, ...rows))
     for (const { step } of entry.steps) entry.drawn.add(step)
+    const last = entry.steps[entry.steps.length - 1]
+    byId('mini').hidden = !last
+    if (last) byId('mini').textContent = `${nameOf(last.step)} · ${t('ledger')} ↓`
     this.drawEarlier()
   }
 
@@ -115,7 +142,7 @@ function drawRow (row, entry) {
   const fresh = row.done && !entry.drawn.has(row.step)
   const classes = [row.done && 'done', row.ended && 'ended', row.next && 'next', fresh && 'fresh'].filter(Boolean).join(' ')
   const mark = make('span', { class: 'mark', 'aria-hidden': 'true' }, row.done ? glyph(row.ended ? CROSS : CHECK) : '')
-  const why = row.done ? wordsOrNothing(`why_${row.step}`) ?? entry.reason : row.next ? wordsOrNothing(`wait_${row.step}`) : undefined
+  const why = row.step === 'replied' && entry.reply ? `“${entry.reply}”` : row.done ? wordsOrNothing(`why_${row.step}`) ?? entry.reason : row.next ? wordsOrNothing(`wait_${row.step}`) : undefined
   return make('li', { class: classes, 'data-step': row.step }, mark, make('span', { class: 'name' }, nameOf(row.step)),
     row.at === undefined ? '' : make('time', { datetime: new Date(row.at).toISOString() }, clock(row, entry)),
     why ? make('span', { class: 'why' }, why) : '')

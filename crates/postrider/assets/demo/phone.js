@@ -7,10 +7,12 @@ const NOTES_MAX = 20
 const PILL_MS = 3500
 
 export class Phone {
-  /** `opened(push, action)` and `dismissed(push)` are told what the visitor does. */
-  constructor ({ opened, dismissed }) {
+  /** `opened(push, action)`, `dismissed(push)` and `replied(push, text)` are told what the visitor does; `changed` that the shade did. */
+  constructor ({ opened, dismissed, replied, changed }) {
     this.opened = opened
     this.dismissed = dismissed
+    this.replied = replied
+    this.changed = changed
     this.frame = byId('phone')
     this.list = byId('notes')
     this.app = byId('app')
@@ -44,13 +46,28 @@ export class Phone {
     note.addEventListener('animationend', () => note.classList.remove('arriving'), { once: true })
     if (this.shown.size > NOTES_MAX) this.remove(this.shown.keys().next().value)
     this.empty()
+    this.changed()
     return document.visibilityState === 'visible'
   }
 
   remove (id) {
     this.shown.get(id)?.note.remove()
-    this.shown.delete(id)
+    if (this.shown.delete(id)) this.changed()
     this.empty()
+  }
+
+  /** The pushes in the shade, oldest first. */
+  pushes () {
+    return [...this.shown.values()].map(({ push }) => push)
+  }
+
+  /** What lay in the shade before the page was loaded anew. */
+  restore (pushes) {
+    for (const push of pushes) {
+      if (this.shown.has(push.id)) continue
+      this.add(push)
+      this.shown.get(push.id).note.classList.remove('arriving')
+    }
   }
 
   /** On a small screen the phone is further down. */
@@ -76,6 +93,7 @@ export class Phone {
       entry.note.replaceWith(note)
       entry.note = note
     }
+    byId('pill').textContent = t('data_came')
     this.route()
     this.drawClock()
   }
@@ -91,11 +109,23 @@ export class Phone {
       // Only pictures of this server: the page loads nothing else, and its policy forbids it too.
       from.image?.startsWith('/demo/') ? make('img', { class: 'note-picture', src: from.image, alt: '' }) : undefined)
     const actions = (from.actions ?? []).slice(0, 3).map((action) =>
-      make('button', { type: 'button', onclick: () => this.leave(push, () => this.opened(push, action.id)) }, action.title))
+      make('button', { type: 'button', onclick: () => action.id === 'reply' ? this.askReply(push) : this.leave(push, () => this.opened(push, action.id)) }, action.title))
     const dismiss = make('button', { type: 'button', class: 'note-dismiss', 'aria-label': t('dismiss', { title }),
       onclick: () => this.leave(push, () => this.dismissed(push)) }, glyph(CROSS, 12))
     return make('li', { class: 'note arriving', 'data-id': push.id }, open, dismiss,
       actions.length > 0 ? make('div', { class: 'note-actions' }, ...actions) : undefined)
+  }
+
+  /** A field to answer in takes the place of the buttons. */
+  askReply (push) {
+    const field = make('input', { name: 'reply', maxlength: '200', required: '', 'aria-label': t('reply'), placeholder: t('reply') })
+    const send = (event) => {
+      event.preventDefault()
+      this.leave(push, () => this.replied(push, field.value))
+    }
+    const form = make('form', { class: 'note-reply', autocomplete: 'off', onsubmit: send }, field, make('button', { type: 'submit' }, t('send')))
+    this.shown.get(push.id)?.note.querySelector('.note-actions')?.replaceWith(form)
+    field.focus({ preventScroll: true })
   }
 
   leave (push, then) {
