@@ -544,9 +544,15 @@ impl<K: Hash + Eq> Buckets<K> {
 
     /// Whether a token is there, or after how many seconds one will be.
     pub fn look(&self, key: &K, now_ms: UnixMillis) -> Result<(), u64> {
+        self.look_for(key, 1, now_ms)
+    }
+
+    /// Whether [`Self::take`] would take so many.
+    pub fn look_for(&self, key: &K, tokens: u64, now_ms: UnixMillis) -> Result<(), u64> {
         let full_at = self.full_at.lock().unwrap_or_else(PoisonError::into_inner).get(key).copied();
         let debt = full_at.map_or(0, |at| at.saturating_sub(now_ms * 1000));
-        match (debt + self.every_micros).saturating_sub(self.burst * self.every_micros) {
+        let wanted = tokens.min(self.burst) * self.every_micros;
+        match (debt + wanted).saturating_sub(self.burst * self.every_micros) {
             0 => Ok(()),
             over => Err(over.div_ceil(1_000_000)),
         }

@@ -134,23 +134,24 @@ pub async fn read_form(
     read_charged(parts, body, bytes_max, api).await
 }
 
-/// Reads a body whose bytes are taken out of the caller's allowance: before it is read, where the request says how many.
+/// Reads a body whose bytes are taken out of the caller's allowance, once they are there: one that never comes takes none.
+/// Where the request says how many there will be, and there is no room for them, it is refused before it is read.
 async fn read_charged(parts: &Parts, body: HttpBody, bytes_max: usize, api: &Api) -> Result<Bytes, ApiError> {
     let declared = declared_bytes(&parts.headers);
     if declared.is_some_and(|n| n > bytes_max as u64) {
         return Err(too_large(bytes_max));
     }
     let payer = parts.extensions.get::<Bill>().and_then(|bill| bill.0.get().copied());
-    let charge = |bytes: u64| match payer {
-        Some(payer) => api.bodies.take(payer, bytes.div_ceil(1024), api.engine.clock.now()).map_err(|secs| {
-            ApiError { message: Some(TOO_MANY_BYTES.into()), ..Code::RateLimited.retry_after(secs) }
-        }),
-        None => Ok(()),
-    };
-    declared.map_or(Ok(()), charge)?;
+    let kib = |bytes: u64| bytes.div_ceil(1024);
+    let now = || api.engine.clock.now();
+    let refused =
+        |secs| ApiError { message: Some(TOO_MANY_BYTES.into()), ..Code::RateLimited.retry_after(secs) };
+    if let (Some(payer), Some(declared)) = (payer, declared) {
+        api.bodies.look_for(&payer, kib(declared), now()).map_err(refused)?;
+    }
     let bytes = read_bytes(body, bytes_max, &api.limits).await?;
-    if declared.is_none() {
-        charge(bytes.len() as u64)?;
+    if let Some(payer) = payer {
+        api.bodies.take(payer, kib(bytes.len() as u64), now()).map_err(refused)?;
     }
     Ok(bytes)
 }
