@@ -67,7 +67,8 @@ def thread_ends(place, name, **settings):
         try:
             status, body = readiness(server)
         except (OSError, http.client.HTTPException, ValueError):
-            return bool(told)
+            # It tells for some seconds only, and a busy machine may pass those without us.
+            return bool(told) or server.process.poll() is not None
         if status == 503 and body.get("refuses"):
             told.append(body["refuses"])
         return bool(told)
@@ -79,7 +80,8 @@ def thread_ends(place, name, **settings):
     except (OSError, http.client.HTTPException, AssertionError):
         pass
     eventually(is_told, f"/readyz says that {name} ended")
-    check("panicked" in told[0], f"the reason: {told[0]}")
+    reason = told[0] if told else place.log()
+    check("panicked" in reason, f"the reason: {reason}")
     equal(server.process.wait(timeout=30), EXIT_PART_ENDED, "exit code")
     # Nothing was lost, and the next start finds a folder in order.
     again = place.server().start()
