@@ -34,6 +34,7 @@ def arguments():
     parser.add_argument("--mosquitto", default="mosquitto", help="path of the binary")
     parser.add_argument("--rumqttd", help="path of the binary; without it rumqttd is not measured")
     parser.add_argument("--before", help="path of an earlier build of postrider, to be measured beside this one")
+    parser.add_argument("--before-profile", help="its settings, where it does not know those of --profile")
     parser.add_argument("--servers", help="names with commas, out of " + ", ".join(KNOWN))
     parser.add_argument("--rows", help="names with commas, out of " + ", ".join(row.name for row in ROWS))
     parser.add_argument("--rounds", type=int, default=3)
@@ -55,7 +56,7 @@ def chosen_servers(options):
     if RAW_NAME not in names:
         names.insert(0, RAW_NAME)  # Without it there are no ratios.
     paths = Options(options.loadgen, options.postrider, options.profile, options.mosquitto, options.rumqttd,
-                    options.before)
+                    options.before, options.before_profile or options.profile)
     return [KNOWN[name](paths) for name in names]
 
 

@@ -21,6 +21,7 @@ class Options:
     mosquitto: str
     rumqttd: str
     before: str
+    before_profile: str
 
 
 def first_line(command):
@@ -97,7 +98,7 @@ class Before(Postrider):
     name = "before"
 
     def __init__(self, options):
-        self.binary, self.profile = options.before, options.profile
+        self.binary, self.profile = options.before, options.before_profile
 
 
 class Mosquitto(Server):
