@@ -295,6 +295,16 @@ impl World {
     }
 }
 
+/// Waits until it holds. What a worker knows beside the store it notes after what it stored.
+async fn until(words: &str, holds: impl Fn() -> bool) {
+    let looking = async {
+        while !holds() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(PATIENCE, looking).await.expect(words);
+}
+
 fn batches_of(batch_max: u32) -> WebhookSettings {
     WebhookSettings { batch_max, ..WebhookSettings::default() }
 }
@@ -334,7 +344,7 @@ async fn a_receiver_that_is_away_misses_nothing_and_gets_nothing_twice_under_two
     assert_eq!(webhook.progress.delivered, wanted.len() as u64);
     let said: BTreeSet<&str> = webhook.failures.iter().map(|failure| failure.what.as_str()).collect();
     assert!(said.contains("status_5xx") && said.contains("broken"), "{said:?}");
-    assert_eq!(world.webhooks.status(ONE, "w").waiting_since, None);
+    until("nothing waits", || world.webhooks.status(ONE, "w").waiting_since.is_none()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -372,12 +382,8 @@ async fn a_receiver_that_never_answers_holds_up_no_other() {
     let all = [ONE, TWO].map(|app| world.store.events(app, 0, 1_000).unwrap().events.len());
     let (_, positions) = receiver.until(all.iter().sum()).await;
     assert_eq!(positions.len(), all.iter().sum::<usize>());
-    let looking = async {
-        while world.webhooks.status(ONE, "silent-1").waiting_since.is_none() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    timeout(PATIENCE, looking).await.expect("the silent one is known to wait");
+    let waits = || world.webhooks.status(ONE, "silent-1").waiting_since.is_some();
+    until("the silent one is known to wait", waits).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -456,15 +462,11 @@ async fn a_secret_that_does_not_open_parks_its_webhook_and_a_new_one_lets_it_go_
     })));
     world.webhooks.changed(ONE, "w");
     world.message(ONE);
-    while !world.webhooks.status(ONE, "w").is_parked {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    until("it is parked", || world.webhooks.status(ONE, "w").is_parked).await;
     let url = receiver.url.clone();
     world.put(ONE, "w", &url, batches_of(100), true);
     assert_eq!(receiver.next().await.positions()[0], 1);
-    while world.webhooks.status(ONE, "w").is_parked {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    until("it goes on", || !world.webhooks.status(ONE, "w").is_parked).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -531,10 +533,6 @@ async fn a_webhook_with_nothing_to_send_leaves_no_job_that_is_due() {
     world.put(ONE, "w", &receiver.url, batches_of(3), true);
     let webhook = world.store_webhook(ONE, "w").unwrap();
     let resting = JobState::Waiting { until: UnixMillis::MAX };
-    let looking = async {
-        while world.engine.store.job_named(&webhook.job(ONE)).unwrap().state != resting {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    timeout(PATIENCE, looking).await.expect("the job rests");
+    let rests = || world.engine.store.job_named(&webhook.job(ONE)).unwrap().state == resting;
+    until("the job rests", rests).await;
 }
