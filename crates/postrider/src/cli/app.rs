@@ -1,7 +1,7 @@
 //! `app`: tenants and their keys.
 
 use super::Failure;
-use super::remote::{AdminRemote, Api, query, segment};
+use super::remote::{AdminRemote, Api, segment};
 use super::screen::{Screen, Style, clean, count};
 use clap::{Subcommand, ValueEnum};
 use serde_json::{Value, json};
@@ -111,16 +111,7 @@ fn done(screen: &Screen, answer: &Value, sentence: &str) {
 }
 
 fn list(api: &Api, screen: &Screen) -> Result<(), Failure> {
-    let mut apps = Vec::new();
-    let mut cursor = None;
-    loop {
-        let page = api.get(&format!("/v1/apps{}", query(&[("cursor", cursor)])))?;
-        apps.extend(page["apps"].as_array().cloned().unwrap_or_default());
-        cursor = page["next_cursor"].as_str().map(str::to_owned);
-        if cursor.is_none() {
-            break;
-        }
-    }
+    let apps = api.list("/v1/apps", &[], "apps")?;
     if screen.json {
         screen.value(&json!({ "apps": apps }));
         return Ok(());

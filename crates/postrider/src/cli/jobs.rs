@@ -1,7 +1,7 @@
 //! `jobs`: slow work that goes on by itself, and what hinders it.
 
 use super::Failure;
-use super::remote::{AdminRemote, Api, query};
+use super::remote::{AdminRemote, Api};
 use super::screen::{Screen, count};
 use clap::Subcommand;
 use serde_json::{Value, json};
@@ -59,18 +59,8 @@ pub fn run(args: Args, screen: &Screen) -> Result<(), Failure> {
 }
 
 fn list(api: &Api, filter: Filter, screen: &Screen) -> Result<(), Failure> {
-    let (mut jobs, mut cursor) = (Vec::new(), None);
-    loop {
-        let Filter { app, kind, state } = &filter;
-        let pairs =
-            [("app", app.clone()), ("kind", kind.clone()), ("state", state.clone()), ("cursor", cursor)];
-        let page = api.get(&format!("/v1/admin/jobs{}", query(&pairs)))?;
-        jobs.extend(page["jobs"].as_array().cloned().unwrap_or_default());
-        cursor = page["next_cursor"].as_str().map(str::to_owned);
-        if cursor.is_none() {
-            break;
-        }
-    }
+    let Filter { app, kind, state } = filter;
+    let jobs = api.list("/v1/admin/jobs", &[("app", app), ("kind", kind), ("state", state)], "jobs")?;
     if screen.json {
         screen.value(&json!({ "jobs": jobs }));
     } else if jobs.is_empty() {

@@ -186,6 +186,19 @@ impl Api {
         self.answer(request.call())
     }
 
+    /// Every entry of the list `name` at `path`, page after page.
+    pub fn list(&self, path: &str, by: &[(&str, Option<String>)], name: &str) -> Result<Vec<Value>, Failure> {
+        let (mut entries, mut cursor) = (Vec::new(), None);
+        loop {
+            let page = self.get(&format!("{path}{}", query(&[by, &[("cursor", cursor)]].concat())))?;
+            entries.extend(page[name].as_array().cloned().unwrap_or_default());
+            cursor = page["next_cursor"].as_str().map(str::to_owned);
+            if cursor.is_none() {
+                return Ok(entries);
+            }
+        }
+    }
+
     pub fn delete(&self, path: &str) -> Result<Value, Failure> {
         let request = self.agent.delete(self.url(path)).header("authorization", &self.authorization);
         self.answer(request.call())
