@@ -12,6 +12,7 @@ use postrider_core::Engine;
 use postrider_core::id::AppNo;
 use postrider_core::jobs::JobState;
 use postrider_core::model::Step;
+use postrider_core::port::AppView;
 use postrider_core::webhooks::Webhook;
 use postrider_outbound::webhooks::Webhooks;
 use prometheus_client::collector::Collector;
@@ -240,44 +241,62 @@ impl StoreCollector {
         for app in &apps {
             ConstCounter::new(app.counters.messages).encode(family.encode_family(&[("app", &*app.id)])?)?;
         }
+        let of_steps = |app: &AppView| {
+            Step::ALL
+                .into_iter()
+                .filter(|s| s.ends())
+                .map(|s| (s.name(), app.counters.ended[s as usize]))
+                .collect()
+        };
         let help = "Deliveries that ended, by how they ended";
-        let mut family = encoder.encode_descriptor("deliveries_ended", help, None, zero.metric_type())?;
-        for app in &apps {
-            for step in Step::ALL.into_iter().filter(|step| step.ends()) {
-                let ended = ConstCounter::new(app.counters.ended[step as usize]);
-                ended.encode(family.encode_family(&[("app", &*app.id), ("state", step.name())])?)?;
-            }
-        }
-        for (name, help, value) in [
-            ("deliveries_open", "Deliveries that are open", 0),
-            (
-                "accounting_gap",
-                "Deliveries created, less those that ended or are open: 0, or something is wrong",
-                1,
-            ),
-        ] {
-            let mut family =
-                encoder.encode_descriptor(name, help, None, ConstGauge::new(0i64).metric_type())?;
-            for app in &apps {
-                let number = if value == 0 { app.open as i64 } else { self.engine.gap(app) };
-                ConstGauge::new(number).encode(family.encode_family(&[("app", &*app.id)])?)?;
-            }
-        }
+        counts_by_app(
+            encoder,
+            ("deliveries_ended", help),
+            "state",
+            apps.iter().map(|app| (&*app.id, of_steps(app))),
+        )?;
+        let mut gauges = |name, help, number: &dyn Fn(&AppView) -> i64| {
+            gauge_by_app(encoder, (name, help, None), apps.iter().map(|app| (&*app.id, number(app))))
+        };
+        gauges("deliveries_open", "Deliveries that are open", &|app| app.open as i64)?;
+        let help = "Deliveries created, less those that ended or are open: 0, or something is wrong";
+        gauges("accounting_gap", help, &|app| self.engine.gap(app))?;
         let help = "Bytes of the contents of open messages, which limits.app_bytes_max bounds";
-        let mut family =
-            encoder.encode_descriptor("app_bytes", help, None, ConstGauge::new(0i64).metric_type())?;
-        for app in &apps {
-            let (_, bytes) = store.kept(app.no);
-            ConstGauge::new(bytes as i64).encode(family.encode_family(&[("app", &*app.id)])?)?;
-        }
-        let help = "Registered devices";
-        let mut family =
-            encoder.encode_descriptor("devices", help, None, ConstGauge::new(0i64).metric_type())?;
-        for app in &apps {
-            ConstGauge::new(app.devices as i64).encode(family.encode_family(&[("app", &*app.id)])?)?;
-        }
-        Ok(())
+        gauges("app_bytes", help, &|app| store.kept(app.no).1 as i64)?;
+        gauges("devices", "Registered devices", &|app| app.devices as i64)
     }
+}
+
+/// A number for each app.
+fn gauge_by_app<'a>(
+    encoder: &mut DescriptorEncoder<'_>,
+    (name, help, unit): (&str, &str, Option<&Unit>),
+    apps: impl Iterator<Item = (&'a str, i64)>,
+) -> fmt::Result {
+    let mut family = encoder.encode_descriptor(name, help, unit, ConstGauge::new(0i64).metric_type())?;
+    for (app, number) in apps {
+        ConstGauge::new(number).encode(family.encode_family(&[("app", app)])?)?;
+    }
+    Ok(())
+}
+
+/// What a label says, and how many there were.
+type Counted = Vec<(&'static str, u64)>;
+
+/// Numbers that only grow, by a label, for each app.
+fn counts_by_app<'a>(
+    encoder: &mut DescriptorEncoder<'_>,
+    (name, help): (&str, &str),
+    label: &str,
+    apps: impl Iterator<Item = (&'a str, Counted)>,
+) -> fmt::Result {
+    let mut family = encoder.encode_descriptor(name, help, None, ConstCounter::new(0u64).metric_type())?;
+    for (app, counted) in apps {
+        for (value, count) in counted {
+            ConstCounter::new(count).encode(family.encode_family(&[("app", app), (label, value)])?)?;
+        }
+    }
+    Ok(())
 }
 
 /// Webhooks of one app.
@@ -291,7 +310,7 @@ impl StoreCollector {
     /// By app: an app has few webhooks, but there may be many apps.
     fn encode_webhooks(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let store = &self.engine.store;
-        let with = |app: postrider_core::port::AppView| {
+        let with = |app: AppView| {
             let webhooks = store.webhooks(app.no);
             (!webhooks.is_empty()).then_some(OfApp { id: app.id, no: app.no, webhooks })
         };
@@ -302,40 +321,27 @@ impl StoreCollector {
             let since = app.webhooks.iter().filter_map(waits).min();
             since.map_or(0, |since| now.saturating_sub(since) / 1_000)
         };
-        let help = "Age of the oldest event that a webhook of the app has not delivered yet";
-        let zero = ConstGauge::new(0i64);
-        let unit = Some(&Unit::Seconds);
-        let mut family = encoder.encode_descriptor("webhook_lag", help, unit, zero.metric_type())?;
-        for app in &apps {
-            ConstGauge::new(lag(app) as i64).encode(family.encode_family(&[("app", &*app.id)])?)?;
-        }
         let failing = |webhook: &&Webhook| webhook.progress.attempts > 0 || webhook.stopped.is_some();
+        let failing = |app: &OfApp| app.webhooks.iter().filter(failing).count() as i64;
+        let help = "Age of the oldest event that a webhook of the app has not delivered yet";
+        let rows = apps.iter().map(|app| (&*app.id, lag(app) as i64));
+        gauge_by_app(encoder, ("webhook_lag", help, Some(&Unit::Seconds)), rows)?;
         let help = "Webhooks whose last attempt failed, or that were stopped";
-        let mut family = encoder.encode_descriptor("webhooks_failing", help, None, zero.metric_type())?;
-        for app in &apps {
-            let count = app.webhooks.iter().filter(failing).count();
-            ConstGauge::new(count as i64).encode(family.encode_family(&[("app", &*app.id)])?)?;
-        }
+        let rows = apps.iter().map(|app| (&*app.id, failing(app)));
+        gauge_by_app(encoder, ("webhooks_failing", help, None), rows)?;
+        let sent = |app: &OfApp| self.webhooks.counts(app.no);
+        let rows = apps
+            .iter()
+            .map(|app| (&*app.id, sent(app)))
+            .map(|(id, sent)| (id, vec![("delivered", sent.delivered), ("failed", sent.failed)]));
         let help = "Requests to receivers of webhooks, by how they ended";
-        let zero = ConstCounter::new(0u64);
-        let mut family = encoder.encode_descriptor("webhook_requests", help, None, zero.metric_type())?;
-        for app in &apps {
-            let counts = self.webhooks.counts(app.no);
-            for (outcome, count) in [("delivered", counts.delivered), ("failed", counts.failed)] {
-                let labels = [("app", &*app.id), ("outcome", outcome)];
-                ConstCounter::new(count).encode(family.encode_family(&labels)?)?;
-            }
-        }
+        counts_by_app(encoder, ("webhook_requests", help), "outcome", rows)?;
+        let rows = apps
+            .iter()
+            .map(|app| (&*app.id, sent(app)))
+            .map(|(id, sent)| (id, vec![("delivered", sent.events), ("failed", sent.events_given_up)]));
         let help = "Events of webhooks, by what became of them";
-        let mut family = encoder.encode_descriptor("webhook_events", help, None, zero.metric_type())?;
-        for app in &apps {
-            let counts = self.webhooks.counts(app.no);
-            for (outcome, count) in [("delivered", counts.events), ("failed", counts.events_given_up)] {
-                let labels = [("app", &*app.id), ("outcome", outcome)];
-                ConstCounter::new(count).encode(family.encode_family(&labels)?)?;
-            }
-        }
-        Ok(())
+        counts_by_app(encoder, ("webhook_events", help), "outcome", rows)
     }
 }
 
