@@ -6,7 +6,7 @@
 
 use super::error::{ApiError, Code};
 use super::trail::Noted;
-use super::turns::{Bill, Payer, Turn};
+use super::turns::{Payer, Turn};
 use super::{Api, ask};
 use crate::tokens::{Proof, keep_what_is_said};
 use axum::extract::FromRequestParts;
@@ -340,10 +340,11 @@ async fn authenticate(credentials: &Credentials, parts: &Parts, api: &Api) -> Re
     if let (Some((caller, _)), Some(turn)) = (&checked, parts.extensions.get::<Turn>())
         && let Some(app) = caller.app()
     {
-        if let (Caller::App { scope, .. }, Some(bill)) = (caller, parts.extensions.get::<Bill>()) {
-            _ = bill.0.set(Payer { app, is_public: *scope == KeyScope::Register });
-        }
-        turn.take(&api.turns, app, api.engine.clock.now()).await;
+        let payer = match caller {
+            Caller::App { scope, .. } => Some(Payer { app, is_public: *scope == KeyScope::Register }),
+            _ => None,
+        };
+        turn.take(&api.turns, (app, payer), api.engine.clock.now()).await;
     }
     match checked {
         Some((caller, None)) => Ok(caller),

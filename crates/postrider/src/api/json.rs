@@ -5,7 +5,7 @@
 
 use super::error::{ApiError, Code};
 use super::objects::Objects;
-use super::turns::Bill;
+use super::turns::Turn;
 use super::wording::spoken;
 use super::{Api, ApiLimits};
 use axum::body::Body as HttpBody;
@@ -141,7 +141,7 @@ async fn read_charged(parts: &Parts, body: HttpBody, bytes_max: usize, api: &Api
     if declared.is_some_and(|n| n > bytes_max as u64) {
         return Err(too_large(bytes_max));
     }
-    let payer = parts.extensions.get::<Bill>().and_then(|bill| bill.0.get().copied());
+    let payer = parts.extensions.get::<Turn>().and_then(Turn::payer);
     let kib = |bytes: u64| bytes.div_ceil(1024);
     let now = || api.engine.clock.now();
     let refused =

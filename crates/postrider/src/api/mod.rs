@@ -66,7 +66,7 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 use trail::Trail;
-use turns::{Bill, InTurns, Payer, Turn, Turns};
+use turns::{InTurns, Payer, Turn, Turns};
 
 /// What all handlers share. Cheap to clone.
 #[derive(Clone)]
@@ -397,7 +397,6 @@ async fn around(State(api): State<Api>, mut request: Request, next: Next) -> Res
     }
     let turn = Turn::default();
     request.extensions_mut().insert(turn.clone());
-    request.extensions_mut().insert(Bill::default());
     let handled = InTurns::new(contained(next.run(request)), turn);
     let mut response = handled.await.unwrap_or_else(|| {
         api.metrics.panics.inc();

@@ -66,10 +66,6 @@ impl Turns {
     }
 }
 
-/// Of one request, in its extensions: whose turns it takes, once that is known.
-#[derive(Clone, Default)]
-pub struct Turn(Arc<OnceLock<Arc<Share>>>);
-
 /// Whose allowance of bytes a request takes: the one of the app's server, or that of the app's public keys, so that
 /// whoever has one of those takes nothing from the app's server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -78,20 +74,33 @@ pub struct Payer {
     pub is_public: bool,
 }
 
-/// Of one request, in its extensions: who pays for its body, once that is known.
-#[derive(Clone, Debug, Default)]
-pub struct Bill(pub Arc<OnceLock<Payer>>);
+/// Of one request, in its extensions: whose turns it takes and who pays for its body, once that is known.
+#[derive(Clone, Default)]
+pub struct Turn(Arc<Known>);
+
+#[derive(Default)]
+struct Known {
+    share: OnceLock<Arc<Share>>,
+    payer: OnceLock<Payer>,
+}
 
 impl Turn {
-    /// The caller is of this app. Comes back with a turn of it, where it needs one.
-    pub async fn take(&self, turns: &Turns, app: AppNo, now: UnixMillis) {
-        if self.0.get().is_none()
+    /// The caller is of this app, and pays where it shows a key. Comes back with a turn of the app, where it needs one.
+    pub async fn take(&self, turns: &Turns, (app, payer): (AppNo, Option<Payer>), now: UnixMillis) {
+        if let Some(payer) = payer {
+            _ = self.0.payer.set(payer);
+        }
+        if self.0.share.get().is_none()
             && let Some(share) = turns.share(app, now)
         {
-            _ = self.0.set(share);
+            _ = self.0.share.set(share);
             // The piece under way began without a turn: it ends here, and the next one takes one.
             tokio::task::yield_now().await;
         }
+    }
+
+    pub fn payer(&self) -> Option<Payer> {
+        self.0.payer.get().copied()
     }
 }
 
@@ -127,28 +136,37 @@ impl<F: Future> Future for InTurns<F> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         let this = &mut *self;
-        let Some(share) = this.turn.0.get().cloned() else { return this.handler.as_mut().poll(cx) };
-        let turn = match (this.waiting.take(), share.pieces.clone().try_acquire_owned()) {
-            (None, Ok(turn)) => Some(turn),
-            (waiting, _) => {
-                let pieces = share.pieces.clone();
-                let mut waiting =
-                    waiting.unwrap_or_else(|| Box::pin(async { pieces.acquire_owned().await.ok() }));
-                match waiting.as_mut().poll(cx) {
-                    Poll::Ready(turn) => turn,
-                    Poll::Pending => {
-                        this.waiting = Some(waiting);
-                        return Poll::Pending;
-                    }
-                }
-            }
-        };
+        let Some(share) = this.turn.0.share.get().cloned() else { return this.handler.as_mut().poll(cx) };
+        let Poll::Ready(turn) = poll_turn(&mut this.waiting, &share, cx) else { return Poll::Pending };
         let earlier = RUNNING.replace(Some(share));
         let polled = this.handler.as_mut().poll(cx);
         RUNNING.set(earlier);
         drop(turn);
         polled
     }
+}
+
+/// A turn for the next piece, behind those that wait already.
+fn poll_turn(
+    waiting: &mut Option<Waiting>,
+    share: &Share,
+    cx: &mut Context<'_>,
+) -> Poll<Option<OwnedSemaphorePermit>> {
+    if waiting.is_none()
+        && let Ok(turn) = share.pieces.clone().try_acquire_owned()
+    {
+        return Poll::Ready(Some(turn));
+    }
+    let pieces = &share.pieces;
+    let asked = waiting.get_or_insert_with(|| {
+        let pieces = pieces.clone();
+        Box::pin(async { pieces.acquire_owned().await.ok() })
+    });
+    let polled = asked.as_mut().poll(cx);
+    if polled.is_ready() {
+        *waiting = None;
+    }
+    polled
 }
 
 #[cfg(test)]
@@ -177,7 +195,7 @@ mod tests {
             let (turns, counts, turn) = (turns.clone(), counts.clone(), Turn::default());
             let taken = turn.clone();
             let handler = async move {
-                taken.take(&turns, app, 5_000).await;
+                taken.take(&turns, (app, None), 5_000).await;
                 let work = |now: usize, most: usize| {
                     let running = counts[now].fetch_add(1, Ordering::SeqCst) + 1;
                     counts[most].fetch_max(running, Ordering::SeqCst);
@@ -219,7 +237,7 @@ mod tests {
         let share = turns.share(GREEDY, 5_000).unwrap();
         let held = share.pieces.clone().acquire_owned().await.unwrap();
         let turn = Turn::default();
-        _ = turn.0.set(share.clone());
+        _ = turn.0.share.set(share.clone());
         let mut waiting = Box::pin(InTurns::new(async {}, turn.clone()));
         assert!(std::future::poll_fn(|cx| Poll::Ready(waiting.as_mut().poll(cx).is_pending())).await);
         drop(waiting);
