@@ -212,9 +212,7 @@ impl Engine {
             push.backlog.unwrap_or(if push.collapse_key.is_some() { Backlog::Latest } else { Backlog::All });
         let submission = Some(self.submission_of(&push));
         let message = Box::new(NewMessage {
-            app,
             id,
-            targets,
             accepted_at: now,
             expires_at,
             priority: push.priority,
@@ -224,23 +222,39 @@ impl Engine {
             tracked: true,
             push: true,
             reject_when_full: push.reject_when_full,
-            inbox_max: limits.inbox_max,
-            inbox_bytes_max: limits.inbox_bytes_max,
-            peer_inbox_max: 0,
-            room: Some(self.room()),
             submission,
-            content: Some(content),
+            ..self.new_message(app, targets, content)
         });
         Ok(Ready::Stored(message, unmatched))
     }
 
-    /// What an app's open messages may take.
-    pub(super) fn room(&self) -> Room {
-        let limits = &self.limits;
-        Room {
-            messages_max: limits.app_messages_max,
-            bytes_max: limits.app_bytes_max,
-            broadcasts_max: limits.broadcasts_max as u64,
+    /// A message with nothing special about it, as one of a device is, by the limits of today. It ends with the session it
+    /// is for, or when the usual time is over.
+    pub(super) fn new_message(&self, app: AppNo, targets: Targets, content: Arc<Content>) -> NewMessage {
+        let (limits, now) = (&self.limits, self.clock.now());
+        NewMessage {
+            app,
+            id: MessageId(0),
+            targets,
+            accepted_at: now,
+            expires_at: now + limits.ttl_default.as_millis() as u64,
+            priority: Priority::Normal,
+            collapse_key: None,
+            backlog: Backlog::All,
+            idempotency: None,
+            tracked: false,
+            push: false,
+            reject_when_full: false,
+            inbox_max: limits.inbox_max,
+            inbox_bytes_max: limits.inbox_bytes_max,
+            peer_inbox_max: 0,
+            room: Some(Room {
+                messages_max: limits.app_messages_max,
+                bytes_max: limits.app_bytes_max,
+                broadcasts_max: limits.broadcasts_max as u64,
+            }),
+            submission: None,
+            content: Some(content),
         }
     }
 

@@ -4,7 +4,6 @@
 use crate::Engine;
 use crate::access::PEER_TOPIC;
 use crate::command::*;
-use crate::id::*;
 use crate::model::*;
 use crate::port::*;
 use crate::topics::SessionNo;
@@ -65,28 +64,14 @@ impl Engine {
             return Err(SendError::InboxFull);
         }
         drop(hub);
-        let now = self.clock.now();
         let target = Target { device: at.device, qos: 1, retain: false, subscription_ids: Vec::new() };
+        let content = Arc::new(content(payload));
         Ok(Box::new(NewMessage {
-            app,
-            id: MessageId(0),
-            targets: Targets::Direct(vec![target]),
-            accepted_at: now,
-            expires_at: now + self.limits.ttl_default.as_millis() as u64,
-            priority: Priority::Normal,
-            collapse_key: None,
-            backlog: Backlog::All,
-            idempotency: None,
-            tracked: false,
             // It does not end with a session, as what was subscribed to does.
             push: true,
             reject_when_full: true,
-            inbox_max: self.limits.inbox_max,
-            inbox_bytes_max: self.limits.inbox_bytes_max,
             peer_inbox_max: self.limits.peer_inbox_max.max(1),
-            room: Some(self.room()),
-            submission: None,
-            content: Some(Arc::new(content(payload))),
+            ..self.new_message(app, Targets::Direct(vec![target]), content)
         }))
     }
 

@@ -271,29 +271,10 @@ impl Engine {
     }
 
     fn accept_publish(&self, app: AppNo, publish: &Publish, targets: Targets) -> Command {
-        let now = self.clock.now();
         let ttl_default = self.limits.ttl_default.as_secs();
         let ttl_secs = publish.expiry_secs.map_or(ttl_default, u64::from).min(self.limits.ttl_max.as_secs());
-        Command::Accept(Box::new(NewMessage {
-            app,
-            id: MessageId(0),
-            targets,
-            accepted_at: now,
-            expires_at: now + ttl_secs * 1000,
-            priority: Priority::Normal,
-            collapse_key: None,
-            backlog: Backlog::All,
-            idempotency: None,
-            tracked: false,
-            push: false,
-            reject_when_full: false,
-            inbox_max: self.limits.inbox_max,
-            inbox_bytes_max: self.limits.inbox_bytes_max,
-            peer_inbox_max: 0,
-            room: Some(self.room()),
-            submission: None,
-            content: Some(publish.content.clone()),
-        }))
+        let plain = self.new_message(app, targets, publish.content.clone());
+        Command::Accept(Box::new(NewMessage { expires_at: plain.accepted_at + ttl_secs * 1000, ..plain }))
     }
 
     /// An empty payload takes the retained message away (MQTT-3.3.1-6).
