@@ -251,7 +251,9 @@ impl State {
         effects: &mut Effects,
     ) -> Outcome {
         self.saw(now);
-        let messages = self.expire_messages(now, limit, effects);
+        // A message counts as many times as it has devices of its own; a broadcast ends for all of them at once.
+        let weight = |message: &Message| if message.broadcast().is_some() { 1 } else { message.open };
+        let messages = self.expire_messages(now, limit, weight, effects);
         let (sessions, handed_on) = self.expire_sessions(now, limit, effects);
         self.wake_due_jobs(now, limit);
         let reports_left = self.forget_old(limit, history, effects);
@@ -262,13 +264,19 @@ impl State {
         Outcome::Expired { messages, sessions, handed_on, more: more && limit > 0 }
     }
 
-    /// A message counts as many times as it has devices of its own; a broadcast ends for all of them at once.
-    fn expire_messages(&mut self, now: UnixMillis, limit: u32, effects: &mut Effects) -> u32 {
+    /// How many messages ended. `weight`: how much of the limit each takes.
+    fn expire_messages(
+        &mut self,
+        now: UnixMillis,
+        limit: u32,
+        weight: impl Fn(&Message) -> u32,
+        effects: &mut Effects,
+    ) -> u32 {
         let (mut messages, mut left) = (0, limit);
         while left > 0 {
             let Some(seq) = self.timers.take_message(now) else { break };
             let Some(message) = self.messages.get(&seq).filter(|m| m.open > 0) else { continue };
-            left = left.saturating_sub(if message.broadcast().is_some() { 1 } else { message.open });
+            left = left.saturating_sub(weight(message));
             self.end_all_open(seq, Step::Expired, Reason::Ttl, now, effects);
             messages += 1;
         }
@@ -313,10 +321,7 @@ impl State {
                 left -= 1;
                 app.history_ends.pop_front();
                 let Some(seq) = app.history.pop_front() else { continue };
-                effects.over.push(Over::Message(seq));
-                if let Some(id) = self.messages.remove(&seq).and_then(|message| message.id()) {
-                    app.reports.remove(&id);
-                }
+                forget(seq, &mut self.messages, app, effects);
             }
             more |= app.has_old_report(before, max);
             self.set_app_timers(no);
@@ -413,6 +418,14 @@ impl State {
         effects.released.extend(old.map(|r| r.blob));
         self.set_app_timers(no);
         Ok(Outcome::Done)
+    }
+}
+
+/// A message of the app is known no more.
+fn forget(seq: Seq, messages: &mut FxHashMap<Seq, Message>, app: &mut App, effects: &mut Effects) {
+    effects.over.push(Over::Message(seq));
+    if let Some(id) = messages.remove(&seq).and_then(|message| message.id()) {
+        app.reports.remove(&id);
     }
 }
 

@@ -15,7 +15,7 @@
 
 use super::message::KEEP_ALL;
 use super::volatile::Over;
-use super::{Effects, State};
+use super::{Effects, State, forget};
 use crate::command::Outcome;
 use crate::id::*;
 use crate::model::*;
@@ -145,15 +145,7 @@ impl State {
         effects: &mut Effects,
     ) -> Outcome {
         self.saw(now);
-        let mut messages = 0;
-        while messages < limit
-            && let Some(seq) = self.timers.take_message(now)
-        {
-            if self.messages.get(&seq).is_some_and(|message| message.open > 0) {
-                self.end_all_open(seq, Step::Expired, Reason::Ttl, now, effects);
-                messages += 1;
-            }
-        }
+        let messages = self.expire_messages(now, limit, |_| 1, effects);
         let (sessions, handed_on) = self.expire_sessions(now, u32::MAX, effects);
         self.forget_by_first_rules(history, effects);
         self.forget_requests(now, u32::MAX);
@@ -171,18 +163,17 @@ impl State {
                 break;
             }
             first.history.pop_front();
-            effects.over.push(Over::Message(seq));
-            let Some(message) = self.messages.remove(&seq) else { continue };
-            let no = message.app;
+            let Some(no) = message.map(|message| message.app) else {
+                effects.over.push(Over::Message(seq));
+                continue;
+            };
             let app = &mut self.apps[no.0 as usize];
             // It is the first of its app too.
             if let Some(place) = app.history.iter().position(|ended| *ended == seq) {
                 app.history.remove(place);
                 app.history_ends.remove(place);
             }
-            if let Some(id) = message.id() {
-                app.reports.remove(&id);
-            }
+            forget(seq, &mut self.messages, app, effects);
             touched.insert(no);
         }
         touched.into_iter().for_each(|no| self.set_app_timers(no));
