@@ -164,8 +164,13 @@ impl WebhookProgress {
     /// The batch that is being sent is over, one way or the other.
     pub fn end_batch(&mut self, batch: WebhookBatch) {
         self.position = self.position.max(batch.to);
-        (self.sending, self.attempts) = (None, 0);
-        (self.failing_since, self.next_at) = (None, 0);
+        self.sending = None;
+        self.retry_at_once();
+    }
+
+    /// What failed so far counts no more.
+    pub(crate) fn retry_at_once(&mut self) {
+        (self.attempts, self.failing_since, self.next_at) = (0, None, 0);
     }
 
     /// It is over, and its events were not delivered.

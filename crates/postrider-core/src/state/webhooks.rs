@@ -123,12 +123,6 @@ impl State {
     }
 }
 
-impl WebhookProgress {
-    fn retry_at_once(&mut self) {
-        (self.attempts, self.failing_since, self.next_at) = (0, None, 0);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::Effects;
