@@ -54,10 +54,14 @@ impl World {
     }
 
     fn register(&mut self, id: &str) -> Outcome {
+        self.register_in(APP, id)
+    }
+
+    fn register_in(&mut self, app: AppNo, id: &str) -> Outcome {
         self.run(Command::Register(Box::new(Registration {
             origin: None,
             quota: None,
-            app: APP,
+            app,
             id: id.into(),
             secret_hash: Some([1; 32]),
             profile: Profile { tags: vec!["t".into()], ..Profile::default() },

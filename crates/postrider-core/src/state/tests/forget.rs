@@ -63,16 +63,7 @@ impl World {
         let mut w = World::new(1);
         for app in 1..4 {
             w.run(Command::CreateApp { id: format!("a{app}"), name: String::new(), at: 1 });
-            w.run(Command::Register(Box::new(Registration {
-                app: AppNo(app),
-                id: "d".into(),
-                secret_hash: Some([1; 32]),
-                profile: Profile::default(),
-                now: w.now,
-                idempotency: None,
-                origin: None,
-                quota: None,
-            })));
+            w.register_in(AppNo(app), "d");
         }
         w
     }

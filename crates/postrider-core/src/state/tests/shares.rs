@@ -11,16 +11,7 @@ fn with_neighbour() -> World {
         w.run(Command::CreateApp { id: "other".into(), name: "Other".into(), at: w.now }),
         Outcome::AppCreated(OTHER)
     );
-    w.run(Command::Register(Box::new(Registration {
-        app: OTHER,
-        id: "d0".into(),
-        secret_hash: Some([1; 32]),
-        profile: Profile::default(),
-        now: w.now,
-        idempotency: None,
-        origin: None,
-        quota: None,
-    })));
+    w.register_in(OTHER, "d0");
     w
 }
 
