@@ -23,7 +23,7 @@ use postrider_core::id::Seq;
 use postrider_core::model::BlobRef;
 use postrider_core::seeded::{self, Bug};
 use postrider_core::state::rules::RULES;
-use postrider_core::state::{Live, State};
+use postrider_core::state::{Live, State, Volatile};
 use postrider_core::stored;
 use std::collections::{HashMap, HashSet};
 use std::io::{self, Write};
@@ -158,9 +158,7 @@ pub fn of_live_state(shared: &Shared) -> Result<(), Failure> {
         }
         shared.notes.apply(&mut live);
         let (state, volatile) = live.parts_mut();
-        let mut place = stored::Written::default();
-        let mut beside = |out: &mut Vec<u8>| stored::write_volatile(volatile, &mut place, out);
-        write(&shared.folder, state, &mut beside)?.1
+        write(&shared.folder, state, &mut slices_of(volatile))?.1
     };
     shared.folder.inventory().checkpoints.push(written);
     done(shared)
@@ -171,9 +169,7 @@ pub fn of_live_state(shared: &Shared) -> Result<(), Failure> {
 pub fn of_recovered_state(folder: &Folder, live: &mut Live) -> Result<Checkpoint, Failure> {
     let (state, volatile) = live.parts_mut();
     state.follow(RULES);
-    let mut place = stored::Written::default();
-    let mut beside = |out: &mut Vec<u8>| stored::write_volatile(volatile, &mut place, out);
-    Ok(write(folder, state, &mut beside)?.1)
+    Ok(write(folder, state, &mut slices_of(volatile))?.1)
 }
 
 /// Bytes of contents that a checkpoint would copy.
@@ -230,6 +226,11 @@ impl Moved {
 
 /// Appends the next slice of what is known beside the state; false where there is none any more.
 type Beside<'a> = dyn FnMut(&mut Vec<u8>) -> bool + 'a;
+
+fn slices_of(volatile: &Volatile) -> impl FnMut(&mut Vec<u8>) -> bool + '_ {
+    let mut place = stored::Written::default();
+    move |out| stored::write_volatile(volatile, &mut place, out)
+}
 
 /// Copies contents, rewrites the references of `state` and writes it: steps 1 to 3.
 fn write(
