@@ -409,6 +409,17 @@ pub trait Chance: Send + Sync + 'static {
     fn bits128(&self) -> u128;
 }
 
+impl dyn Chance {
+    /// So many bytes: keys, secrets, seeds.
+    pub fn bytes<const N: usize>(&self) -> [u8; N] {
+        let mut bytes = [0; N];
+        bytes
+            .chunks_mut(16)
+            .for_each(|some| some.copy_from_slice(&self.bits128().to_le_bytes()[..some.len()]));
+        bytes
+    }
+}
+
 /// Names a live connection of this node for good: a reused slot has another generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ConnectionRef {

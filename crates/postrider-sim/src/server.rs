@@ -279,9 +279,7 @@ impl Server {
                 Protocol::Json(Box::new(socket))
             }
             Road::Xmpp => {
-                let mut seed = [0; 32];
-                let chance = &self.engine.chance;
-                seed.chunks_mut(16).for_each(|half| half.copy_from_slice(&chance.bits128().to_le_bytes()));
+                let seed = self.engine.chance.bytes();
                 Protocol::Xmpp(Box::new(xmpp::ServerConnection::new(self.xmpp.clone(), seed, now)))
             }
         };

@@ -2,14 +2,13 @@
 //! somebody has noted them: a start that fails, a terminal that is closed or a log that is thrown away takes no key with it,
 //! and no log keeps one.
 
-use crate::platform::new_secret;
+use crate::platform::{new_secret, write_private};
 use postrider_core::command::{Command, Outcome, Refusal};
 use postrider_core::id::{AppNo, UnixMillis};
 use postrider_core::model::{KeyScope, StoredKey};
 use postrider_core::port::{Chance, Store, StoreError};
 use postrider_core::session::secret_hash;
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 
@@ -82,18 +81,7 @@ impl FirstKeys {
         let others = old.lines().filter(|line| !line.starts_with(&format!("{variable}=")));
         let mut text: String = others.map(|line| format!("{line}\n")).collect();
         text += &format!("{variable}={key}\n");
-        let unfinished = self.0.with_extension("tmp");
-        match std::fs::remove_file(&unfinished) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        // A new file: nobody's link is followed, and nobody else has it open.
-        let mut file =
-            std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&unfinished)?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        std::fs::rename(&unfinished, &self.0)?;
-        std::fs::File::open(self.0.parent().unwrap_or(Path::new(".")))?.sync_all()
+        write_private(&self.0, &text)
     }
 }
 

@@ -9,10 +9,10 @@
 //! has the number, and the name is not one that was given out.
 
 use aes::Aes128;
-use aes::cipher::{Array, BlockCipherDecrypt, BlockCipherEncrypt, KeyInit as _};
+use aes::cipher::{Array, BlockCipherDecrypt, BlockCipherEncrypt};
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
-use hmac::{Hmac, Mac};
+use hmac::{Hmac, KeyInit, Mac};
 use postrider_core::port::{Place, Position, Start, Store};
 use postrider_proto::Cursor;
 use postrider_proto::json::{Names, plain_number};
@@ -22,6 +22,17 @@ use sha2::Sha256;
 const OF_NONE: u64 = (1 << 63) - 1;
 /// Letters of a name.
 const LETTERS: usize = 22;
+
+/// A number that only the server can make of these bytes: nobody else has the key. `what` keeps the numbers of one use
+/// from those of another.
+pub fn keyed(key: &[u8; 32], what: &str, bytes: &[u8]) -> [u8; 32] {
+    // Keys of every length fit this.
+    let mut mac = Hmac::<Sha256>::new_from_slice(key).unwrap_or_else(|_| Hmac::new(&[0; 64].into()));
+    mac.update(what.as_bytes());
+    mac.update(&[0]);
+    mac.update(bytes);
+    mac.finalize().into_bytes().into()
+}
 
 /// What a block names. The halves of a cursor are no deliveries, and not each other.
 #[derive(Clone, Copy)]
@@ -55,10 +66,7 @@ pub enum BadCursor {
 
 impl SealedNames {
     pub fn of(store: &dyn Store) -> SealedNames {
-        let key = store.cursor_key();
-        let mut mac = Hmac::<Sha256>::new_from_slice(&key).unwrap_or_else(|_| Hmac::new(&[0; 64].into()));
-        mac.update(b"names of deliveries\0");
-        let derived: [u8; 32] = mac.finalize().into_bytes().into();
+        let derived = keyed(&store.cursor_key(), "names of deliveries", &[]);
         let half: [u8; 16] = std::array::from_fn(|i| derived[i]);
         SealedNames { cipher: Aes128::new(&Array::from(half)), starts: store.starts().into() }
     }

@@ -1,8 +1,12 @@
-//! Time and chance as the operating system gives them: the only place of this product that reads a clock or draws.
+//! Time and chance as the operating system gives them: the only place of this product that reads a clock or draws. And its
+//! files that nobody else may read.
 
 use postrider_core::id::UnixMillis;
 use postrider_core::port::{Chance, Clock};
 use postrider_store::TimeMark;
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 /// Steady: the wall clock at the start plus what has passed since on the monotonic clock, so that no jump of the wall clock
@@ -98,10 +102,7 @@ impl Chance for OsChance {
 /// A new secret of 256 bits: `prefix` and 43 characters.
 pub fn new_secret(prefix: &str, chance: &dyn Chance) -> String {
     use base64::Engine as _;
-    let mut bytes = [0; 32];
-    bytes[..16].copy_from_slice(&chance.bits128().to_le_bytes());
-    bytes[16..].copy_from_slice(&chance.bits128().to_le_bytes());
-    format!("{prefix}{}", base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(bytes))
+    format!("{prefix}{}", base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(chance.bytes::<32>()))
 }
 
 /// Lets the process have as many open files as the system allows it: each connection is one, and the usual soft limit
@@ -119,6 +120,23 @@ pub fn raise_open_files() -> Option<u64> {
 pub fn open_files() -> u64 {
     // Where the system does not tell, as many as a server has at its start.
     std::fs::read_dir("/proc/self/fd").map_or(64, |fds| fds.count() as u64)
+}
+
+/// Writes a file that only its owner may read, in place of an older one, on stable storage. Whoever reads it meanwhile
+/// finds the old one or the new one, whole.
+pub fn write_private(path: &Path, text: &str) -> io::Result<()> {
+    let unfinished = path.with_extension("tmp");
+    match std::fs::remove_file(&unfinished) {
+        Err(why) if why.kind() != io::ErrorKind::NotFound => return Err(why),
+        _ => {}
+    }
+    // A new file: nobody's link is followed, and nobody else has it open.
+    let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&unfinished)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()?;
+    std::fs::rename(&unfinished, path)?;
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    std::fs::File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
 }
 
 #[cfg(test)]

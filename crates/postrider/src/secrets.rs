@@ -2,11 +2,12 @@
 //! file of its own, so that a copy of the data without it opens none of them.
 
 use crate::config::Config;
+use crate::platform::write_private;
 use postrider_core::port::Chance;
 use postrider_outbound::seal::{Keys, key_line};
 use postrider_outbound::webhooks::KeyRing;
-use std::io::{self, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -58,22 +59,8 @@ fn read_or_make(path: &Path, make: bool, chance: &dyn Chance) -> Result<String, 
 
 /// On stable storage, before anything is sealed with it.
 fn make_key(path: &Path, chance: &dyn Chance) -> io::Result<String> {
-    let mut key = [0; 32];
-    key[..16].copy_from_slice(&chance.bits128().to_le_bytes());
-    key[16..].copy_from_slice(&chance.bits128().to_le_bytes());
-    let text = format!("{}\n", *key_line(&key));
-    let unfinished = path.with_extension("tmp");
-    match std::fs::remove_file(&unfinished) {
-        Err(why) if why.kind() != io::ErrorKind::NotFound => return Err(why),
-        _ => {}
-    }
-    // A new file: nobody's link is followed, and nobody else has it open.
-    let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&unfinished)?;
-    file.write_all(text.as_bytes())?;
-    file.sync_all()?;
-    std::fs::rename(&unfinished, path)?;
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-    std::fs::File::open(folder.unwrap_or(Path::new(".")))?.sync_all()?;
+    let text = format!("{}\n", *key_line(&chance.bytes()));
+    write_private(path, &text)?;
     Ok(text)
 }
 

@@ -1,10 +1,9 @@
 //! The certificate and key of the TLS listeners.
 
+use crate::platform::write_private;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use sha2::{Digest, Sha256, Sha384, Sha512};
-use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -48,23 +47,8 @@ pub fn make_self_signed(file: &Path) -> Result<(), String> {
         return Ok(());
     }
     let made = self_signed().map_err(|why| could_not(why.to_string()))?;
-    let unfinished = file.with_extension("tmp");
-    match std::fs::remove_file(&unfinished) {
-        Err(why) if why.kind() != std::io::ErrorKind::NotFound => return Err(could_not(why.to_string())),
-        _ => {}
-    }
-    let written = std::fs::OpenOptions::new()
-        .write(true)
-        // A new file: nobody's link is followed.
-        .create_new(true)
-        .mode(0o600)
-        .open(&unfinished)
-        .and_then(|mut pem| {
-            pem.write_all(made.cert.pem().as_bytes())?;
-            pem.write_all(made.signing_key.serialize_pem().as_bytes())?;
-            pem.sync_all()
-        })
-        .and_then(|()| std::fs::rename(&unfinished, file));
+    let pem = made.cert.pem() + &made.signing_key.serialize_pem();
+    let written = write_private(file, &pem);
     written.map_err(|why| could_not(why.to_string()))
 }
 

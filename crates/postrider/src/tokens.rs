@@ -152,10 +152,7 @@ impl<'de> Deserialize<'de> for NumericDate {
 
 impl Tokens {
     pub fn new(jwt: Option<Issuer>, chance: &dyn Chance) -> Tokens {
-        let mut key = [0; 32];
-        key[..16].copy_from_slice(&chance.bits128().to_le_bytes());
-        key[16..].copy_from_slice(&chance.bits128().to_le_bytes());
-        Tokens { key, jwt }
+        Tokens { key: chance.bytes(), jwt }
     }
 
     /// The app whose server signs JWTs.

@@ -223,10 +223,7 @@ impl Webhooks {
     /// Seals a secret for a webhook.
     pub fn seal(&self, app: AppNo, id: &str, secret: &Secret) -> Result<SealedSecret, SecretError> {
         let keys = (self.0.keys)(true).map_err(SecretError::Key)?;
-        let chance = || self.0.engine.chance.bits128().to_le_bytes();
-        let both = [chance(), chance()].concat();
-        let nonce = std::array::from_fn(|i| both[i]);
-        let sealed = keys.seal(&context(app, id), secret.bytes(), nonce);
+        let sealed = keys.seal(&context(app, id), secret.bytes(), self.0.engine.chance.bytes());
         let sealed = sealed.ok_or_else(|| SecretError::Key("it seals nothing".into()))?;
         Ok(SealedSecret { sealed, until: None })
     }

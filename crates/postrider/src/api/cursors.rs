@@ -3,11 +3,10 @@
 
 use super::Api;
 use super::error::{ApiError, Code};
+use crate::names::keyed;
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
-use hmac::{Hmac, KeyInit, Mac};
 use postrider_core::port::{Place, Store};
-use sha2::Sha256;
 
 /// Bytes of the seal, which is also where the stream that hides the rest comes from.
 const SEAL: usize = 8;
@@ -81,15 +80,6 @@ fn open(store: &dyn Store, kind: &str, text: &str) -> Option<(u64, u64, u128)> {
     }
     let word = |at: usize| Some(u64::from_le_bytes(plain.get(at..at + 8)?.try_into().ok()?));
     Some((word(0)?, word(8)?, u128::from_le_bytes(plain[16..].try_into().ok()?)))
-}
-
-fn keyed(key: &[u8; 32], what: &str, bytes: &[u8]) -> [u8; PLAIN] {
-    // Keys of every length fit this.
-    let mut mac = Hmac::<Sha256>::new_from_slice(key).unwrap_or_else(|_| Hmac::new(&[0; 64].into()));
-    mac.update(what.as_bytes());
-    mac.update(&[0]);
-    mac.update(bytes);
-    mac.finalize().into_bytes().into()
 }
 
 fn tag(key: &[u8; 32], kind: &str, plain: &[u8; PLAIN]) -> [u8; SEAL] {

@@ -192,8 +192,7 @@ fn rotated(
 }
 
 fn new_secret(api: &Api) -> Result<Secret, ApiError> {
-    let half = || api.engine.chance.bits128().to_le_bytes();
-    Secret::of_bytes(&[half(), half()].concat()).map_err(|_| Code::Internal.into())
+    Secret::of_bytes(&api.engine.chance.bytes::<32>()).map_err(|_| Code::Internal.into())
 }
 
 /// What came of one try to change a webhook.

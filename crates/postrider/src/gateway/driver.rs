@@ -288,7 +288,7 @@ impl Driver {
             Speaks::XmppOverWebSocket => {
                 let (ws, xmpp) = (config.websocket.clone(), config.xmpp.server.clone());
                 // As for all that comes by HTTP, TLS is the matter of what stands in front of it.
-                let tunnel = XmppOverWs::new(ws, xmpp, self.seed(), true, now);
+                let tunnel = XmppOverWs::new(ws, xmpp, self.shared.engine.chance.bytes(), true, now);
                 Protocol::XmppOverWebSocket(Box::new(tunnel))
             }
             Speaks::MqttOverWebSocket => {
@@ -321,14 +321,7 @@ impl Driver {
 
     fn xmpp(&self) -> Box<xmpp_proto::ServerConnection> {
         let config = self.shared.config.xmpp.server.clone();
-        Box::new(xmpp_proto::ServerConnection::new(config, self.seed(), self.now))
-    }
-
-    fn seed(&self) -> [u8; 32] {
-        let mut seed = [0; 32];
-        let chance = &self.shared.engine.chance;
-        seed.chunks_mut(16).for_each(|half| half.copy_from_slice(&chance.bits128().to_le_bytes()));
-        seed
+        Box::new(xmpp_proto::ServerConnection::new(config, self.shared.engine.chance.bytes(), self.now))
     }
 
     pub(super) fn readable(&mut self, slot: u32) {
