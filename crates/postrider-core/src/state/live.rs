@@ -1,5 +1,6 @@
 //! The state of a running server: the state that its commands made, and what is known beside it.
 
+use super::message::Message;
 use super::volatile::Volatile;
 use super::{Effects, State};
 use crate::command::{Command, Outcome};
@@ -80,10 +81,16 @@ impl Live {
 
     /// See [`Store::sent`]. What ended meanwhile is not marked any more, unless nobody was told yet.
     pub fn sent(&mut self, app: AppNo, deliveries: &[(DeviceNo, Seq)], now: UnixMillis) {
+        let Some(inboxes) = self.state.app_ref(app).map(|app| &app.inboxes) else { return };
         for (device, seq) in deliveries {
             let at = DeviceRef { app, device: *device };
-            let is_own = self.state.messages.get(seq).is_some_and(|message| message.app == app);
-            if is_own && self.state.is_open(*seq, *device) || self.state.leaving.holds(at, *seq) {
+            // Most are direct, and then their message need not be looked for.
+            let is_direct = || inboxes.get(&device.0).is_some_and(|inbox| inbox.holds(*seq));
+            let is_broadcast = || {
+                let message = self.state.messages.get(seq).filter(|message| message.app == app);
+                message.and_then(Message::broadcast).is_some_and(|open| open.contains(device.0))
+            };
+            if is_direct() || is_broadcast() || self.state.leaving.holds(at, *seq) {
                 self.volatile.mark_sent(*seq, *device, now);
             }
         }

@@ -8,15 +8,19 @@ use super::State;
 use super::message::Message;
 use crate::id::*;
 use crate::model::{DeviceSet, Step};
+use rustc_hash::FxHashMap;
 use std::collections::{BTreeMap, VecDeque};
 
 /// Devices in a page of [`Seen`].
 pub(crate) const PAGE: usize = 1_024;
 
+/// Room for so many messages with marks is kept while there are none.
+const KEPT: usize = 65_536;
+
 /// See the module.
 #[derive(Debug, Default)]
 pub struct Volatile {
-    sent: BTreeMap<Seq, Sent>,
+    sent: FxHashMap<Seq, Sent>,
     /// By app.
     seen: Vec<Seen>,
     /// Deliveries that commands ended, each with the number of its command: looked at once that is
@@ -142,6 +146,9 @@ impl Volatile {
                 Over::Delivery(at, seq) => self.review(state, at, seq),
             }
         }
+        if self.sent.is_empty() && self.sent.capacity() > KEPT {
+            self.sent = FxHashMap::default();
+        }
     }
 
     /// The commands above `seq` never happened.
@@ -182,20 +189,20 @@ impl Volatile {
         });
     }
 
-    /// Up to `max` marks from a place on: message, device, time. In order, so that the next call can
-    /// go on behind the last one.
-    pub(crate) fn sent_from(&self, from: (Seq, u32), max: usize) -> Vec<(Seq, u32, UnixMillis)> {
-        let of = |(seq, sent): (&Seq, &Sent)| {
-            let first = if *seq == from.0 { from.1 } else { 0 };
-            let of_message: Vec<(u32, UnixMillis)> = match sent {
-                Sent::One(device, at) => vec![(device.0, *at)],
-                Sent::Many(many) => many.at.range(first..).take(max).map(|(d, at)| (*d, *at)).collect(),
-            };
-            let seq = *seq;
-            let wanted = of_message.into_iter().filter(move |(device, _)| *device >= first);
-            wanted.map(move |(device, at)| (seq, device, at))
-        };
-        self.sent.range(from.0..).flat_map(of).take(max).collect()
+    /// The messages with marks, in order.
+    pub(crate) fn sent_seqs(&self) -> Vec<Seq> {
+        let mut seqs: Vec<Seq> = self.sent.keys().copied().collect();
+        seqs.sort_unstable();
+        seqs
+    }
+
+    /// Up to `max` marks of a message, by device, from one on.
+    pub(crate) fn sent_from(&self, seq: Seq, from: u32, max: usize) -> Vec<(u32, UnixMillis)> {
+        match self.sent.get(&seq) {
+            Some(Sent::One(device, at)) if device.0 >= from => vec![(device.0, *at)],
+            Some(Sent::Many(many)) => many.at.range(from..).take(max).map(|(d, at)| (*d, *at)).collect(),
+            _ => Vec::new(),
+        }
     }
 
     /// The first page that has something, from a place (app, page) on.

@@ -29,21 +29,34 @@ record!(SeenPart { 1 from, 2 times });
 /// How far the writing of it is: it is written in slices, so that its owner is free in between.
 #[derive(Debug, Default)]
 pub struct Written {
-    sent: (Seq, u32),
+    /// Messages whose marks are still to be written, the next one last, as they were at the first slice; and the device
+    /// from which that one goes on.
+    sent: Option<Vec<Seq>>,
+    from: u32,
     seen: (usize, usize),
 }
 
 /// Appends the next slice; false where there is none any more.
 pub fn write_volatile(volatile: &Volatile, written: &mut Written, out: &mut Vec<u8>) -> bool {
-    let marks = volatile.sent_from(written.sent, LIST_PART);
-    if let Some((seq, device, _)) = marks.last() {
-        written.sent = device.checked_add(1).map_or((seq + 1, 0), |next| (*seq, next));
-        for of_message in marks.chunk_by(|a, b| a.0 == b.0) {
-            let seq = of_message[0].0;
-            let numbers = of_message.iter().flat_map(|(_, device, at)| [u64::from(*device), *at]);
-            let part = SentPart { seq, marks: Numbers(numbers.collect()) };
-            put_nested(SENT, out, |out| part.put(out));
+    let left = written.sent.get_or_insert_with(|| volatile.sent_seqs().into_iter().rev().collect());
+    let mut room = LIST_PART;
+    while room > 0
+        && let Some(seq) = left.last().copied()
+    {
+        let marks = volatile.sent_from(seq, written.from, room);
+        let next = marks.last().filter(|_| marks.len() == room).and_then(|(device, _)| device.checked_add(1));
+        written.from = next.unwrap_or(0);
+        if next.is_none() {
+            left.pop();
         }
+        // Those that are over by now took time too.
+        room -= marks.len().max(1);
+        if !marks.is_empty() {
+            let marks = Numbers(marks.into_iter().flat_map(|(device, at)| [u64::from(device), at]).collect());
+            put_nested(SENT, out, |out| SentPart { seq, marks }.put(out));
+        }
+    }
+    if room < LIST_PART {
         return true;
     }
     let Some(((app, page), times)) = volatile.seen_from(written.seen) else { return false };
